@@ -1,0 +1,253 @@
+//! What a block node is.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{DebugEvent, Suspension};
+use crate::request::{BoxFuture, Cause, Op, Request};
+
+/// A raw image, a file, an image format, a filter: anything that stores or changes blocks.
+///
+/// A driver is a thin handle over an `Arc` of its state. [`Node::submit`] borrows the node only for the call:
+/// a request that has to wait returns a future which owns all it needs, so that an edge can be replaced, and
+/// work that must not stop half way can be kept by the node when its submitter loses interest.
+pub trait Node: Send + Sync + 'static {
+    /// Starts a request.
+    ///
+    /// Offsets and lengths need not be aligned unless [`Node::limits`] says so; a parent goes through a
+    /// [`Child`](crate::child::Child), which honours the limits. Requests beyond the end fail, except that
+    /// protocol nodes grow by writes.
+    fn submit(&self, request: Request) -> Op;
+
+    /// The driver's name, as in options (`qcow2`, `raw`, `file`).
+    fn driver(&self) -> &'static str;
+
+    /// Current length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether the node has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What the node asks of requests.
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    /// Whether writes are refused.
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    /// Whether every byte that was never written reads as zero after a fresh creation.
+    fn starts_as_zero(&self) -> bool {
+        false
+    }
+
+    /// The children, by role name (`file`, `backing`, …).
+    fn children(&self) -> Vec<(&'static str, Arc<dyn Node>)> {
+        Vec::new()
+    }
+
+    /// The child that stores this node's own data, if there is one.
+    fn primary(&self) -> Option<Arc<dyn Node>> {
+        self.children().into_iter().next().map(|(_, node)| node)
+    }
+
+    /// The node that supplies what this one has not allocated.
+    fn backing(&self) -> Option<Arc<dyn Node>> {
+        None
+    }
+
+    /// How a user would name this node.
+    fn filename(&self) -> String;
+
+    /// Announces what a parent is about to do; `Some` means that a breakpoint was hit.
+    fn debug_event(&self, event: DebugEvent, cause: Cause) -> Option<Suspension> {
+        self.primary().and_then(|child| child.debug_event(event, cause))
+    }
+
+    /// Whether anything here or below listens to [`Node::debug_event`]. Cached by the edges above.
+    fn listens(&self) -> bool {
+        self.primary().is_some_and(|child| child.listens())
+    }
+
+    /// What `info` tells.
+    fn info(&self) -> BoxFuture<Result<ImageInfo>>;
+
+    /// Looks for inconsistencies, and repairs those named by `fix`.
+    fn check(&self, fix: Fix) -> BoxFuture<Result<CheckReport>> {
+        let _ = fix;
+        Box::pin(std::future::ready(Err(ErrorKind::Unsupported.into())))
+    }
+
+    /// Changes what a running node was opened with: whether writes are refused.
+    fn reopen(&self, access: Access) -> BoxFuture<Result<()>> {
+        let _ = access;
+        Box::pin(std::future::ready(Err(ErrorKind::Unsupported.into())))
+    }
+
+    /// Moves caches into the file, makes them durable and releases the file. Later requests fail.
+    ///
+    /// Dropping a node without closing it loses nothing that a flush had promised.
+    fn close(&self) -> BoxFuture<Result<()>>;
+
+    /// For drivers that recognise their own kind.
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// Whether a node accepts mutations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Access {
+    /// Reads only.
+    #[default]
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// What a node asks of the requests it gets, in bytes. Zero lengths mean "no limit".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Offsets and lengths are multiples of this power of two.
+    pub request_alignment: u32,
+    /// Buffers start at multiples of this power of two.
+    pub memory_alignment: u32,
+    /// Most bytes in one read or write.
+    pub max_transfer: u64,
+    /// Most pieces in one read or write.
+    pub max_pieces: usize,
+    /// Discards and zeroes below this grain do not release storage.
+    pub discard_alignment: u64,
+    /// Preferred grain of writes (a cluster, or 0).
+    pub preferred_write: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_alignment: 1,
+            memory_alignment: 1,
+            max_transfer: 0,
+            max_pieces: 0,
+            discard_alignment: 1,
+            preferred_write: 0,
+        }
+    }
+}
+
+/// Most bytes in one request anywhere: `INT_MAX` rounded down to 512, the reference's limit.
+pub const REQUEST_BYTES_MAX: u64 = 2_147_483_136;
+
+/// The facts that `info` prints about one node.
+#[derive(Clone, Debug, Default)]
+pub struct ImageInfo {
+    /// The driver's name.
+    pub format: &'static str,
+    /// Length of the disk in bytes.
+    pub virtual_size: u64,
+    /// Bytes of storage that the host really gives, if known. Only protocol nodes fill this in.
+    pub actual_size: Option<u64>,
+    /// Grain of allocation in bytes.
+    pub cluster_size: Option<u64>,
+    /// Whether content is encrypted.
+    pub encrypted: bool,
+    /// Whether content is stored compressed.
+    pub compressed: bool,
+    /// Whether the image was not shut down cleanly, for formats that know.
+    pub dirty: Option<bool>,
+    /// The backing file's name as stored.
+    pub backing_filename: Option<String>,
+    /// The backing file's format as stored.
+    pub backing_format: Option<String>,
+    /// The backing file's name resolved against the image's directory.
+    pub full_backing_filename: Option<String>,
+    /// Internal snapshots in table order.
+    pub snapshots: Vec<SnapshotInfo>,
+    /// Where the VM state area starts, for formats that have one.
+    pub vm_state_offset: Option<u64>,
+    /// Facts of the format in the order they are printed: `(type, data)`.
+    pub format_specific: Option<(&'static str, Map<String, Value>)>,
+}
+
+/// An internal snapshot as lists show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Unique id, a decimal number by custom.
+    pub id: String,
+    /// The user's name for it.
+    pub name: String,
+    /// Length of the saved VM state in bytes.
+    pub vm_state_size: u64,
+    /// Seconds since 1970.
+    pub date_sec: u32,
+    /// Nanoseconds of the date.
+    pub date_nsec: u32,
+    /// The guest's clock in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// The machine's instruction count, if one was stored.
+    pub icount: Option<u64>,
+    /// Length of the disk when the snapshot was taken, in bytes.
+    pub disk_size: u64,
+}
+
+/// What a check may repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Fix {
+    /// Nothing: look only.
+    #[default]
+    None,
+    /// Refcounts that are too high.
+    Leaks,
+    /// Everything.
+    All,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Findings in the order they were made, as lines for people.
+    pub findings: Vec<String>,
+    /// Findings beyond the ones listed, when there were too many to keep.
+    pub findings_omitted: u64,
+    /// Refcounts below their references, broken tables, wrong flags.
+    pub corruptions: u64,
+    /// Refcounts above their references.
+    pub leaks: u64,
+    /// Things that could not be checked.
+    pub check_errors: u64,
+    /// Corruptions repaired.
+    pub corruptions_fixed: u64,
+    /// Leaks repaired.
+    pub leaks_fixed: u64,
+    /// First byte after the last cluster in use.
+    pub image_end_offset: u64,
+    /// Guest clusters in all.
+    pub total_clusters: u64,
+    /// Guest clusters with storage.
+    pub allocated_clusters: u64,
+    /// Allocated guest clusters that do not follow their predecessor.
+    pub fragmented_clusters: u64,
+    /// Guest clusters stored compressed.
+    pub compressed_clusters: u64,
+}
+
+/// Fails with [`ErrorKind::Unsupported`], naming what the driver lacks.
+#[derive(Debug, thiserror::Error)]
+#[error("{driver} does not support {what}")]
+pub struct NotOffered {
+    /// The driver.
+    pub driver: &'static str,
+    /// The operation or feature.
+    pub what: &'static str,
+}
+
+impl From<NotOffered> for Error {
+    fn from(e: NotOffered) -> Self {
+        Error::new(ErrorKind::Unsupported, e)
+    }
+}

@@ -1,0 +1,1 @@
+//! An independent checker of qcow2 images, written from the specification alone.

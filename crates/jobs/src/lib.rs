@@ -1,0 +1,1 @@
+//! Long operations over block nodes: convert, compare, map.

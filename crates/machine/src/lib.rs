@@ -1,0 +1,1 @@
+//! A deterministic RV64GC machine whose only clock is the instruction count.

@@ -1,0 +1,2 @@
+//! The one entry for checks.
+fn main() {}
