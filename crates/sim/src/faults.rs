@@ -1,0 +1,152 @@
+//! Faults that strike I/Os of a simulated disk: which one, how, and how often.
+
+use cowbell_block::{DebugEvent, Error};
+
+use crate::disk::IoKind;
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The I/O fails and does nothing.
+    Eio,
+    /// There is no room left; the I/O does nothing.
+    Enospc,
+    /// Half of the I/O happens, then it fails.
+    Short,
+    /// A flush fails, and what it should have made durable never will be, as on Linux.
+    FlushDrops,
+}
+
+impl FaultKind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Eio, Self::Enospc, Self::Short, Self::FlushDrops];
+
+    /// The name in scenario files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Eio => "eio",
+            Self::Enospc => "enospc",
+            Self::Short => "short",
+            Self::FlushDrops => "flush-drops",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.name() == name)
+    }
+
+    /// What the submitter is told.
+    pub fn error(self) -> Error {
+        Error::from_errno(if self == Self::Enospc { 28 } else { 5 })
+    }
+
+    /// Whether it makes sense for this kind of I/O.
+    pub fn fits(self, kind: IoKind) -> bool {
+        match self {
+            Self::Eio => true,
+            Self::Enospc => matches!(kind, IoKind::Write | IoKind::WriteZeroes | IoKind::Truncate),
+            Self::Short => matches!(kind, IoKind::Read | IoKind::Write),
+            Self::FlushDrops => kind == IoKind::Flush,
+        }
+    }
+}
+
+/// Which I/O a fault waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// The n-th I/O since the faults were armed, from 0.
+    Nth(u64),
+    /// The n-th I/O with this event, from 0.
+    Tagged(DebugEvent, u64),
+    /// Any I/O that makes the file grow by more than this many bytes in all.
+    Budget(u64),
+}
+
+/// One fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// When it strikes.
+    pub trigger: Trigger,
+    /// What it does.
+    pub kind: FaultKind,
+    /// Whether every fitting I/O from then on is struck too.
+    pub sticky: bool,
+}
+
+/// Armed faults and their counters.
+#[derive(Default)]
+pub(crate) struct Faults {
+    rules: Vec<(Fault, bool)>,
+    ios: u64,
+    tagged: Vec<u64>,
+    grown: u64,
+    struck: u64,
+}
+
+impl Faults {
+    pub fn new(rules: Vec<Fault>) -> Self {
+        let rules = rules.into_iter().map(|r| (r, false)).collect();
+        Self { rules, tagged: vec![0; DebugEvent::ALL.len()], ..Self::default() }
+    }
+
+    pub fn struck(&self) -> u64 {
+        self.struck
+    }
+
+    /// Counts one I/O, and says whether it is struck. `growth` is by how much it would extend the file.
+    pub fn strike(&mut self, kind: IoKind, tag: DebugEvent, growth: u64) -> Option<FaultKind> {
+        if self.rules.is_empty() {
+            return None;
+        }
+        let (nth, nth_tagged) = (self.ios, self.tagged[tag as usize]);
+        self.ios += 1;
+        self.tagged[tag as usize] += 1;
+        let grown = self.grown + growth;
+        let mut found = None;
+        for (rule, spent) in &mut self.rules {
+            let due = match rule.trigger {
+                Trigger::Nth(n) => nth == n || rule.sticky && nth > n,
+                Trigger::Tagged(event, n) => {
+                    event == tag && (nth_tagged == n || rule.sticky && nth_tagged > n)
+                }
+                Trigger::Budget(bytes) => growth > 0 && grown > bytes,
+            };
+            if due && rule.kind.fits(kind) && (rule.sticky || !*spent) {
+                *spent = true;
+                found = Some(rule.kind);
+                break;
+            }
+        }
+        match found {
+            Some(_) => self.struck += 1,
+            None => self.grown = grown,
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn once_and_sticky() {
+        let fault = |sticky| Fault { trigger: Trigger::Nth(1), kind: FaultKind::Eio, sticky };
+        let strikes = |sticky| {
+            let mut faults = Faults::new(vec![fault(sticky)]);
+            (0..4).filter(|_| faults.strike(IoKind::Read, DebugEvent::None, 0).is_some()).count()
+        };
+        assert_eq!((strikes(false), strikes(true)), (1, 3));
+    }
+
+    #[test]
+    fn a_budget_counts_what_was_granted() {
+        let rule = Fault { trigger: Trigger::Budget(1024), kind: FaultKind::Enospc, sticky: true };
+        let mut faults = Faults::new(vec![rule]);
+        let mut write = |growth| faults.strike(IoKind::Write, DebugEvent::None, growth);
+        assert_eq!(write(1024), None);
+        assert_eq!(write(512), Some(FaultKind::Enospc));
+        assert_eq!(write(0), None, "writing in place needs no room");
+    }
+}
