@@ -61,7 +61,6 @@ pub(crate) struct Cells {
 
 impl Cells {
     pub(crate) fn new(memory_bytes_max: u64) -> Self {
-        // A mid serves at least one leaf and is twice its size: count three leaves for each.
         let per_leaf = u64::try_from(size_of::<[Cell; LEAF]>()).unwrap_or(1024).max(1);
         let leaves_max = memory_bytes_max.checked_div(per_leaf).unwrap_or(0);
         Cells {

@@ -22,6 +22,8 @@ pub enum EntryFault {
     ReservedBits,
     /// The zero flag is set in a version 2 image.
     ZeroInV2,
+    /// The zero flag is set in an extended L2 entry.
+    ZeroInExtended,
     /// A subcluster is both allocated and reads as zeroes.
     SubclusterBoth,
     /// A subcluster is allocated but there is no host cluster.
@@ -60,10 +62,11 @@ impl Faults {
     }
 
     pub(crate) fn iter(self) -> impl Iterator<Item = EntryFault> {
-        const ALL: [EntryFault; 11] = [
+        const ALL: [EntryFault; 12] = [
             EntryFault::Unaligned,
             EntryFault::ReservedBits,
             EntryFault::ZeroInV2,
+            EntryFault::ZeroInExtended,
             EntryFault::SubclusterBoth,
             EntryFault::SubclusterWithoutHost,
             EntryFault::CompressedWithSubclusters,
@@ -77,7 +80,7 @@ impl Faults {
     }
 
     /// The fault that makes the content of the guest cluster undefined, if there is one. Reserved bits
-    /// and wrong COPIED flags do not.
+    /// and wrong COPIED flags do not, nor a zero flag where the subcluster bitmap decides.
     pub(crate) fn undefined(self) -> Option<EntryFault> {
         self.iter().find(|fault| {
             matches!(
@@ -185,7 +188,7 @@ impl Geometry {
         faults.add_if(self.within(offset) != 0, EntryFault::Unaligned);
         faults.add_if(copied && host.is_none(), EntryFault::CopiedUnallocated);
         let mapping = if self.extended {
-            faults.add_if(zero_flag, EntryFault::ReservedBits);
+            faults.add_if(zero_flag, EntryFault::ZeroInExtended);
             let (zero, allocated) = (high32(bitmap), low32(bitmap));
             faults.add_if(zero & allocated != 0, EntryFault::SubclusterBoth);
             faults.add_if(allocated != 0 && host.is_none(), EntryFault::SubclusterWithoutHost);

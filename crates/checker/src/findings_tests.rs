@@ -202,7 +202,7 @@ fn unaligned_offsets_and_reserved_bits() {
     reserved(&mut image(), table, image().at(2) | 256);
     let mut image = TestImage::with(3, 14, 4, true);
     image.set_l2(0, image.at(5) | COPIED | 1, 1);
-    expect(&image, &[Class::ReservedBits], Verdict::Corrupt);
+    expect(&image, &[Class::ZeroFlag], Verdict::Corrupt);
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn zero_clusters() {
     expect(&image, &[], Verdict::Clean);
     let mut image = TestImage::with(2, 9, 4, false);
     image.set_l2(1, 1, 0);
-    expect(&image, &[Class::ZeroInV2], Verdict::Corrupt);
+    expect(&image, &[Class::ZeroFlag], Verdict::Corrupt);
     let mut image = TestImage::new();
     image.set_l2(1, COPIED, 0);
     expect(&image, &[Class::CopiedUnallocated], Verdict::Corrupt);

@@ -22,15 +22,21 @@
 //!
 //! # Where it differs from the reference's check
 //!
-//! Intended, because the format or promise M1 is stricter or looser than `qemu-img check`:
+//! Intended, because the format or promise M1 is stricter or looser than `qemu-img check` 10.0.2.
+//! [`Class::severity_in_reference`] translates; with it the verdicts agree on damaged images.
 //!
 //! - COPIED clear with a refcount of one ([`Class::CopiedClear`]) is a note here, an error there.
 //! - Owners that may not share a cluster ([`Class::Overlap`]) are a corruption here even when the refcount
 //!   agrees; the reference only counts.
+//! - A zero flag where there is none ([`Class::ZeroFlag`]), COPIED without a cluster in an L2 table
+//!   ([`Class::CopiedUnallocated`]), a snapshot's L1 table shorter than its disk ([`Class::L1TooShort`])
+//!   and contradictions in the header ([`Class::Header`]) are corruptions here; the check of the reference
+//!   does not look, though it may refuse to open or to read such an image.
 //! - Refcounts of clusters beyond the end of the file ([`Class::LeakBeyondEof`]) are leaks here; the
 //!   reference does not look there.
-//! - Tables that start at or beyond the end of the file and L1 tables that are too short are findings here;
-//!   the reference refuses to open some of these images.
+//! - A table or a part of it that starts exactly at the end of the file ([`Class::TableBeyondEof`]) is a
+//!   finding here; the reference lets it pass when it is shorter than a cluster.
+//! - An unaligned entry is not followed, so what it may have meant is reported as leaked as well.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
