@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use cowbell_checker::{CheckError, Class, GuestView, Limits, Report, Source, Verdict, check};
+use cowbell_checker::{CheckError, Class, GuestView, Limits, Report, Source, Verdict, check, read_guest};
 
 const COPIED: u64 = 1 << 63;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -181,6 +181,30 @@ fn images_of_the_reference_are_clean() {
                 lab.io(&["write 300k 10k"]);
                 expect_clean(&lab, &options);
             }
+        }
+    }
+}
+
+/// Applying a snapshot makes its mapping the active one: both views must agree.
+#[test]
+fn snapshot_views_match_what_applying_them_gives() {
+    let Some(lab) = Lab::new() else { return };
+    for options in ["compat=0.10,cluster_size=4k", "cluster_size=512", "extended_l2=on"] {
+        lab.create("2M", options, true);
+        lab.io(&["write 0 64k", "write -z 1M 64k"]);
+        lab.ok("qemu-img", &["snapshot", "-c", "one", "image"]);
+        lab.io(&["write 4k 8k", "write 1M 1k"]);
+        lab.ok("qemu-img", &["snapshot", "-c", "two", "image"]);
+        lab.io(&["write 8k 128k", "discard 64k 64k"]);
+        let bytes = fs::read(lab.image()).unwrap();
+        for (index, name) in ["one", "two"].into_iter().enumerate() {
+            let view = GuestView::snapshot(&bytes, index as u32).unwrap();
+            let mut before = Vec::new();
+            view.extents(&bytes, 0, u64::MAX, &mut before).unwrap();
+            lab.ok("qemu-img", &["snapshot", "-a", name, "image"]);
+            expect_clean(&lab, options);
+            let bytes = fs::read(lab.image()).unwrap();
+            assert_eq!(before, read_guest(&bytes, 0, u64::MAX).unwrap(), "{options}, {name}");
         }
     }
 }
