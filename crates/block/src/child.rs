@@ -16,6 +16,30 @@ use crate::node::{Limits, Node};
 use crate::range_lock::{LockMode, RangeLock};
 use crate::request::{Cause, Completion, Extent, Flags, Op, Operation, Request};
 
+/// What a child is for its parent, which decides what the parent lets others do to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EdgeKind {
+    /// The parent passes requests on as they are.
+    Filtered,
+    /// The parent keeps its metadata here, and perhaps guest data.
+    Storage,
+    /// The parent keeps guest data here and no metadata.
+    Data,
+    /// The parent reads from here what it has not allocated.
+    Backing,
+}
+
+/// One of a node's edges, with its name.
+#[derive(Clone)]
+pub struct NamedEdge {
+    /// The child's role (`file`, `backing`, …).
+    pub role: &'static str,
+    /// What the child is for.
+    pub kind: EdgeKind,
+    /// The edge.
+    pub child: Child,
+}
+
 /// An edge to a child. Cloning gives another handle on the same edge.
 #[derive(Clone)]
 pub struct Child(Arc<Edge>);

@@ -7,19 +7,43 @@
 
 pub mod buf;
 pub mod child;
+pub mod context;
+pub mod create;
 pub mod error;
 pub mod event;
+pub mod graph;
+pub mod mem;
+pub mod modes;
 pub mod mutant;
+pub mod naming;
 pub mod node;
+pub mod null;
+pub mod open;
+pub mod options;
+pub mod policy;
 pub mod range_lock;
+pub mod raw;
+pub mod registry;
 pub mod request;
 pub mod root;
 
 pub use buf::{Buf, Bufs};
-pub use child::Child;
+pub use child::{Child, EdgeKind, NamedEdge};
+pub use context::{ChildKind, OpenContext, StoredBacking};
+pub use create::{CreateArgs, CreateOption, OptionKind};
 pub use error::{Error, ErrorKind, Result};
 pub use event::DebugEvent;
+pub use graph::Graph;
+pub use mem::MemNode;
+pub use naming::ImageName;
 pub use node::{Access, CheckReport, Fix, ImageInfo, Limits, Node, SnapshotInfo};
+pub use open::{Opened, open_image};
+pub use options::{
+    AioMode, BoolOpt, CacheMode, ChildRef, DetectZeroes, DiscardMode, OptionTree, SizeOpt, parse_size,
+};
+pub use policy::Policy;
+pub use raw::RawNode;
+pub use registry::{Driver, Registry, Role};
 pub use request::{
     BoxFuture, Cause, Completion, Extent, ExtentFlags, Flags, Mapping, Op, Operation, Outcome, Preallocation,
     Request,

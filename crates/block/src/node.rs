@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use crate::child::NamedEdge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{DebugEvent, Suspension};
 use crate::request::{BoxFuture, Cause, Op, Request};
@@ -48,9 +49,16 @@ pub trait Node: Send + Sync + 'static {
         false
     }
 
-    /// The children, by role name (`file`, `backing`, …).
-    fn children(&self) -> Vec<(&'static str, Arc<dyn Node>)> {
+    /// The edges to the children, for the graph: through them it changes what is below.
+    fn edges(&self) -> Vec<NamedEdge> {
         Vec::new()
+    }
+
+    /// The children, by role name (`file`, `backing`, …): those at the ends of [`Node::edges`].
+    ///
+    /// A node that overrides this and not `edges` is seen by the graph, but its children cannot be replaced.
+    fn children(&self) -> Vec<(&'static str, Arc<dyn Node>)> {
+        self.edges().into_iter().map(|edge| (edge.role, edge.child.node())).collect()
     }
 
     /// The child that stores this node's own data, if there is one.

@@ -1,0 +1,115 @@
+//! Sizes as people write them.
+
+/// A size that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    /// Not a number with an optional suffix.
+    #[error("not a number with an optional suffix of B, k, M, G, T, P or E")]
+    Malformed,
+    /// More than 64 bits hold.
+    #[error("out of range")]
+    OutOfRange,
+}
+
+/// Reads an integer, decimal or `0x` hexadecimal, or a decimal fraction, with a suffix of `b k K M G T P E`
+/// (powers of 1024; none means bytes). A fraction needs a suffix above `B` and is rounded to the nearest byte.
+///
+/// # Errors
+/// The text is no size, or beyond 64 bits.
+pub fn parse_size(text: &str) -> Result<u64, SizeError> {
+    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        let digits = hex.len() - hex.trim_start_matches(|c: char| c.is_ascii_hexdigit()).len();
+        let (digits, suffix) = hex.split_at(digits);
+        let value = u64::from_str_radix(digits, 16).map_err(|_| match digits {
+            "" => SizeError::Malformed,
+            _ => SizeError::OutOfRange,
+        })?;
+        return value.checked_mul(unit(suffix)?).ok_or(SizeError::OutOfRange);
+    }
+    let whole_len = digits_len(text);
+    let (whole, rest) = text.split_at(whole_len);
+    let (fraction, suffix) = match rest.strip_prefix('.') {
+        Some(rest) => rest.split_at(digits_len(rest)),
+        None => ("", rest),
+    };
+    if whole.is_empty() && fraction.is_empty() {
+        return Err(SizeError::Malformed);
+    }
+    let unit = unit(suffix)?;
+    let whole = match whole {
+        "" => 0,
+        digits => digits.parse::<u64>().map_err(|_| SizeError::OutOfRange)?,
+    };
+    let part = scaled_fraction(fraction, unit)?;
+    whole.checked_mul(unit).and_then(|bytes| bytes.checked_add(part)).ok_or(SizeError::OutOfRange)
+}
+
+fn digits_len(text: &str) -> usize {
+    text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len()
+}
+
+fn unit(suffix: &str) -> Result<u64, SizeError> {
+    let power = match suffix {
+        "" | "b" | "B" => 0,
+        "k" | "K" => 1,
+        "m" | "M" => 2,
+        "g" | "G" => 3,
+        "t" | "T" => 4,
+        "p" | "P" => 5,
+        "e" | "E" => 6,
+        _ => return Err(SizeError::Malformed),
+    };
+    Ok(1 << (10 * power))
+}
+
+/// `0.digits * unit`, rounded to the nearest.
+fn scaled_fraction(digits: &str, unit: u64) -> Result<u64, SizeError> {
+    let digits = digits.trim_end_matches('0');
+    if digits.is_empty() {
+        return Ok(0);
+    }
+    if unit == 1 {
+        return Err(SizeError::Malformed);
+    }
+    // 18 digits times an exbibyte fit 128 bits; further digits cannot move the result by a byte.
+    let digits = &digits[..digits.len().min(18)];
+    let scale = 10u128.pow(digits.len() as u32);
+    let value: u128 = digits.parse().map_err(|_| SizeError::Malformed)?;
+    let bytes = (value * u128::from(unit) + scale / 2) / scale;
+    u64::try_from(bytes).map_err(|_| SizeError::OutOfRange)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expect: Result<u64, SizeError>) {
+        assert_eq!(parse_size(text), expect, "{text:?}");
+    }
+
+    #[test]
+    fn numbers_with_suffixes() {
+        check("0", Ok(0));
+        check("512b", Ok(512));
+        check("64k", Ok(65536));
+        check("64K", Ok(65536));
+        check("1.5G", Ok(3 << 29));
+        check("12.345M", Ok(12_944_671));
+        check(".5k", Ok(512));
+        check("1.k", Ok(1024));
+        check("0x10", Ok(16));
+        check("7E", Ok(7 << 60));
+        check("18446744073709551615", Ok(u64::MAX));
+        check("1.0", Ok(1));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for text in ["", "k", "-1", "+1", "1.5", "1kk", "1 k", "0x", "1e3", ".", "1z", "0x1.8k", "１"] {
+            check(text, Err(SizeError::Malformed));
+        }
+        for text in ["16E", "18446744073709551616", "99999999999999999999P"] {
+            check(text, Err(SizeError::OutOfRange));
+        }
+    }
+}
