@@ -252,7 +252,7 @@ impl SimDisk {
 
     /// Removes all faults. What a failed flush dropped stays dropped.
     pub fn heal(&self) {
-        self.0.state.lock().faults = Faults::default();
+        self.0.state.lock().faults.disarm();
     }
 
     /// How often each fault struck, all together.

@@ -30,9 +30,11 @@ impl Stamp {
         let key = mix(self.seed ^ mix(self.sector ^ mix(self.key())));
         out[28..32].copy_from_slice(&(key as u32).to_le_bytes());
         let mut word = key | 1;
+        // A Weyl sequence: distinct words, no repeating pattern, one addition each. Data that was there before
+        // the run may be compressed, so it repeats one word.
+        let step = if self.operation < PRESTATE { 0x9e37_79b9_7f4a_7c15 } else { 0 };
         for chunk in out[32..].as_chunks_mut::<8>().0 {
-            // A Weyl sequence: distinct words, no repeating pattern, one addition each.
-            word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            word = word.wrapping_add(step);
             *chunk = word.to_le_bytes();
         }
         out

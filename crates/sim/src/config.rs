@@ -1,0 +1,262 @@
+//! What a world is made of: geometry, caches, backing file, what the image held before, and the host's habits.
+
+use crate::disk::HostConfig;
+use crate::rng::Rng;
+
+/// What lies behind the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Nothing.
+    None,
+    /// A raw file as long as the guest's disk.
+    Raw,
+    /// A raw file that ends inside a cluster, half way.
+    Shorter,
+    /// A raw file that goes on after the guest's disk.
+    Longer,
+}
+
+/// What the image holds before the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prestate {
+    /// Nothing.
+    Fresh,
+    /// Data in every second cluster.
+    Half,
+    /// Data everywhere.
+    Full,
+    /// Data in every second cluster, and a snapshot of it that shares the L2 tables.
+    Snapshot,
+    /// A bit of everything: data, data shared with a snapshot, zero clusters of both kinds, compressed ones.
+    Mixed,
+}
+
+const BACKINGS: [(Backing, &str); 4] = [
+    (Backing::None, "none"),
+    (Backing::Raw, "raw"),
+    (Backing::Shorter, "shorter"),
+    (Backing::Longer, "longer"),
+];
+const PRESTATES: [(Prestate, &str); 5] = [
+    (Prestate::Fresh, "fresh"),
+    (Prestate::Half, "half"),
+    (Prestate::Full, "full"),
+    (Prestate::Snapshot, "snapshot"),
+    (Prestate::Mixed, "mixed"),
+];
+
+/// One configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// 2 or 3.
+    pub version: u32,
+    /// Logarithm of the cluster size.
+    pub cluster_bits: u32,
+    /// Logarithm of a refcount's width in bits.
+    pub refcount_order: u32,
+    /// Length of the guest's disk in sectors.
+    pub sectors: u64,
+    /// Lazy refcounts.
+    pub lazy: bool,
+    /// What lies behind.
+    pub backing: Backing,
+    /// What the image holds.
+    pub prestate: Prestate,
+    /// Bytes of the L2 cache.
+    pub l2_cache_bytes: u64,
+    /// Bytes of one entry of the L2 cache.
+    pub l2_slice_bytes: u64,
+    /// Bytes of the refcount cache.
+    pub refcount_cache_bytes: u64,
+    /// Whether discards go through to the file.
+    pub discard: bool,
+    /// The host's habits.
+    pub host: HostConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            version: 3,
+            cluster_bits: 10,
+            refcount_order: 4,
+            sectors: 264,
+            lazy: false,
+            backing: Backing::None,
+            prestate: Prestate::Fresh,
+            l2_cache_bytes: 1 << 20,
+            l2_slice_bytes: 4096,
+            refcount_cache_bytes: 1 << 18,
+            discard: true,
+            host: HostConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// A random configuration.
+    pub fn random(rng: &mut Rng) -> Self {
+        let version = if rng.one_in(4) { 2 } else { 3 };
+        let cluster_bits = *rng.pick(&[9, 9, 10, 10, 10, 12, 12, 16]);
+        let refcount_order = if version == 2 { 4 } else { *rng.pick(&[0, 1, 2, 3, 4, 4, 4, 5, 6]) };
+        let mut config = Self { version, cluster_bits, refcount_order, ..Self::default() };
+        config.sectors = match cluster_bits {
+            9 => *rng.pick(&[16, 72]),
+            10 => *rng.pick(&[32, 264, 263]),
+            12 => *rng.pick(&[96, 93]),
+            _ => *rng.pick(&[768, 760]),
+        };
+        config.lazy = version == 3 && rng.one_in(4);
+        config.backing = *rng.pick(&[
+            Backing::None,
+            Backing::None,
+            Backing::None,
+            Backing::Raw,
+            Backing::Shorter,
+            Backing::Longer,
+        ]);
+        config.prestate = PRESTATES[rng.below(5) as usize].0;
+        if rng.one_in(2) {
+            // Two slices and four blocks: everything is evicted before it is used.
+            config.l2_slice_bytes = 512.max(1 << cluster_bits.min(9));
+            config.l2_cache_bytes = 2 * config.l2_slice_bytes;
+            config.refcount_cache_bytes = 4 << cluster_bits;
+        }
+        config.discard = !rng.one_in(3);
+        config.host = HostConfig {
+            alignment: *rng.pick(&[1, 1, 1, 512]),
+            done_one_in: *rng.pick(&[0, 0, 2, 8]),
+            discard_keeps_data: rng.one_in(8),
+            no_discard: rng.one_in(8),
+            no_fast_zeroes: rng.one_in(8),
+        };
+        config.legalise();
+        config
+    }
+
+    /// Takes back what the format does not allow together.
+    pub fn legalise(&mut self) {
+        let shares = matches!(self.prestate, Prestate::Snapshot | Prestate::Mixed);
+        if shares && self.refcount_order < 2 {
+            // Shared clusters and packed compressed ones need refcounts of at least two or three.
+            self.refcount_order = 2;
+        }
+        if self.version == 2 {
+            (self.refcount_order, self.lazy) = (4, false);
+        }
+    }
+
+    /// Sectors in a cluster.
+    pub fn cluster_sectors(&self) -> u64 {
+        1 << (self.cluster_bits - 9)
+    }
+
+    /// Guest clusters, the last one perhaps not whole.
+    pub fn clusters(&self) -> u64 {
+        self.sectors.div_ceil(self.cluster_sectors())
+    }
+
+    /// Guest clusters that one L2 table maps.
+    pub fn l2_entries(&self) -> u64 {
+        1 << (self.cluster_bits - 3)
+    }
+
+    /// Length of the backing file in sectors, if there is one.
+    pub fn backing_sectors(&self) -> Option<u64> {
+        match self.backing {
+            Backing::None => None,
+            Backing::Raw => Some(self.sectors),
+            Backing::Shorter => Some((self.sectors / 2) | 1),
+            Backing::Longer => Some(self.sectors + 9),
+        }
+    }
+
+    /// One line of `key=value`, without what has its default.
+    pub fn to_text(&self) -> String {
+        let mut out = String::new();
+        let default = Self::default();
+        for (key, value) in self.fields() {
+            let standard = default.fields().into_iter().find(|(k, _)| *k == key);
+            if standard.is_none_or(|(_, v)| v != value) {
+                out.push_str(&format!(" {key}={value}"));
+            }
+        }
+        out.trim_start().to_owned()
+    }
+
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let backing = BACKINGS.iter().find(|(b, _)| *b == self.backing).map_or("", |(_, n)| n);
+        let prestate = PRESTATES.iter().find(|(p, _)| *p == self.prestate).map_or("", |(_, n)| n);
+        let bit = |value: bool| u8::from(value).to_string();
+        vec![
+            ("version", self.version.to_string()),
+            ("cluster_bits", self.cluster_bits.to_string()),
+            ("refcount_order", self.refcount_order.to_string()),
+            ("sectors", self.sectors.to_string()),
+            ("lazy", bit(self.lazy)),
+            ("backing", backing.to_owned()),
+            ("prestate", prestate.to_owned()),
+            ("l2_cache_bytes", self.l2_cache_bytes.to_string()),
+            ("l2_slice_bytes", self.l2_slice_bytes.to_string()),
+            ("refcount_cache_bytes", self.refcount_cache_bytes.to_string()),
+            ("discard", bit(self.discard)),
+            ("alignment", self.host.alignment.to_string()),
+            ("done_one_in", self.host.done_one_in.to_string()),
+            ("discard_keeps_data", bit(self.host.discard_keeps_data)),
+            ("no_discard", bit(self.host.no_discard)),
+            ("no_fast_zeroes", bit(self.host.no_fast_zeroes)),
+        ]
+    }
+
+    /// Reads what [`Config::to_text`] wrote.
+    ///
+    /// # Errors
+    /// The item that makes no sense.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut config = Self::default();
+        for item in text.split_whitespace() {
+            config.set(item).ok_or_else(|| format!("bad configuration item {item:?}"))?;
+        }
+        Ok(config)
+    }
+
+    fn set(&mut self, item: &str) -> Option<()> {
+        let (key, value) = item.split_once('=')?;
+        let number = || value.parse::<u64>().ok();
+        match key {
+            "version" => self.version = number()? as u32,
+            "cluster_bits" => self.cluster_bits = number()? as u32,
+            "refcount_order" => self.refcount_order = number()? as u32,
+            "sectors" => self.sectors = number()?,
+            "lazy" => self.lazy = number()? != 0,
+            "backing" => self.backing = BACKINGS.iter().find(|(_, n)| *n == value)?.0,
+            "prestate" => self.prestate = PRESTATES.iter().find(|(_, n)| *n == value)?.0,
+            "l2_cache_bytes" => self.l2_cache_bytes = number()?,
+            "l2_slice_bytes" => self.l2_slice_bytes = number()?,
+            "refcount_cache_bytes" => self.refcount_cache_bytes = number()?,
+            "discard" => self.discard = number()? != 0,
+            "alignment" => self.host.alignment = number()? as u32,
+            "done_one_in" => self.host.done_one_in = number()?,
+            "discard_keeps_data" => self.host.discard_keeps_data = number()? != 0,
+            "no_discard" => self.host.no_discard = number()? != 0,
+            "no_fast_zeroes" => self.host.no_fast_zeroes = number()? != 0,
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_and_back() {
+        let mut rng = Rng::new(4);
+        for _ in 0..100 {
+            let config = Config::random(&mut rng);
+            assert_eq!(Config::parse(&config.to_text()), Ok(config));
+        }
+        assert_eq!(Config::default().to_text(), "");
+    }
+}

@@ -1,0 +1,364 @@
+//! The guest: issues the operations of a scenario, up to so many at a time, and holds each answer against the
+//! reference disk.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use cowbell_block::node::Node;
+use cowbell_block::request::{Cause, ExtentFlags, Flags, Outcome, Request};
+use cowbell_block::{Buf, Bufs, ErrorKind};
+
+use crate::config::Config;
+use crate::disk::{Clock, SimDisk};
+use crate::judge::Failure;
+use crate::model::{Model, Ticket};
+use crate::pool::{Content, SECTOR, SharedPool, ZERO};
+use crate::scenario::GuestOp;
+use crate::stamp::Stamp;
+use crate::subject::Subject;
+
+/// The guest of one session. Shared by its tasks.
+pub struct Guest {
+    /// The reference disk.
+    pub model: RefCell<Model>,
+    /// The image, while it is open.
+    pub node: RefCell<Option<Arc<dyn Node>>>,
+    /// The first thing that went wrong.
+    pub failure: RefCell<Option<Failure>>,
+    /// Times at which a flush or a write with FUA completed.
+    pub durable_times: RefCell<Vec<u64>>,
+    /// Operations that ended.
+    pub finished: Cell<u64>,
+    /// Operations that failed.
+    pub failed: Cell<u64>,
+    subject: Rc<dyn Subject>,
+    config: Config,
+    disk: SimDisk,
+    backing: Option<Arc<dyn Node>>,
+    ops: Vec<GuestOp>,
+    seed: u64,
+    generation: u32,
+    pool: SharedPool,
+    clock: Clock,
+    queue: RefCell<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    next: usize,
+    running: usize,
+    barrier: bool,
+    waiting: Vec<Waker>,
+}
+
+/// What a guest needs to know.
+pub struct GuestSetup {
+    /// What is under test.
+    pub subject: Rc<dyn Subject>,
+    /// The world.
+    pub config: Config,
+    /// The image file.
+    pub disk: SimDisk,
+    /// The backing file.
+    pub backing: Option<Arc<dyn Node>>,
+    /// What to do.
+    pub ops: Vec<GuestOp>,
+    /// For the stamps.
+    pub seed: u64,
+    /// Restarts before.
+    pub generation: u32,
+    /// What the disk holds.
+    pub values: Vec<Content>,
+    /// All contents.
+    pub pool: SharedPool,
+}
+
+impl Guest {
+    /// A guest that has not started.
+    pub fn new(setup: GuestSetup) -> Rc<Self> {
+        Rc::new(Self {
+            model: RefCell::new(Model::new(&setup.values)),
+            node: RefCell::new(None),
+            failure: RefCell::new(None),
+            durable_times: RefCell::default(),
+            finished: Cell::new(0),
+            failed: Cell::new(0),
+            clock: setup.disk.clock(),
+            subject: setup.subject,
+            config: setup.config,
+            disk: setup.disk,
+            backing: setup.backing,
+            ops: setup.ops,
+            seed: setup.seed,
+            generation: setup.generation,
+            pool: setup.pool,
+            queue: RefCell::default(),
+        })
+    }
+
+    /// A step of its own for each thing that begins or ends, so that order is never in doubt.
+    fn instant(&self) -> u64 {
+        self.clock.tick();
+        self.clock.now()
+    }
+
+    /// Remembers the first failure.
+    pub fn fail(&self, failure: Failure) {
+        self.failure.borrow_mut().get_or_insert(failure);
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+
+    /// Whether errors have an excuse.
+    fn was_faulted(&self) -> bool {
+        self.disk.faults_struck() > 0
+    }
+
+    /// Opens the image.
+    pub async fn open(self: Rc<Self>) {
+        let opened = self.subject.open(self.disk.node(), self.backing.clone(), &self.config).await;
+        match opened {
+            Ok(node) => *self.node.borrow_mut() = Some(node),
+            Err(_) if self.was_faulted() => {}
+            Err(error) => self.fail(Failure::new("O5", format!("the image does not open: {error}"))),
+        }
+    }
+
+    /// One lane: takes operation after operation.
+    pub async fn lane(self: Rc<Self>) {
+        while let Some((number, op)) = self.take().await {
+            if !self.has_failed() {
+                self.execute(number, &op).await;
+                self.finished.set(self.finished.get() + 1);
+            }
+            self.done();
+        }
+    }
+
+    async fn take(&self) -> Option<(u32, GuestOp)> {
+        std::future::poll_fn(|cx| {
+            let mut queue = self.queue.borrow_mut();
+            let Some(op) = self.ops.get(queue.next) else { return Poll::Ready(None) };
+            if queue.barrier || op.is_barrier() && queue.running > 0 {
+                queue.waiting.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            queue.barrier = op.is_barrier();
+            queue.running += 1;
+            queue.next += 1;
+            Poll::Ready(Some((queue.next as u32, op.clone())))
+        })
+        .await
+    }
+
+    fn done(&self) {
+        let waiting = {
+            let mut queue = self.queue.borrow_mut();
+            queue.running -= 1;
+            queue.barrier = false;
+            std::mem::take(&mut queue.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    async fn execute(&self, number: u32, op: &GuestOp) {
+        if matches!(op, GuestOp::Reopen) {
+            return self.reopen().await;
+        }
+        let Some(node) = self.node.borrow().clone() else { return };
+        let cause = Cause { request: u64::from(number), origin: 0 };
+        match op {
+            GuestOp::Write { at, fua } => {
+                let mut buf = Buf::scratch((at.end - at.start) as usize * SECTOR);
+                let mut values = Vec::with_capacity((at.end - at.start) as usize);
+                {
+                    let mut pool = self.pool.lock();
+                    for (sector, chunk) in at.clone().zip(buf.as_chunks_mut::<SECTOR>().0) {
+                        let (seed, generation) = (self.seed, self.generation);
+                        *chunk = Stamp { seed, operation: number, sector, generation }.bytes();
+                        values.push(pool.intern(chunk));
+                    }
+                }
+                let ticket =
+                    self.model.borrow_mut().begin_write(self.instant(), at.start, values.into_iter());
+                let request = Request::write(at.start * SECTOR as u64, buf);
+                self.mutate(&*node, request, ticket, *fua, cause).await;
+            }
+            GuestOp::Zero { at, unmap, fua } => {
+                let zeroes = std::iter::repeat_n(ZERO, (at.end - at.start) as usize);
+                let ticket = self.model.borrow_mut().begin_write(self.instant(), at.start, zeroes);
+                let flags = if *unmap { Flags::MAY_UNMAP } else { Flags::empty() };
+                let len = (at.end - at.start) * SECTOR as u64;
+                let request = Request::write_zeroes(at.start * SECTOR as u64, len).with_flags(flags);
+                self.mutate(&*node, request, ticket, *fua, cause).await;
+            }
+            GuestOp::Discard { at } => {
+                let ticket = self.model.borrow_mut().begin_discard(self.instant(), at.clone());
+                let len = (at.end - at.start) * SECTOR as u64;
+                let request = Request::discard(at.start * SECTOR as u64, len);
+                self.mutate(&*node, request, ticket, false, cause).await;
+            }
+            GuestOp::Read { at } => self.read(&*node, at.clone(), cause).await,
+            GuestOp::Status { at } => self.status(&*node, at.clone(), cause).await,
+            GuestOp::Flush => self.flush(&*node, cause).await,
+            GuestOp::Wait | GuestOp::Reopen => {}
+        }
+    }
+
+    async fn mutate(&self, node: &dyn Node, request: Request, ticket: Ticket, fua: bool, cause: Cause) {
+        let discard = matches!(request.op, cowbell_block::Operation::Discard);
+        let name = request.op.name();
+        let flags = if fua { Flags::FUA } else { Flags::empty() };
+        let completion = node.submit(request.with_flags(flags).caused_by(cause)).finish().await;
+        let now = self.instant();
+        match completion.result {
+            Ok(_) => {
+                self.model.borrow_mut().end(now, ticket, fua);
+                if fua {
+                    self.durable_times.borrow_mut().push(now);
+                }
+                completion.bufs.recycle();
+            }
+            Err(error) => {
+                self.model.borrow_mut().fail(now, ticket);
+                if !(discard && error.kind() == ErrorKind::Unsupported) {
+                    self.excuse(name, &error);
+                }
+            }
+        }
+    }
+
+    /// Errors need a fault that struck.
+    fn excuse(&self, name: &str, error: &cowbell_block::Error) {
+        self.failed.set(self.failed.get() + 1);
+        if !self.was_faulted() {
+            self.fail(Failure::new("O7", format!("{name} failed though nothing was wrong: {error}")));
+        }
+    }
+
+    async fn flush(&self, node: &dyn Node, cause: Cause) {
+        let start = self.instant();
+        let completion = node.submit(Request::flush().caused_by(cause)).finish().await;
+        let now = self.instant();
+        match completion.result {
+            Ok(_) => {
+                self.model.borrow_mut().flushed(now, start);
+                self.durable_times.borrow_mut().push(now);
+            }
+            Err(error) => self.excuse("flush", &error),
+        }
+    }
+
+    async fn read(&self, node: &dyn Node, at: std::ops::Range<u64>, cause: Cause) {
+        let start = self.instant();
+        let mut buf = Buf::scratch((at.end - at.start) as usize * SECTOR);
+        // Whatever the engine forgets to fill shows.
+        buf.fill(0xdb);
+        let request = Request::read(at.start * SECTOR as u64, buf).caused_by(cause);
+        let completion = node.submit(request).finish().await;
+        let now = self.instant();
+        match completion.into_bufs() {
+            Ok(bufs) => self.compare(&bufs, at.start, start, now),
+            Err(error) => self.excuse("read", &error),
+        }
+    }
+
+    fn compare(&self, bufs: &Bufs, first: u64, start: u64, now: u64) {
+        let mut pool = self.pool.lock();
+        let mut model = self.model.borrow_mut();
+        let mut bytes = [0; SECTOR];
+        for (index, sector) in (0..bufs.len() / SECTOR).zip(first..) {
+            bufs.read_at(index * SECTOR, &mut bytes);
+            let found = pool.intern(&bytes);
+            if let Err(mismatch) = model.read(start, now, sector, found) {
+                return self.fail(Failure::wrong_sector("O1", &mismatch, &pool));
+            }
+        }
+    }
+
+    /// A status says what reads would return: zeroes, or the bytes at a place in the file.
+    async fn status(&self, node: &dyn Node, at: std::ops::Range<u64>, cause: Cause) {
+        let start = self.instant();
+        let len = (at.end - at.start) * SECTOR as u64;
+        let completion =
+            node.submit(Request::status(at.start * SECTOR as u64, len).caused_by(cause)).finish().await;
+        let now = self.instant();
+        let extent = match completion.result {
+            Ok(Outcome::Extent(extent)) => extent,
+            Ok(Outcome::Done) => return self.fail(Failure::new("O1", "a status without an extent")),
+            Err(error) => return self.excuse("status", &error),
+        };
+        if extent.len == 0 || extent.len > len {
+            let what = format!("a status of {len} bytes at {} says {extent:?}", at.start * SECTOR as u64);
+            return self.fail(Failure::new("O1", what));
+        }
+        if !extent.flags.contains(ExtentFlags::ZERO) {
+            return;
+        }
+        let pool = self.pool.lock();
+        for sector in at.start..at.start + extent.len / SECTOR as u64 {
+            if let Err(mismatch) = self.model.borrow_mut().read(start, now, sector, ZERO) {
+                return self.fail(Failure::wrong_sector("O1", &mismatch, &pool));
+            }
+        }
+    }
+
+    async fn reopen(&self) {
+        let node = self.node.borrow_mut().take();
+        if let Some(node) = node {
+            self.close_node(node).await;
+        }
+        if self.has_failed() {
+            return;
+        }
+        let opened = self.subject.open(self.disk.node(), self.backing.clone(), &self.config).await;
+        match opened {
+            Ok(node) => *self.node.borrow_mut() = Some(node),
+            Err(_) if self.was_faulted() => {}
+            Err(error) => self.fail(Failure::new("O5", format!("the image does not open again: {error}"))),
+        }
+    }
+
+    /// Closes the image. A close that succeeds has flushed. Returns whether it did.
+    async fn close_node(&self, node: Arc<dyn Node>) -> bool {
+        if let Err(what) = self.subject.is_quiet(&*node) {
+            self.fail(Failure::new("O7", what));
+        }
+        let start = self.instant();
+        match node.close().await {
+            Ok(()) => {
+                let now = self.instant();
+                self.model.borrow_mut().flushed(now, start);
+                self.durable_times.borrow_mut().push(now);
+                true
+            }
+            Err(error) => {
+                self.excuse("close", &error);
+                false
+            }
+        }
+    }
+
+    /// Reads the whole disk, then closes the image. The answer says whether the close succeeded.
+    pub async fn finish(self: Rc<Self>) -> bool {
+        let Some(node) = self.node.borrow().clone() else { return false };
+        if !self.has_failed() {
+            self.read_all(&*node).await;
+        }
+        self.node.borrow_mut().take();
+        self.close_node(node).await
+    }
+
+    /// Reads the whole disk.
+    pub async fn read_all(&self, node: &dyn Node) {
+        let sectors = self.model.borrow().len();
+        let cause = Cause { request: u64::from(u32::MAX), origin: 0 };
+        for first in (0..sectors).step_by(128) {
+            self.read(node, first..(first + 128).min(sectors), cause).await;
+        }
+    }
+}

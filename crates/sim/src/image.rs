@@ -1,0 +1,324 @@
+//! Builds qcow2 images byte by byte, so that worlds can begin with clusters of every kind.
+//!
+//! Written from the format's specification and sharing no code with the engine: what the engine finds in these
+//! images was not put there by itself.
+
+use crate::config::{Backing, Config, Prestate};
+use crate::crash::Image;
+use crate::pool::{Content, Pool, SECTOR, ZERO};
+use crate::stamp::{BACKING, PRESTATE, Stamp};
+
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+const ZERO_FLAG: u64 = 1;
+
+/// What a guest cluster is at the beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterKind {
+    /// Not in the image.
+    Unallocated,
+    /// Plain data of its own.
+    Data,
+    /// Data that a snapshot uses too.
+    Shared,
+    /// Reads as zeroes, no storage.
+    Zero,
+    /// Reads as zeroes, with storage.
+    ZeroAllocated,
+    /// Compressed with zlib.
+    Compressed,
+}
+
+/// An image and what a guest sees in it.
+#[derive(Clone, Debug, Default)]
+pub struct Built {
+    /// The file.
+    pub image: Image,
+    /// What the guest reads, sector by sector.
+    pub guest: Vec<Content>,
+    /// What the guest of each snapshot reads.
+    pub snapshots: Vec<Vec<Content>>,
+    /// The backing file, if there is one.
+    pub backing: Option<Vec<Content>>,
+}
+
+/// The kinds of the guest clusters of a configuration.
+pub fn kinds(config: &Config) -> Vec<ClusterKind> {
+    use ClusterKind::{Compressed, Data, Shared, Unallocated, Zero, ZeroAllocated};
+    let of = |cluster: u64| match config.prestate {
+        Prestate::Fresh => Unallocated,
+        Prestate::Half | Prestate::Snapshot if cluster % 2 == 1 => Unallocated,
+        Prestate::Half | Prestate::Full | Prestate::Snapshot => Data,
+        Prestate::Mixed if config.version == 2 => {
+            [Unallocated, Data, Shared, Compressed, Compressed][cluster as usize % 5]
+        }
+        Prestate::Mixed => {
+            [Unallocated, Data, Zero, Shared, ZeroAllocated, Compressed, Compressed][cluster as usize % 7]
+        }
+    };
+    (0..config.clusters()).map(of).collect()
+}
+
+/// Builds the image of a configuration.
+pub fn build(config: &Config, pool: &mut Pool) -> Built {
+    build_kinds(config, &kinds(config), pool)
+}
+
+/// Builds an image with these guest clusters; `config.prestate` only says whether a snapshot shares the tables.
+pub fn build_kinds(config: &Config, kinds: &[ClusterKind], pool: &mut Pool) -> Built {
+    let backing: Option<Vec<Content>> = config
+        .backing_sectors()
+        .map(|sectors| (0..sectors).map(|sector| pool.intern(&initial(BACKING, sector).bytes())).collect());
+    let behind = |sector: u64| backing.as_ref().and_then(|b| b.get(sector as usize)).copied().unwrap_or(ZERO);
+    let per = config.cluster_sectors();
+    let mut guest = Vec::new();
+    for sector in 0..config.sectors {
+        guest.push(match kinds[(sector / per) as usize] {
+            ClusterKind::Unallocated => behind(sector),
+            ClusterKind::Zero | ClusterKind::ZeroAllocated => ZERO,
+            _ => pool.intern(&initial(PRESTATE, sector).bytes()),
+        });
+    }
+    let whole = config.prestate == Prestate::Snapshot;
+    let shared = kinds.contains(&ClusterKind::Shared);
+    let mut snapshots = Vec::new();
+    if whole {
+        snapshots.push(guest.clone());
+    } else if shared {
+        let of = |sector: u64| match kinds[(sector / per) as usize] {
+            ClusterKind::Shared => guest[sector as usize],
+            _ => behind(sector),
+        };
+        snapshots.push((0..config.sectors).map(of).collect());
+    }
+    let bytes = Writer::new(config).finish(kinds, whole, shared);
+    let image = Image { sectors: pool.intern_all(&bytes), len: bytes.len() as u64 };
+    Built { image, guest, snapshots, backing }
+}
+
+fn initial(operation: u32, sector: u64) -> Stamp {
+    Stamp { seed: 0, operation, sector, generation: 0 }
+}
+
+struct Writer<'a> {
+    config: &'a Config,
+    file: Vec<u8>,
+    refcounts: Vec<u64>,
+    /// Where the next compressed cluster goes, if there is room in a started host cluster.
+    packed: Option<u64>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(config: &'a Config) -> Self {
+        Self { config, file: Vec::new(), refcounts: Vec::new(), packed: None }
+    }
+
+    fn cluster(&self) -> u64 {
+        1 << self.config.cluster_bits
+    }
+
+    fn alloc(&mut self, clusters: u64) -> u64 {
+        let offset = self.file.len() as u64;
+        self.file.resize((offset + clusters * self.cluster()) as usize, 0);
+        self.refcounts.resize(self.refcounts.len() + clusters as usize, 1);
+        offset
+    }
+
+    fn put(&mut self, offset: u64, bytes: &[u8]) {
+        self.file[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn put64(&mut self, offset: u64, value: u64) {
+        self.put(offset, &value.to_be_bytes());
+    }
+
+    fn add_ref(&mut self, offset: u64) {
+        let cluster = (offset >> self.config.cluster_bits) as usize;
+        self.refcounts[cluster] += 1;
+    }
+
+    fn finish(mut self, kinds: &[ClusterKind], whole: bool, shared: bool) -> Vec<u8> {
+        let l1_entries = self.config.clusters().div_ceil(self.config.l2_entries()).max(1);
+        let l1_clusters = (l1_entries * 8).div_ceil(self.cluster());
+        let _header = self.alloc(1);
+        let reftable = self.alloc(1);
+        let l1 = self.alloc(l1_clusters);
+        let mut snapshot_l1 = 0;
+        let mut snapshot_table = 0;
+        if whole || shared {
+            snapshot_l1 = self.alloc(l1_clusters);
+            snapshot_table = self.alloc(1);
+        }
+        for (index, part) in (0..).zip(kinds.chunks(self.config.l2_entries() as usize)) {
+            self.l2_table(index, part, whole, l1, snapshot_l1);
+        }
+        if snapshot_table != 0 {
+            self.snapshot_entry(snapshot_table, snapshot_l1, l1_entries);
+        }
+        self.refcount_blocks(reftable);
+        self.header(l1, l1_entries, reftable, snapshot_table);
+        self.file
+    }
+
+    fn l2_table(&mut self, index: u64, kinds: &[ClusterKind], whole: bool, l1: u64, snapshot_l1: u64) {
+        if kinds.iter().all(|k| *k == ClusterKind::Unallocated) {
+            return;
+        }
+        let table = self.alloc(1);
+        if whole {
+            self.put64(l1 + index * 8, table);
+            self.put64(snapshot_l1 + index * 8, table);
+            self.add_ref(table);
+        } else {
+            self.put64(l1 + index * 8, table | COPIED);
+        }
+        let copied = if whole { 0 } else { COPIED };
+        let mut snapshot_l2 = None;
+        for (slot, kind) in (0..).zip(kinds) {
+            let cluster = index * self.config.l2_entries() + slot;
+            let entry = match kind {
+                ClusterKind::Unallocated => 0,
+                ClusterKind::Zero => ZERO_FLAG,
+                ClusterKind::ZeroAllocated => self.data(cluster) | ZERO_FLAG | copied,
+                ClusterKind::Data => self.data(cluster) | copied,
+                ClusterKind::Shared => {
+                    let data = self.data(cluster);
+                    self.add_ref(data);
+                    let l2 = *snapshot_l2.get_or_insert_with(|| self.alloc(1));
+                    self.put64(snapshot_l1 + index * 8, l2 | COPIED);
+                    self.put64(l2 + slot * 8, data);
+                    data
+                }
+                ClusterKind::Compressed => self.compressed(cluster),
+            };
+            self.put64(table + slot * 8, entry);
+            if whole && *kind != ClusterKind::Unallocated && entry & COMPRESSED == 0 {
+                // A cluster named by one shared table has one reference per user of the table.
+                self.add_ref(entry & 0x00ff_ffff_ffff_fe00);
+            }
+        }
+    }
+
+    fn content(&self, cluster: u64) -> Vec<u8> {
+        let per = self.config.cluster_sectors();
+        let sectors = cluster * per..(cluster + 1) * per;
+        let bytes = |sector: u64| {
+            // What lies beyond the end of the guest's disk is never seen and is zero.
+            if sector < self.config.sectors { initial(PRESTATE, sector).bytes() } else { [0; SECTOR] }
+        };
+        sectors.flat_map(bytes).collect()
+    }
+
+    fn data(&mut self, cluster: u64) -> u64 {
+        let offset = self.alloc(1);
+        let content = self.content(cluster);
+        self.put(offset, &content);
+        offset
+    }
+
+    fn compressed(&mut self, cluster: u64) -> u64 {
+        let content = self.content(cluster);
+        let mut out = vec![0; self.cluster() as usize * 2];
+        let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+        let len = compressor.deflate_compress(&content, &mut out).expect("the buffer is large enough");
+        let size = self.cluster();
+        let offset = match self.packed {
+            Some(at) if at % size + len as u64 <= size => {
+                self.add_ref(at);
+                at
+            }
+            _ => self.alloc(1),
+        };
+        if len as u64 > size {
+            let _more = self.alloc((len as u64).div_ceil(size) - 1);
+        }
+        self.put(offset, &out[..len]);
+        let end = offset + len as u64;
+        self.packed = (end % size != 0 && len as u64 <= size).then_some(end);
+        let additional = (end - 1) / 512 - offset / 512;
+        let shift = 62 - (self.config.cluster_bits - 8);
+        COMPRESSED | additional << shift | offset
+    }
+
+    fn snapshot_entry(&mut self, table: u64, l1: u64, l1_entries: u64) {
+        let extra: u32 = if self.config.version == 3 { 16 } else { 0 };
+        let mut entry = Vec::new();
+        entry.extend_from_slice(&l1.to_be_bytes());
+        entry.extend_from_slice(&(l1_entries as u32).to_be_bytes());
+        entry.extend_from_slice(&1u16.to_be_bytes());
+        entry.extend_from_slice(&4u16.to_be_bytes());
+        entry.extend_from_slice(&[0; 16]);
+        entry.extend_from_slice(&0u32.to_be_bytes());
+        entry.extend_from_slice(&extra.to_be_bytes());
+        if extra > 0 {
+            entry.extend_from_slice(&0u64.to_be_bytes());
+            entry.extend_from_slice(&(self.config.sectors * 512).to_be_bytes());
+        }
+        entry.extend_from_slice(b"1snap");
+        self.put(table, &entry);
+    }
+
+    /// Allocates refcount blocks until they cover themselves, then writes them.
+    fn refcount_blocks(&mut self, reftable: u64) {
+        let bits = 1u64 << self.config.refcount_order;
+        let per_block = self.cluster() * 8 / bits;
+        let mut blocks = Vec::new();
+        while (blocks.len() as u64) < (self.refcounts.len() as u64).div_ceil(per_block) {
+            blocks.push(self.alloc(1));
+        }
+        for (index, block) in (0..).zip(&blocks) {
+            self.put64(reftable + index * 8, *block);
+        }
+        for cluster in 0..self.refcounts.len() as u64 {
+            let value = self.refcounts[cluster as usize];
+            assert!(bits == 64 || value < 1 << bits, "refcount {value} in {bits} bits");
+            let block = blocks[(cluster / per_block) as usize];
+            let bit = cluster % per_block * bits;
+            if bits < 8 {
+                self.file[(block + bit / 8) as usize] |= (value << (bit % 8)) as u8;
+            } else {
+                let bytes = value.to_be_bytes();
+                self.put(block + bit / 8, &bytes[8 - bits as usize / 8..]);
+            }
+        }
+    }
+
+    fn header(&mut self, l1: u64, l1_entries: u64, reftable: u64, snapshot_table: u64) {
+        let config = self.config;
+        let name: &[u8] = if config.backing == Backing::None { b"" } else { b"backing" };
+        let header_len = if config.version == 3 { 104u64 } else { 72 };
+        // Extensions: the backing format, then the end marker.
+        let mut extensions = Vec::new();
+        if !name.is_empty() {
+            extensions.extend_from_slice(&0xe279_2acau32.to_be_bytes());
+            extensions.extend_from_slice(&3u32.to_be_bytes());
+            extensions.extend_from_slice(b"raw\0\0\0\0\0");
+        }
+        extensions.extend_from_slice(&[0; 8]);
+        let name_at = header_len + extensions.len() as u64;
+        let mut header = Vec::new();
+        header.extend_from_slice(b"QFI\xfb");
+        header.extend_from_slice(&config.version.to_be_bytes());
+        header.extend_from_slice(&(if name.is_empty() { 0 } else { name_at }).to_be_bytes());
+        header.extend_from_slice(&(name.len() as u32).to_be_bytes());
+        header.extend_from_slice(&config.cluster_bits.to_be_bytes());
+        header.extend_from_slice(&(config.sectors * 512).to_be_bytes());
+        header.extend_from_slice(&0u32.to_be_bytes());
+        header.extend_from_slice(&(l1_entries as u32).to_be_bytes());
+        header.extend_from_slice(&l1.to_be_bytes());
+        header.extend_from_slice(&reftable.to_be_bytes());
+        header.extend_from_slice(&1u32.to_be_bytes());
+        header.extend_from_slice(&u32::from(snapshot_table != 0).to_be_bytes());
+        header.extend_from_slice(&snapshot_table.to_be_bytes());
+        if config.version == 3 {
+            header.extend_from_slice(&0u64.to_be_bytes());
+            header.extend_from_slice(&u64::from(config.lazy).to_be_bytes());
+            header.extend_from_slice(&0u64.to_be_bytes());
+            header.extend_from_slice(&config.refcount_order.to_be_bytes());
+            header.extend_from_slice(&(header_len as u32).to_be_bytes());
+        }
+        header.extend_from_slice(&extensions);
+        header.extend_from_slice(name);
+        self.put(0, &header);
+    }
+}

@@ -1,0 +1,427 @@
+//! Runs scenarios and judges what they leave: while they run (O1, O7, O11), when they end (O3, O8), and at every
+//! cut that their history allows (O2, O3, O6), with recovery and a second cut for some of them (O5).
+
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+use crate::config::Config;
+use crate::crash::{CrashSet, Depth, Image, Survivors, Timeline};
+use crate::disk::{Clock, History, HostConfig, SimDisk};
+use crate::exec::{Pct, Stop, Strategy, World};
+use crate::guest::{Guest, GuestSetup};
+use crate::image::Built;
+use crate::judge::{Allowed, Case, Failure, Judge, check_guest, inspect_once};
+use crate::pool::{Content, Pool, SharedPool};
+use crate::rng::{Concern, Rng};
+use crate::scenario::{Cut, Scenario, Schedule};
+use crate::subject::Subject;
+
+/// What is kept from run to run: contents, images, the judge's memory.
+pub struct Lab {
+    /// What is under test.
+    pub subject: Rc<dyn Subject>,
+    /// All contents.
+    pub pool: SharedPool,
+    /// The judge.
+    pub judge: Judge,
+    built: Vec<(Config, Rc<Built>)>,
+    /// Figures.
+    pub figures: Figures,
+}
+
+/// What was done so far.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Runs of the engine.
+    pub runs: u64,
+    /// Guest operations.
+    pub operations: u64,
+    /// Recoveries after a cut.
+    pub recoveries: u64,
+    /// Faults that struck.
+    pub faults: u64,
+    /// How often each debug event was announced.
+    pub events: Vec<u64>,
+    /// Steps of the worlds' clocks.
+    pub steps: u64,
+}
+
+/// How a session begins.
+#[derive(Clone)]
+pub struct Start {
+    /// The file.
+    pub image: Image,
+    /// What the guest reads.
+    pub guest: Vec<Content>,
+    /// Restarts before.
+    pub generation: u32,
+}
+
+/// A run that is over.
+pub struct Run {
+    /// What the disk lived through.
+    pub history: History,
+    /// What the guest knows.
+    pub guest: Rc<Guest>,
+    /// The file at the end.
+    pub end: Image,
+    /// The picks that were made.
+    pub choices: Vec<u16>,
+    /// How many options each pick had.
+    pub counts: Vec<u16>,
+    /// A hash of everything that happened (O10).
+    pub trace_hash: u64,
+    /// Time of the end.
+    pub end_time: u64,
+    /// Faults that struck.
+    pub faults_struck: u64,
+    /// Whether the run came to its end and the image was closed without an error.
+    pub closed: bool,
+}
+
+/// A failure, and where the power was cut for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What an oracle says.
+    pub failure: Failure,
+    /// The cut after which it says so.
+    pub cut: Option<Cut>,
+}
+
+impl From<Failure> for Found {
+    fn from(failure: Failure) -> Self {
+        Self { failure, cut: None }
+    }
+}
+
+/// How much is done with the history of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// How thoroughly each cut is looked at.
+    pub depth: Depth,
+    /// One in so many judged states is recovered from; 0 for none.
+    pub recover_one_in: u64,
+    /// Whether the power is cut again during what follows a recovery.
+    pub second_cut: bool,
+}
+
+impl Effort {
+    /// Everything, with recovery from 2 % of the states.
+    pub const FULL: Self = Self { depth: Depth::FULL, recover_one_in: 50, second_cut: true };
+    /// For random workloads.
+    pub const QUICK: Self = Self { depth: Depth::QUICK, recover_one_in: 40, second_cut: true };
+    /// No recovery.
+    pub const STATES: Self = Self { depth: Depth::FULL, recover_one_in: 0, second_cut: false };
+}
+
+/// Most recoveries from one run.
+const RECOVERIES_MAX: usize = 4;
+
+impl Lab {
+    /// A laboratory for one subject.
+    pub fn new(subject: Rc<dyn Subject>) -> Self {
+        Self {
+            subject,
+            pool: Pool::shared(),
+            judge: Judge::default(),
+            built: Vec::new(),
+            figures: Figures::default(),
+        }
+    }
+
+    /// The image that worlds of this configuration begin with.
+    pub fn built(&mut self, config: &Config) -> Rc<Built> {
+        let key = Config { host: HostConfig::default(), ..config.clone() };
+        if let Some((_, built)) = self.built.iter().find(|(c, _)| *c == key) {
+            return built.clone();
+        }
+        if self.built.len() >= 64 {
+            self.built.clear();
+        }
+        let built = Rc::new(self.subject.build(&key, &mut self.pool.lock()));
+        self.built.push((key, built.clone()));
+        built
+    }
+
+    /// Forgets contents when there are too many. Only between runs.
+    pub fn tidy(&mut self) {
+        if self.pool.lock().len() > 200_000 {
+            self.built.clear();
+            self.judge.begin_run();
+            self.pool.lock().truncate(1);
+        }
+    }
+
+    /// Runs a scenario and judges everything about it. The `cut` of the scenario, if there is one, says where
+    /// to look; otherwise every cut that its history allows is looked at.
+    ///
+    /// # Errors
+    /// What the first oracle that disagrees says.
+    pub fn judge(&mut self, scenario: &Scenario, effort: Effort) -> Result<Run, Found> {
+        self.tidy();
+        let run = self.run(scenario)?;
+        match &scenario.cut {
+            None => self.explore(scenario, &run, effort)?,
+            Some(cut) => {
+                let mut cuts = Vec::new();
+                self.judge.begin_run();
+                self.one_cut(scenario, &run, cut.step, cut.survivors.as_ref(), effort, &mut cuts)?;
+                self.recover_all(scenario, cuts, effort)?;
+            }
+        }
+        Ok(run)
+    }
+
+    /// Runs a scenario and judges what it leaves when it ends by itself.
+    ///
+    /// # Errors
+    /// What the first oracle that disagrees says.
+    pub fn run(&mut self, scenario: &Scenario) -> Result<Run, Found> {
+        let built = self.built(&scenario.config);
+        let start = Start { image: built.image.clone(), guest: built.guest.clone(), generation: 0 };
+        self.session(scenario, &built, start)
+    }
+
+    fn session(&mut self, scenario: &Scenario, built: &Built, start: Start) -> Result<Run, Found> {
+        let recovered = start.generation > 0;
+        let (mut world, guest, disk) = self.set_up(scenario, built, start);
+        let mut outcome = world.block_on(guest.clone().open());
+        if outcome.is_ok() {
+            for _ in 0..scenario.lanes.max(1) {
+                world.spawn(guest.clone().lane());
+            }
+            outcome = world.run();
+        }
+        let mut closed = false;
+        if outcome.is_ok() {
+            disk.heal();
+            match world.block_on(guest.clone().finish()) {
+                Ok(clean) => closed = clean,
+                Err(stop) => outcome = Err(stop),
+            }
+        }
+        self.note(&disk, &guest);
+        let (sectors, len) = disk.content();
+        let run = Run {
+            history: disk.with_history(Clone::clone),
+            end: Image { sectors, len },
+            choices: std::mem::take(&mut world.choices),
+            counts: std::mem::take(&mut world.counts),
+            trace_hash: disk.trace_hash(),
+            end_time: disk.clock().now(),
+            faults_struck: disk.faults_struck(),
+            closed,
+            guest: guest.clone(),
+        };
+        drop(world);
+        if let Some(failure) = guest.failure.borrow_mut().take() {
+            return Err(failure.into());
+        }
+        match outcome {
+            Err(Stop::Cut) | Ok(()) => {}
+            Err(stop) => return Err(Failure::new("O11", stop.to_string()).into()),
+        }
+        if closed {
+            self.check_closed(scenario, built, &run, recovered)?;
+        }
+        Ok(run)
+    }
+
+    fn set_up(&mut self, scenario: &Scenario, built: &Built, start: Start) -> (World, Rc<Guest>, SimDisk) {
+        let clock = Clock::default();
+        let config = &scenario.config;
+        let rng = Rng::stream(scenario.seed, Concern::Host);
+        let Image { sectors, len } = &start.image;
+        let host = config.host.clone();
+        let disk = SimDisk::new("image", &self.pool, &clock, sectors, *len, host.clone(), rng.clone());
+        disk.set_faults(scenario.faults.clone());
+        let mut disks = vec![disk.clone()];
+        let backing = built.backing.as_ref().map(|content| {
+            let len = content.len() as u64 * 512;
+            let host = HostConfig { alignment: 1, ..host };
+            let backing = SimDisk::new("backing", &self.pool, &clock, content, len, host, rng);
+            backing.set_read_only();
+            disks.push(backing.clone());
+            backing.node()
+        });
+        let mut world = World::new(disks, strategy(scenario), scenario.granularity);
+        world.cut_at = scenario.cut.as_ref().map(|c| c.step).filter(|_| start.generation == 0);
+        let guest = Guest::new(GuestSetup {
+            subject: self.subject.clone(),
+            config: config.clone(),
+            disk: disk.clone(),
+            backing,
+            ops: scenario.ops.clone(),
+            seed: scenario.seed,
+            generation: start.generation,
+            values: start.guest,
+            pool: self.pool.clone(),
+        });
+        (world, guest, disk)
+    }
+
+    fn note(&mut self, disk: &SimDisk, guest: &Guest) {
+        self.figures.runs += 1;
+        self.figures.operations += guest.finished.get();
+        self.figures.faults += disk.faults_struck();
+        self.figures.steps += disk.clock().now();
+        let counts = disk.event_counts();
+        self.figures.events.resize(counts.len(), 0);
+        for (sum, count) in self.figures.events.iter_mut().zip(counts) {
+            *sum += u64::from(count);
+        }
+    }
+
+    /// A closed image is sound, without leaks, and holds what the guest wrote.
+    fn check_closed(
+        &mut self,
+        scenario: &Scenario,
+        built: &Built,
+        run: &Run,
+        recovered: bool,
+    ) -> Result<(), Found> {
+        let mut pool = self.pool.lock();
+        let inspection = inspect_once(&*self.subject, &scenario.config, &mut pool, &run.end);
+        if let Some(corrupt) = &inspection.corrupt {
+            return Err(Failure::new("O3", format!("after a clean close: {corrupt}")).into());
+        }
+        if inspection.leaks > 0 && !recovered {
+            let what = format!("{} clusters leaked after a clean close", inspection.leaks);
+            return Err(Failure::new("O8", what).into());
+        }
+        let allowed = Allowed::after_cut(&run.guest.model.borrow(), run.end_time);
+        let case = case(scenario, built);
+        check_guest(&inspection, &case, &pool, &run.end, &allowed)?;
+        Ok(())
+    }
+
+    /// Looks at every cut that the history of a run allows.
+    ///
+    /// # Errors
+    /// What the first oracle that disagrees says, with the cut.
+    pub fn explore(&mut self, scenario: &Scenario, run: &Run, effort: Effort) -> Result<(), Found> {
+        let mut cuts = Vec::new();
+        self.judge.begin_run();
+        for time in cut_times(run) {
+            self.one_cut(scenario, run, time, None, effort, &mut cuts)?;
+        }
+        self.recover_all(scenario, cuts, effort)
+    }
+
+    /// Judges the states of one cut, and picks some to recover from.
+    fn one_cut(
+        &mut self,
+        scenario: &Scenario,
+        run: &Run,
+        time: u64,
+        survivors: Option<&Survivors>,
+        effort: Effort,
+        cuts: &mut Vec<(Start, Cut)>,
+    ) -> Result<(), Found> {
+        let built = self.built(&scenario.config);
+        let case = case(scenario, &built);
+        let mut timeline = Timeline::new(&run.history);
+        timeline.advance(time);
+        let allowed = Allowed::after_cut(&run.guest.model.borrow(), time);
+        let mut pool = self.pool.lock();
+        let mut set = CrashSet::new(&timeline, &pool);
+        let mut rng = Rng::stream(scenario.seed ^ time, Concern::Crash);
+        self.judge.begin_cut();
+        self.judge.adopt(&mut set);
+        let (judge, subject) = (&mut self.judge, &*self.subject);
+        let mut found = None;
+        let mut visit = |set: &mut CrashSet| {
+            let cut = |set: &CrashSet| Cut { step: time, survivors: Some(set.survivors()) };
+            match judge.state(subject, &case, &mut pool, set, &allowed) {
+                Err(failure) => {
+                    found = Some(Found { failure, cut: Some(cut(set)) });
+                    return ControlFlow::Break(());
+                }
+                Ok(true) if wants_recovery(effort, set, cuts.len()) || survivors.is_some() => {
+                    let guest = judge.guest_of(set, &case);
+                    let start = Start { image: set.image().clone(), guest, generation: 1 };
+                    cuts.push((start, cut(set)));
+                }
+                Ok(_) => {}
+            }
+            ControlFlow::Continue(())
+        };
+        let _ = match survivors {
+            Some(survivors) => {
+                set.make(survivors);
+                visit(&mut set)
+            }
+            None => set.enumerate(effort.depth, &mut rng, &mut visit),
+        };
+        found.map_or(Ok(()), Err)
+    }
+
+    /// Opens what cuts left, reads everything, goes on with the workload, and cuts the power again.
+    fn recover_all(
+        &mut self,
+        scenario: &Scenario,
+        cuts: Vec<(Start, Cut)>,
+        effort: Effort,
+    ) -> Result<(), Found> {
+        let built = self.built(&scenario.config);
+        for (start, cut) in cuts {
+            let again = Scenario { faults: Vec::new(), cut: None, ..scenario.clone() };
+            self.figures.recoveries += 1;
+            let at_cut = |mut found: Found| {
+                found.failure.what = format!("after recovery: {}", found.failure.what);
+                found.cut = Some(cut.clone());
+                found
+            };
+            let run = self.session(&again, &built, start).map_err(at_cut)?;
+            if effort.second_cut {
+                let second = Effort {
+                    recover_one_in: 0,
+                    second_cut: false,
+                    depth: Depth { random_masks: 4, ..Depth::QUICK },
+                };
+                self.explore(&again, &run, second).map_err(at_cut)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wants_recovery(effort: Effort, set: &CrashSet, taken: usize) -> bool {
+    effort.recover_one_in > 0 && taken < RECOVERIES_MAX && set.state().key % effort.recover_one_in == 0
+}
+
+fn case<'a>(scenario: &'a Scenario, built: &'a Built) -> Case<'a> {
+    Case { config: &scenario.config, backing: built.backing.as_deref(), snapshots: &built.snapshots }
+}
+
+fn strategy(scenario: &Scenario) -> Strategy {
+    let mut rng = Rng::stream(scenario.seed, Concern::Schedule);
+    match &scenario.schedule {
+        Schedule::Fifo => Strategy::Fifo,
+        Schedule::Uniform => Strategy::Uniform(rng),
+        Schedule::Pct(depth) => {
+            let steps = 30 * scenario.ops.len() as u64 + 30;
+            Strategy::Pct(Pct::new(&mut rng, *depth, steps))
+        }
+        Schedule::Choices(list) => Strategy::Replay(list.clone()),
+    }
+}
+
+/// The times just before something became durable, the times at which the guest was promised durability, and
+/// the end. In between, the states of a cut are among those of the next such time.
+fn cut_times(run: &Run) -> Vec<u64> {
+    let mut timeline = Timeline::new(&run.history);
+    let mut times = Vec::new();
+    while let Some(barrier) = timeline.next_barrier() {
+        timeline.advance(barrier - 1);
+        if timeline.has_volatile() {
+            times.push(barrier - 1);
+        }
+        timeline.advance(barrier);
+    }
+    times.extend(run.guest.durable_times.borrow().iter());
+    times.push(run.end_time);
+    times.sort_unstable();
+    times.dedup();
+    times
+}

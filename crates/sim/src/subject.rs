@@ -1,0 +1,161 @@
+//! What is under test: how it is opened, and how an independent eye looks at the file it leaves behind.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use cowbell_block::node::Node;
+use cowbell_block::{BoxFuture, Result};
+
+use crate::config::Config;
+use crate::crash::Image;
+use crate::image::Built;
+use crate::pool::{Content, Pool, SECTOR, ZERO};
+
+/// A format and its engine.
+pub trait Subject {
+    /// The image a world begins with.
+    fn build(&self, config: &Config, pool: &mut Pool) -> Built;
+
+    /// Opens the file for reading and writing.
+    fn open(
+        &self,
+        file: Arc<dyn Node>,
+        backing: Option<Arc<dyn Node>>,
+        config: &Config,
+    ) -> BoxFuture<Result<Arc<dyn Node>>>;
+
+    /// Looks at an image that a power cut may have left, or a clean close did.
+    fn inspect(&self, image: &ImageBytes<'_>, config: &Config) -> Inspection;
+
+    /// Whether the engine admits of itself that nothing is in progress: locks, quarantine, in-flight lists (O7).
+    fn is_quiet(&self, node: &dyn Node) -> std::result::Result<(), String> {
+        let _ = node;
+        Ok(())
+    }
+}
+
+/// What an independent eye found in an image.
+#[derive(Clone, Debug, Default)]
+pub struct Inspection {
+    /// Why the metadata is not sound, if it is not.
+    pub corrupt: Option<String>,
+    /// Clusters that nobody uses and nobody may.
+    pub leaks: u64,
+    /// Where the content of each guest sector is.
+    pub guest: Vec<Source>,
+    /// The same for each snapshot.
+    pub snapshots: Vec<Vec<Source>>,
+}
+
+/// Where the content of a guest sector is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In this sector of the file.
+    File(u32),
+    /// This content, wherever it came from.
+    Fixed(Content),
+    /// In the backing file, at the same place.
+    Behind,
+}
+
+impl Source {
+    /// The content of guest sector `sector`.
+    pub fn content(self, image: &Image, backing: Option<&[Content]>, sector: usize) -> Content {
+        match self {
+            Self::File(at) => image.get(u64::from(at)),
+            Self::Fixed(content) => content,
+            Self::Behind => backing.and_then(|b| b.get(sector)).copied().unwrap_or(ZERO),
+        }
+    }
+}
+
+/// The bytes of an image, remembering which sectors were looked at.
+pub struct ImageBytes<'a> {
+    image: &'a Image,
+    pool: RefCell<&'a mut Pool>,
+    looked_at: RefCell<&'a mut SectorSet>,
+}
+
+/// A set of sectors.
+#[derive(Clone, Debug, Default)]
+pub struct SectorSet {
+    members: Vec<bool>,
+    count: usize,
+}
+
+impl SectorSet {
+    /// Whether `sector` is in the set.
+    pub fn contains(&self, sector: u32) -> bool {
+        self.members.get(sector as usize).copied().unwrap_or(false)
+    }
+
+    /// Number of members.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Empties the set.
+    pub fn clear(&mut self) {
+        self.members.clear();
+        self.count = 0;
+    }
+
+    /// Adds a sector.
+    pub fn insert(&mut self, sector: u32) {
+        let at = sector as usize;
+        if self.members.len() <= at {
+            self.members.resize(at + 1, false);
+        }
+        if !self.members[at] {
+            self.members[at] = true;
+            self.count += 1;
+        }
+    }
+}
+
+impl<'a> ImageBytes<'a> {
+    /// The bytes of `image`; sectors looked at are added to `looked_at`.
+    pub fn new(image: &'a Image, pool: &'a mut Pool, looked_at: &'a mut SectorSet) -> Self {
+        Self { image, pool: RefCell::new(pool), looked_at: RefCell::new(looked_at) }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.image.len
+    }
+
+    /// Fills `buf` from `offset`, with zeroes beyond the end.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) {
+        let pool = self.pool.borrow();
+        let mut looked_at = self.looked_at.borrow_mut();
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let within = (at % SECTOR as u64) as usize;
+            let n = (SECTOR - within).min(buf.len() - done);
+            let sector = at / SECTOR as u64;
+            if at < self.image.len {
+                looked_at.insert(sector as u32);
+            }
+            let bytes = pool.bytes(self.image.get(sector));
+            buf[done..done + n].copy_from_slice(&bytes[within..within + n]);
+            done += n;
+        }
+    }
+
+    /// How many bytes from `offset` are known to be zero, at most `len` plus a sector.
+    pub fn zeroes(&self, offset: u64, len: u64) -> u64 {
+        let mut looked_at = self.looked_at.borrow_mut();
+        let (mut at, end) = (offset, (offset + len).min(self.image.len));
+        while at < end && self.image.get(at / SECTOR as u64) == ZERO {
+            looked_at.insert((at / SECTOR as u64) as u32);
+            at = (at / SECTOR as u64 + 1) * SECTOR as u64;
+        }
+        at.min(end) - offset
+    }
+
+    /// Puts a content into the pool.
+    pub fn intern(&self, bytes: &[u8]) -> Vec<Content> {
+        self.pool.borrow_mut().intern_all(bytes)
+    }
+}
