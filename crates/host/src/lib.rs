@@ -1,1 +1,35 @@
 //! The real world: files, block devices, locks, executors.
+//!
+//! | module | duty |
+//! |---|---|
+//! | [`mod@file`] | the protocol node over a regular file or a block device |
+//! | [`lock`] | image locks that QEMU understands |
+//! | [`exec`], [`task`], [`timer`] | futures on the thread that waits for them |
+//! | `lane`, `ring`, `pool` | calls that may wait: io_uring where it is allowed, else a few threads |
+//! | [`signal`], [`terminal`] | what a tool wants to know of its surroundings |
+//!
+//! Invariants: nothing is started before it is needed; `io::Error` and errno stay here and become
+//! [`cowbell_block::Error`] once; every `unsafe` block is a few lines long and says why it holds.
+
+pub mod error;
+pub mod exec;
+pub mod file;
+mod handle;
+mod ioctl;
+mod lane;
+pub mod lock;
+mod pool;
+mod ring;
+pub mod signal;
+mod slot;
+pub mod task;
+pub mod terminal;
+pub mod timer;
+
+pub use exec::block_on;
+pub use file::{Aio, CacheMode, Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
+pub use lane::Lane;
+pub use lock::{LockMode, Permissions};
+pub use ring::is_offered as ring_is_offered;
+pub use task::spawn_local;
+pub use timer::sleep;
