@@ -1,1 +1,397 @@
 //! The qcow2 format and its engine.
+//!
+//! ```text
+//!   layout    geometry  header  table  snapshot  refcount
+//!   memory    cache (bounded slices)  state (all of it, one short lock)  meta (where metadata lies)
+//!   decide    map (plans)  alloc (clusters and their way back)
+//!   act       load  read  write  zero  flush  grow  resize  create  check
+//! ```
+//!
+//! *Plan, execute, commit.* Decisions are made under a short lock; data moves without it; the mapping is
+//! published last. What may wait for what: range lock of guest clusters → loading and making of tables →
+//! flush → write-back of refcounts; nothing waits the other way round, so there are no deadlocks.
+#![forbid(unsafe_code)]
+
+mod alloc;
+mod cache;
+mod check;
+mod compress;
+mod create;
+mod engine;
+mod flush;
+mod geometry;
+mod grow;
+mod header;
+mod load;
+mod map;
+mod meta;
+mod read;
+mod refcount;
+mod resize;
+mod snapshot;
+mod state;
+mod table;
+mod write;
+mod zero;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cowbell_block::range_lock::LockMode;
+use cowbell_block::{
+    Access, BoxFuture, Bufs, CheckReport, Child, Completion, Error, ErrorKind, Fix, ImageInfo, Limits, Node,
+    Op, Operation, Request, Result,
+};
+use serde_json::{Map, Value, json};
+
+pub use create::{CreateError, CreateOptions, create};
+pub use engine::{Discard, Notice};
+pub use geometry::SLICE_BYTES;
+pub use header::{CompressionType, Header, HeaderError};
+
+use engine::Engine;
+use geometry::Geometry;
+use header::{Incompatible, LAZY_REFCOUNTS};
+use snapshot::SnapshotTable;
+use state::{Capacities, State};
+
+/// The driver's name.
+pub const DRIVER: &str = "qcow2";
+
+/// Ordering steps that a build with the `mutants` feature can switch off, with what each is for.
+pub const MUTANTS: &[(&str, &str)] = &[
+    (
+        "barrier-before-entries",
+        "guest data, tables and refcounts durable before the entries that point to them",
+    ),
+    ("barrier-after-entries", "a completed flush is durable"),
+    ("barrier-before-reftable", "a refcount block durable before the table names it"),
+    ("barrier-after-reftable", "refcounts reachable before entries rely on them"),
+    ("barrier-dirty-bit", "the dirty bit durable before an entry whose refcount is not"),
+    ("reference-before-refcount", "entries written after refcounts"),
+    ("l2-table-unwritten", "a new L2 table's cluster is written before it is linked"),
+    ("cow-side-by-side", "writes into one fresh cluster run one after the other"),
+    ("punch-after-free", "a hole is punched before its cluster can be owned again"),
+    ("no-epochs", "a freed cluster waits for the plans that know it"),
+    ("no-quarantine", "a freed cluster waits until its pointer is durably gone"),
+];
+
+/// How an image is opened.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// Whether mutations are accepted.
+    pub access: Access,
+    /// Most bytes of cached L2 slices. The reference's default maximum, taken only as slices come.
+    pub l2_cache_bytes: u64,
+    /// Most bytes of cached refcount slices.
+    pub refcount_cache_bytes: u64,
+    /// Bytes of one slice, a power of two; at most a cluster.
+    pub slice_bytes: u32,
+    /// What happens to discarded storage.
+    pub discard: Discard,
+    /// Postpone refcounts; `None` follows the image.
+    pub lazy_refcounts: Option<bool>,
+    /// Called when the image turns out to be corrupt.
+    pub notice: Option<Notice>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            access: Access::ReadOnly,
+            l2_cache_bytes: 32 << 20,
+            refcount_cache_bytes: 4 << 20,
+            slice_bytes: SLICE_BYTES,
+            discard: Discard::Keep,
+            lazy_refcounts: None,
+            notice: None,
+        }
+    }
+}
+
+/// An open qcow2 image.
+pub struct Qcow2 {
+    engine: Arc<Engine>,
+}
+
+/// An image that cannot be opened as asked.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error("qcow2: Image is corrupt; cannot be opened read/write")]
+    Corrupt,
+    #[error("qcow2 feature '{0}' is not supported in this version of cowbell")]
+    Feature(&'static str),
+    #[error(
+        "qcow2 feature 'bitmaps' cannot be kept up to date by this version of cowbell; open the image read-only"
+    )]
+    Bitmaps,
+}
+
+impl Qcow2 {
+    /// Opens the image in `file`, over `backing` if it has a backing file.
+    ///
+    /// A writable open of an image that was not shut down cleanly repairs its refcounts first.
+    ///
+    /// # Errors
+    /// The rule of the format that the image breaks, a feature that is not there yet, or the file's error.
+    pub async fn open(
+        file: Arc<dyn Node>,
+        backing: Option<Arc<dyn Node>>,
+        options: OpenOptions,
+    ) -> Result<Arc<Self>> {
+        let engine = open_engine(Child::new(file), backing.map(Child::new), options).await?;
+        Ok(Arc::new(Self { engine }))
+    }
+
+    /// Reads and checks only the header: what an image says about itself.
+    ///
+    /// # Errors
+    /// The rule of the format that the header breaks, or the file's error.
+    pub async fn read_header(file: &Child) -> Result<Header> {
+        let len = file.len();
+        let first = file.read(0, len.min(HEADER_PIECE) as usize).await?;
+        let bits = Header::peek_cluster_bits(&first)?;
+        let cluster = 1u64 << bits;
+        if cluster <= first.len() as u64 {
+            return Header::parse(&first);
+        }
+        // A file shorter than its first cluster reads as zeroes beyond its end.
+        let whole = file.read(0, cluster as usize).await?;
+        Header::parse(&whole)
+    }
+
+    /// Whether nothing is under way and nothing abandoned: for tests of quiescence.
+    pub fn is_quiet(&self) -> bool {
+        self.engine.is_quiet()
+    }
+}
+
+/// Bytes of the first read: a whole cluster of the usual size.
+const HEADER_PIECE: u64 = 64 << 10;
+/// Most bytes of cached L1 and refcount table slices, each. They are needed only when a deeper slice is not cached.
+const ROOT_CACHE_BYTES: u64 = 2 << 20;
+
+pub(crate) async fn open_engine(
+    file: Child,
+    backing: Option<Child>,
+    options: OpenOptions,
+) -> Result<Arc<Engine>> {
+    let mut header = Qcow2::read_header(&file).await?;
+    let writable = options.access == Access::ReadWrite;
+    for (bit, name) in
+        [(Incompatible::DATA_FILE, "external data file"), (Incompatible::EXTENDED_L2, "extended L2 entries")]
+    {
+        if header.incompatible.contains(bit) {
+            return Err(Error::new(ErrorKind::Unsupported, OpenError::Feature(name)));
+        }
+    }
+    if header.crypt_method != 0 {
+        return Err(Error::new(ErrorKind::Unsupported, OpenError::Feature("encryption")));
+    }
+    if writable && header.incompatible.contains(Incompatible::CORRUPT) {
+        return Err(Error::new(ErrorKind::PermissionDenied, OpenError::Corrupt));
+    }
+    if writable && header.has_bitmaps() {
+        return Err(Error::new(ErrorKind::Unsupported, OpenError::Bitmaps));
+    }
+    let geometry = Geometry::new(header.cluster_bits, header.refcount_order, options.slice_bytes);
+    let snapshots = SnapshotTable::read(&file, &header, &geometry).await?;
+    let in_slices = |bytes: u64| (bytes / u64::from(geometry.slice_bytes)) as usize;
+    let caches = Capacities {
+        l1: in_slices(ROOT_CACHE_BYTES.min(options.l2_cache_bytes)),
+        l2: in_slices(options.l2_cache_bytes),
+        reftable: in_slices(ROOT_CACHE_BYTES.min(options.refcount_cache_bytes)),
+        refblocks: in_slices(options.refcount_cache_bytes),
+    };
+    let wants_lazy = options.lazy_refcounts.unwrap_or(header.compatible & LAZY_REFCOUNTS != 0);
+    let lazy = header.version >= 3 && wants_lazy;
+    let autoclear = header.autoclear;
+    header.clear_unknown_autoclear();
+    let must_clear = writable && header.autoclear != autoclear;
+    let dirty = header.incompatible.contains(Incompatible::DIRTY);
+    let state = State::new(header, geometry, file.len(), lazy, &caches);
+    let engine = Arc::new(Engine::new(file, backing, state, snapshots, options.discard, options.notice));
+    engine.writable.store(writable, Ordering::SeqCst);
+    if must_clear {
+        engine.update_header(|_| {}).await?;
+        engine.barrier().await?;
+    }
+    if writable && dirty {
+        check::repair_refcounts(&engine).await?;
+    }
+    Ok(engine)
+}
+
+impl Node for Qcow2 {
+    fn submit(&self, request: Request) -> Op {
+        let engine = &self.engine;
+        match request.op {
+            Operation::Read => read::submit(engine, request),
+            Operation::Write => write::submit(engine, request),
+            Operation::WriteZeroes => zero::submit_zeroes(engine, request),
+            Operation::Discard => zero::submit_discard(engine, request),
+            Operation::Status => read::submit_status(engine, &request),
+            Operation::Flush => self.submit_flush(request),
+            Operation::Truncate(preallocation) => resize::submit(engine, &request, preallocation),
+            Operation::CopyFrom { .. } | Operation::VmStateRead | Operation::VmStateWrite => {
+                Op::failed(request.bufs, ErrorKind::Unsupported)
+            }
+        }
+    }
+
+    fn driver(&self) -> &'static str {
+        DRIVER
+    }
+
+    fn len(&self) -> u64 {
+        self.engine.state.lock().header.size
+    }
+
+    fn limits(&self) -> Limits {
+        let grain = self.engine.geometry.cluster_size();
+        Limits { discard_alignment: grain, preferred_write: grain, ..Limits::default() }
+    }
+
+    fn is_read_only(&self) -> bool {
+        !self.engine.writable.load(Ordering::Relaxed)
+    }
+
+    fn starts_as_zero(&self) -> bool {
+        self.engine.backing.is_none()
+    }
+
+    fn children(&self) -> Vec<(&'static str, Arc<dyn Node>)> {
+        let mut children = vec![("file", self.engine.file.node())];
+        children.extend(self.backing().map(|node| ("backing", node)));
+        children
+    }
+
+    fn primary(&self) -> Option<Arc<dyn Node>> {
+        Some(self.engine.file.node())
+    }
+
+    fn backing(&self) -> Option<Arc<dyn Node>> {
+        self.engine.backing.as_ref().map(Child::node)
+    }
+
+    fn filename(&self) -> String {
+        self.engine.file.node().filename()
+    }
+
+    fn info(&self) -> BoxFuture<Result<ImageInfo>> {
+        Box::pin(std::future::ready(Ok(self.describe())))
+    }
+
+    fn check(&self, fix: Fix) -> BoxFuture<Result<CheckReport>> {
+        let engine = self.engine.clone();
+        Box::pin(async move { check::run(&engine, fix).await })
+    }
+
+    fn reopen(&self, access: Access) -> BoxFuture<Result<()>> {
+        let engine = self.engine.clone();
+        Box::pin(async move {
+            let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
+            let writable = access == Access::ReadWrite;
+            if engine.writable.load(Ordering::SeqCst) && !writable {
+                engine.settle_refcounts().await?;
+            }
+            if writable {
+                let header = engine.state.lock().header.clone();
+                if header.incompatible.contains(Incompatible::CORRUPT) {
+                    return Err(Error::new(ErrorKind::PermissionDenied, OpenError::Corrupt));
+                }
+                if header.has_bitmaps() {
+                    return Err(Error::new(ErrorKind::Unsupported, OpenError::Bitmaps));
+                }
+            }
+            engine.writable.store(writable, Ordering::SeqCst);
+            Ok(())
+        })
+    }
+
+    fn close(&self) -> BoxFuture<Result<()>> {
+        let engine = self.engine.clone();
+        Box::pin(async move { close(&engine).await })
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+async fn close(engine: &Arc<Engine>) -> Result<()> {
+    engine.settle().await;
+    let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
+    if engine.closed.swap(true, Ordering::SeqCst) {
+        return Ok(());
+    }
+    let healthy = !engine.poisoned.load(Ordering::SeqCst) && !engine.corrupt.load(Ordering::SeqCst);
+    let mut result = Ok(());
+    if engine.writable.load(Ordering::SeqCst) && healthy {
+        result = engine.settle_refcounts().await;
+    }
+    let closed = engine.file.node().close().await;
+    if let Some(backing) = &engine.backing {
+        backing.node().close().await?;
+    }
+    result.and(closed)
+}
+
+impl Qcow2 {
+    fn submit_flush(&self, request: Request) -> Op {
+        let engine = &self.engine;
+        if let Err(e) = engine.check_usable() {
+            return Op::failed(request.bufs, e);
+        }
+        if !engine.writable.load(Ordering::Relaxed) {
+            return Op::done(request.bufs);
+        }
+        let worker = engine.clone();
+        engine.keep(async move {
+            match worker.flush().await {
+                Ok(()) => Completion::done(Bufs::none()),
+                Err(e) => Completion::failed(Bufs::none(), e),
+            }
+        })
+    }
+
+    fn describe(&self) -> ImageInfo {
+        let header = self.engine.state.lock().header.clone();
+        let geometry = self.engine.geometry;
+        let per_l1 = geometry.l2_entries() << geometry.cluster_bits;
+        ImageInfo {
+            format: DRIVER,
+            virtual_size: header.size,
+            cluster_size: Some(geometry.cluster_size()),
+            encrypted: header.crypt_method != 0,
+            dirty: Some(header.incompatible.contains(Incompatible::DIRTY)),
+            backing_filename: header.backing_file.clone(),
+            backing_format: header.backing_format.clone(),
+            snapshots: self.engine.snapshots.lock().entries.iter().map(|s| s.info.clone()).collect(),
+            vm_state_offset: Some(header.size.div_ceil(per_l1) * per_l1),
+            format_specific: Some((DRIVER, format_specific(&header))),
+            ..ImageInfo::default()
+        }
+    }
+}
+
+/// The facts of the format in the reference's order.
+fn format_specific(header: &Header) -> Map<String, Value> {
+    let mut facts = Map::new();
+    let mut put = |key: &str, value: Value| facts.insert(key.to_owned(), value);
+    let compression = header.compression.name();
+    if header.version < 3 {
+        put("compat", json!("0.10"));
+        put("compression-type", json!(compression));
+        put("refcount-bits", json!(1 << header.refcount_order));
+        return facts;
+    }
+    put("compat", json!("1.1"));
+    put("compression-type", json!(compression));
+    put("lazy-refcounts", json!(header.compatible & LAZY_REFCOUNTS != 0));
+    put("refcount-bits", json!(1 << header.refcount_order));
+    put("corrupt", json!(header.incompatible.contains(Incompatible::CORRUPT)));
+    put("extended-l2", json!(header.incompatible.contains(Incompatible::EXTENDED_L2)));
+    facts
+}

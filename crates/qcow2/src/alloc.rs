@@ -1,0 +1,131 @@
+//! Hands out host clusters and takes them back.
+//!
+//! ```text
+//!   free (refcount 0) ── allocate ──> owned (refcount 1) ── link ──> referenced
+//!     ^                                  │ failed before link            │ unlink (in memory)
+//!     │                                  v                               v
+//!     └───────────── give_back ──────────┘                            freed
+//!     ^                                                                  │ pointer removal durable (flush)
+//!     │                                                                  v
+//!     └── refcount - 1 ── hole punched ── old plans finished ──────── released
+//! ```
+//!
+//! Allocation follows the reference: the search goes on where the last one ended, and starts again lower when
+//! a cluster below becomes free, so that layouts come out alike.
+
+use std::ops::Range;
+
+use crate::refcount;
+use crate::state::{Corruption, Decision, Need, State};
+
+/// Host data offsets stay below 2^56 (qcow2 specification, *Cluster mapping*).
+const HOST_OFFSET_BITS: u32 = 56;
+
+/// Clusters that were handed out and are not referenced yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "clusters that are neither linked nor given back leak"]
+pub(crate) struct Owned {
+    pub first: u64,
+    pub count: u64,
+    /// Never written since the file began: reads as zeroes.
+    pub virgin: bool,
+}
+
+impl Owned {
+    fn clusters(&self) -> Range<u64> {
+        self.first..self.first + self.count
+    }
+}
+
+impl State {
+    /// Finds `count` free clusters in a row, or fewer when a refcount slice ends, and takes them.
+    pub fn allocate(&mut self, count: u64) -> Decision<Owned> {
+        assert!(count > 0, "nothing to allocate");
+        if self.meta.is_none() {
+            return Err(Need::Meta.into());
+        }
+        let run = self.find_free(count)?;
+        self.check_overlap(run.clone())?;
+        for cluster in run.clone() {
+            self.set_refcount(cluster, 1)?;
+        }
+        self.hint = run.end;
+        let cluster_size = self.geometry.cluster_size();
+        let virgin = run.start * cluster_size >= self.virgin_from;
+        self.virgin_from = self.virgin_from.max(run.end * cluster_size);
+        Ok(Owned { first: run.start, count: run.end - run.start, virgin })
+    }
+
+    /// Takes back clusters that nothing refers to: their allocation failed half way.
+    pub fn give_back(&mut self, owned: Owned) -> Decision<()> {
+        for cluster in owned.clusters() {
+            if self.refcount(cluster)? != 0 {
+                self.set_refcount(cluster, 0)?;
+            }
+        }
+        self.hint = self.hint.min(owned.first);
+        Ok(())
+    }
+
+    fn find_free(&mut self, count: u64) -> Decision<Range<u64>> {
+        let per_slice = self.geometry.refslice_entries();
+        let limit = 1 << (HOST_OFFSET_BITS - self.geometry.cluster_bits);
+        let mut start = self.hint;
+        let mut end = start;
+        while end < start + count {
+            if end >= limit {
+                return Err(Corruption::NoAddressSpace { limit: 1 << HOST_OFFSET_BITS }.into());
+            }
+            if end > start && end % per_slice == 0 {
+                break;
+            }
+            let Some(slot) = self.refblock_slot(end)? else {
+                return Err(Need::NewRefblock(end / self.geometry.refblock_entries()).into());
+            };
+            let used =
+                refcount::get(self.refblocks.bytes(slot), self.geometry.refcount_order, end % per_slice) != 0;
+            end += 1;
+            if used {
+                start = end;
+                // Remembered, so that a search which has to wait does not begin anew.
+                self.hint = start;
+            }
+        }
+        Ok(start..end)
+    }
+
+    /// The refcount of a host cluster; 0 where no refcount block covers it.
+    pub fn refcount(&mut self, cluster: u64) -> Decision<u64> {
+        let Some(slot) = self.refblock_slot(cluster)? else { return Ok(0) };
+        let index = cluster % self.geometry.refslice_entries();
+        Ok(refcount::get(self.refblocks.bytes(slot), self.geometry.refcount_order, index))
+    }
+
+    /// Sets the refcount of a host cluster that a refcount block covers.
+    pub fn set_refcount(&mut self, cluster: u64, value: u64) -> Decision<()> {
+        assert!(value <= self.geometry.refcount_max(), "the width was checked");
+        let block = cluster / self.geometry.refblock_entries();
+        let slot = self.refblock_slot(cluster)?.ok_or(Need::NewRefblock(block))?;
+        let (order, index) = (self.geometry.refcount_order, cluster % self.geometry.refslice_entries());
+        let bytes = refcount::bytes_of(order, index);
+        self.refblocks.change(slot, bytes, |b| refcount::set(b, order, index, value));
+        Ok(())
+    }
+
+    /// Drops one reference to a host cluster whose pointer is durably gone.
+    pub fn drop_reference(&mut self, cluster: u64) -> Decision<()> {
+        match self.refcount(cluster)? {
+            0 => {
+                let offset = self.geometry.host_offset(crate::geometry::HostCluster(cluster));
+                Err(Corruption::RefcountUnderflow { offset: offset.0 }.into())
+            }
+            count => {
+                self.set_refcount(cluster, count - 1)?;
+                if count == 1 {
+                    self.hint = self.hint.min(cluster);
+                }
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! The two halves of a check: counting references, and comparing them with the refcounts.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cowbell_block::{Buf, Result};
+
+use super::Pass;
+use crate::engine::{Engine, NO_CAUSE};
+use crate::geometry::{Geometry, HostCluster, HostOffset};
+use crate::refcount;
+use crate::table::{self, L1Entry, L2Entry, Ownership};
+
+/// Bytes read at once where tables lie side by side.
+const PIECE_BYTES: u64 = 4 << 20;
+
+/// A table of the active image or of a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Active,
+    Snapshot,
+}
+
+/// An L2 table to be read: where, for which L1 index, in how many L1 tables.
+struct Table {
+    offset: HostOffset,
+    l1_index: u64,
+    raw: u64,
+    active: bool,
+    times: u32,
+}
+
+impl Pass {
+    /// Counts every reference.
+    pub(super) async fn scan(&mut self, engine: &Arc<Engine>) -> Result<()> {
+        let geometry = engine.geometry;
+        let header = engine.state.lock().header.clone();
+        let snapshots = engine.snapshots.lock().clone();
+        self.report.total_clusters = geometry.clusters_for(header.size);
+        self.counts.add(0, 1);
+        self.count_bytes(&geometry, header.snapshots_offset, snapshots.table_bytes);
+        let reftable_bytes = u64::from(header.reftable_clusters) << geometry.cluster_bits;
+        let mut tables = Vec::new();
+        let l1_bytes = u64::from(header.l1_entries) * 8;
+        self.count_bytes(&geometry, header.l1_offset, l1_bytes);
+        self.collect(engine, header.l1_offset, l1_bytes, Owner::Active, &mut tables).await?;
+        for snapshot in &snapshots.entries {
+            let bytes = u64::from(snapshot.l1_entries) * 8;
+            self.count_bytes(&geometry, snapshot.l1_offset, bytes);
+            self.collect(engine, snapshot.l1_offset, bytes, Owner::Snapshot, &mut tables).await?;
+        }
+        self.count_bytes(&geometry, header.reftable_offset, reftable_bytes);
+        self.scan_tables(engine, tables).await?;
+        self.scan_reftable(engine, header.reftable_offset, reftable_bytes).await
+    }
+
+    fn count_bytes(&mut self, geometry: &Geometry, offset: HostOffset, bytes: u64) {
+        let first = geometry.host_cluster(offset).0;
+        self.counts.add_range(first..first + geometry.clusters_for(bytes), 1);
+    }
+
+    /// Reads an L1 table and notes the L2 tables that it names.
+    async fn collect(
+        &mut self,
+        engine: &Arc<Engine>,
+        offset: HostOffset,
+        bytes: u64,
+        owner: Owner,
+        tables: &mut Vec<Table>,
+    ) -> Result<()> {
+        let geometry = engine.geometry;
+        let file_len = engine.file.len();
+        let mut broken = Vec::new();
+        engine
+            .each_entry(offset, bytes, |l1_index, raw| {
+                if let L1Entry::Table(offset, _) = L1Entry::decode(raw) {
+                    if L1Entry::has_reserved_bits(raw) {
+                        broken.push(format!("ERROR found L1 entry with reserved bits set: {raw:x}"));
+                    }
+                    if !geometry.is_aligned(offset) {
+                        broken.push(format!(
+                            "ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted",
+                            offset.0
+                        ));
+                    } else if offset.0 >= file_len {
+                        broken.push(format!(
+                            "ERROR l2_offset={:x}: Table is outside the image file; L1 entry corrupted",
+                            offset.0
+                        ));
+                    } else {
+                        tables.push(Table {
+                            offset,
+                            l1_index,
+                            raw,
+                            active: owner == Owner::Active,
+                            times: 1,
+                        });
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+        broken.into_iter().for_each(|line| self.corruption(line));
+        Ok(())
+    }
+
+    /// Reads each distinct L2 table once, in file order.
+    async fn scan_tables(&mut self, engine: &Arc<Engine>, mut tables: Vec<Table>) -> Result<()> {
+        // Fragmentation is told along the disk, so the last data cluster of each table is remembered by L1 index.
+        tables.sort_by_key(|t| (t.offset, !t.active, t.l1_index));
+        tables.dedup_by(|next, kept| {
+            let same = next.offset == kept.offset;
+            if same {
+                kept.times += next.times;
+            }
+            same
+        });
+        let size = engine.geometry.cluster_size();
+        let mut ends: Vec<(u64, Fragments)> = Vec::new();
+        let mut at = 0;
+        while at < tables.len() {
+            let start = tables[at].offset.0;
+            let mut end = at + 1;
+            while end < tables.len()
+                && tables[end].offset.0 == start + (end - at) as u64 * size
+                && (end - at) as u64 * size < PIECE_BYTES
+            {
+                end += 1;
+            }
+            let piece = engine.file.read(start, (end - at) * size as usize).await?;
+            for (i, table) in tables[at..end].iter().enumerate() {
+                let bytes = &piece[i * size as usize..(i + 1) * size as usize];
+                let fragments = self.scan_table(engine, table, bytes).await?;
+                if table.active {
+                    ends.push((table.l1_index, fragments));
+                }
+            }
+            piece.recycle();
+            at = end;
+        }
+        ends.sort_by_key(|(index, _)| *index);
+        let mut last: Option<u64> = None;
+        for (_, fragments) in ends {
+            if let (Some(last), Some(first)) = (last, fragments.first)
+                && last + size != first
+            {
+                self.report.fragmented_clusters += 1;
+            }
+            last = fragments.last.or(last);
+        }
+        Ok(())
+    }
+
+    async fn scan_table(&mut self, engine: &Arc<Engine>, table: &Table, bytes: &[u8]) -> Result<Fragments> {
+        let geometry = engine.geometry;
+        let version = engine.state.lock().header.version;
+        let cluster = geometry.host_cluster(table.offset).0;
+        self.counts.add(cluster, table.times);
+        if table.active {
+            self.check_copied_table(engine, table, cluster).await?;
+        }
+        let file_len = engine.file.len();
+        let mut fragments = Fragments::default();
+        for (i, raw) in bytes.chunks_exact(8).enumerate() {
+            let raw = u64::from_be_bytes(*raw.first_chunk().expect("eight bytes"));
+            if raw == 0 {
+                continue;
+            }
+            let entry = L2Entry::decode(raw, &geometry);
+            if L2Entry::has_reserved_bits(raw) {
+                self.corruption(format!("ERROR found l2 entry with reserved bits set: {raw:x}"));
+            }
+            match entry {
+                L2Entry::Unallocated => {}
+                zero if version < 3 && zero.is_zero() => {
+                    let guest = (table.l1_index * geometry.l2_entries() + i as u64) << geometry.cluster_bits;
+                    self.corruption(format!(
+                        "ERROR: zero cluster entry in a version 2 image (guest offset {guest:#x})"
+                    ));
+                }
+                L2Entry::ZeroPlain => {}
+                L2Entry::Normal(host, _) | L2Entry::ZeroAllocated(host, _) => {
+                    if table.active {
+                        self.report.allocated_clusters += u64::from(matches!(entry, L2Entry::Normal(..)));
+                        self.report.fragmented_clusters +=
+                            u64::from(fragments.follow(host.0, geometry.cluster_size()));
+                    }
+                    if !geometry.is_aligned(host) {
+                        self.corruption(format!(
+                            "ERROR offset={:x}: Data cluster is not properly aligned; L2 entry corrupted.",
+                            host.0
+                        ));
+                        continue;
+                    }
+                    self.count_data(engine, host, file_len, table.times);
+                    if table.active {
+                        self.check_copied_data(engine, raw, geometry.host_cluster(host).0).await?;
+                    }
+                }
+                L2Entry::Compressed(compressed) => {
+                    if L2Entry::copied_flag(raw) {
+                        self.corruption(format!(
+                            "ERROR: coffset=0x{:x}: copied flag must never be set for compressed clusters",
+                            compressed.offset.0
+                        ));
+                    }
+                    let clusters = engine.state.lock().compressed_clusters(compressed);
+                    if clusters.start * geometry.cluster_size() >= file_len {
+                        self.corruption(format!(
+                            "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x{:x} size 0x{:x}",
+                            compressed.offset.0, compressed.len
+                        ));
+                        continue;
+                    }
+                    self.counts.add_range(clusters, table.times);
+                    if table.active {
+                        self.report.allocated_clusters += 1;
+                        self.report.compressed_clusters += 1;
+                        // A compressed image is fragmented by nature: the reference counts each one.
+                        self.report.fragmented_clusters += 1;
+                    }
+                }
+            }
+        }
+        Ok(fragments)
+    }
+
+    fn count_data(&mut self, engine: &Engine, host: HostOffset, file_len: u64, times: u32) {
+        let size = engine.geometry.cluster_size();
+        if host.0 >= file_len {
+            self.corruption(format!(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x{:x} size 0x{size:x}",
+                host.0
+            ));
+            return;
+        }
+        self.counts.add(engine.geometry.host_cluster(host).0, times);
+    }
+
+    async fn check_copied_table(&mut self, engine: &Arc<Engine>, table: &Table, cluster: u64) -> Result<()> {
+        let refcount = engine.decide(NO_CAUSE, |state| state.refcount(cluster)).await?;
+        let flagged = matches!(L1Entry::decode(table.raw), L1Entry::Table(_, Ownership::Private));
+        if flagged != (refcount == 1) {
+            self.corruption(format!(
+                "ERROR OFLAG_COPIED L2 cluster: l1_index={} l1_entry={:x} refcount={refcount}",
+                table.l1_index, table.raw
+            ));
+        }
+        Ok(())
+    }
+
+    async fn check_copied_data(&mut self, engine: &Arc<Engine>, raw: u64, cluster: u64) -> Result<()> {
+        let refcount = {
+            let cached = engine.state.lock().refcount(cluster);
+            match cached {
+                Ok(refcount) => refcount,
+                Err(_) => engine.decide(NO_CAUSE, |state| state.refcount(cluster)).await?,
+            }
+        };
+        if L2Entry::copied_flag(raw) != (refcount == 1) {
+            self.corruption(format!("ERROR OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={refcount}"));
+        }
+        Ok(())
+    }
+
+    /// Counts the refcount blocks themselves.
+    async fn scan_reftable(&mut self, engine: &Arc<Engine>, offset: HostOffset, bytes: u64) -> Result<()> {
+        let geometry = engine.geometry;
+        let file_len = engine.file.len();
+        let mut lines = Vec::new();
+        let counts = &mut self.counts;
+        let mut doubled = Vec::new();
+        engine
+            .each_entry(offset, bytes, |index, raw| {
+                if table::reftable_has_reserved_bits(raw) {
+                    lines.push(format!("ERROR refcount table entry {index} has reserved bits set"));
+                }
+                let Some(block) = table::refblock_offset(raw) else { return Ok(()) };
+                if !geometry.is_aligned(block) {
+                    lines.push(format!(
+                        "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
+                    ));
+                } else if block.0 >= file_len {
+                    lines.push(format!("ERROR refcount block {index} is outside image"));
+                } else {
+                    let cluster = geometry.host_cluster(block).0;
+                    counts.add(cluster, 1);
+                    doubled.push((index, cluster));
+                }
+                Ok(())
+            })
+            .await?;
+        for (index, cluster) in doubled {
+            let count = self.counts.get(cluster);
+            if count != 1 {
+                lines.push(format!("ERROR refcount block {index} refcount={count}"));
+            }
+        }
+        lines.into_iter().for_each(|line| self.corruption(line));
+        Ok(())
+    }
+
+    /// Compares the counts with the refcounts, block by block.
+    pub(super) async fn compare(&mut self, engine: &Arc<Engine>) -> Result<()> {
+        let geometry = engine.geometry;
+        let (offset, bytes) = {
+            let state = engine.state.lock();
+            let bytes = u64::from(state.header.reftable_clusters) << geometry.cluster_bits;
+            (state.header.reftable_offset, bytes)
+        };
+        let mut blocks = Vec::new();
+        let file_len = engine.file.len();
+        engine
+            .each_entry(offset, bytes, |index, raw| {
+                if let Some(block) = table::refblock_offset(raw)
+                    && geometry.is_aligned(block)
+                    && block.0 < file_len
+                {
+                    blocks.push((index, block));
+                }
+                Ok(())
+            })
+            .await?;
+        let per_block = geometry.refblock_entries();
+        let end = self.counts.end();
+        let mut end_in_use = end;
+        let mut next = 0;
+        for (index, block) in blocks {
+            let first = index * per_block;
+            self.missing(next..first.min(end));
+            next = first + per_block;
+            let content = engine.file.read(block.0, geometry.cluster_size() as usize).await?;
+            self.compare_block(&geometry, first, &content, &mut end_in_use);
+            content.recycle();
+        }
+        self.missing(next..end);
+        self.report.image_end_offset = geometry.host_offset(HostCluster(end_in_use)).0;
+        Ok(())
+    }
+
+    /// Clusters that no refcount block covers.
+    fn missing(&mut self, clusters: Range<u64>) {
+        if clusters.is_empty() {
+            return;
+        }
+        let mut found = Vec::new();
+        for (first, counts) in self.counts.chunks_in(clusters.clone()) {
+            for (i, count) in counts.iter().enumerate().filter(|(_, c)| **c != 0) {
+                let cluster = first + i as u64;
+                if clusters.contains(&cluster) {
+                    found.push((cluster, u64::from(*count)));
+                }
+            }
+        }
+        for (cluster, count) in found {
+            self.mismatch(cluster, 0, count);
+        }
+    }
+
+    fn compare_block(&mut self, geometry: &Geometry, first: u64, content: &Buf, end: &mut u64) {
+        let order = geometry.refcount_order;
+        for i in 0..geometry.refblock_entries() {
+            let refcount = refcount::get(content, order, i);
+            let count = self.counts.get(first + i);
+            if refcount != 0 {
+                *end = (*end).max(first + i + 1);
+            }
+            if refcount != count {
+                self.mismatch(first + i, refcount, count);
+            }
+        }
+    }
+
+    fn mismatch(&mut self, cluster: u64, refcount: u64, count: u64) {
+        if refcount > count {
+            self.report.leaks += 1;
+            match self.too_high.last_mut() {
+                Some((run, value)) if run.end == cluster && *value == count => run.end += 1,
+                _ => self.too_high.push((cluster..cluster + 1, count)),
+            }
+            self.find(format!("Leaked cluster {cluster} refcount={refcount} reference={count}"));
+        } else {
+            self.too_low.push((cluster, count));
+            self.corruption(format!("ERROR cluster {cluster} refcount={refcount} reference={count}"));
+        }
+    }
+}
+
+/// Whether data clusters follow each other, within one L2 table.
+#[derive(Default)]
+struct Fragments {
+    first: Option<u64>,
+    last: Option<u64>,
+}
+
+impl Fragments {
+    /// Notes the next data cluster; says whether it breaks the row.
+    fn follow(&mut self, host: u64, size: u64) -> bool {
+        let breaks = self.last.is_some_and(|last| last + size != host);
+        self.first = self.first.or(Some(host));
+        self.last = Some(host);
+        breaks
+    }
+}

@@ -1,0 +1,71 @@
+//! Compressed clusters: raw deflate or Zstandard, each of exactly one cluster.
+//!
+//! What comes from an image is hostile until decoded: output is bounded by the cluster, trailing bytes of the
+//! last sector are ignored, anything short of a whole cluster is refused.
+
+use cowbell_block::Buf;
+
+use crate::header::CompressionType;
+
+/// Decodes one cluster of `cluster_size` bytes; `None` if the data does not hold one.
+pub(crate) fn decompress(kind: CompressionType, stored: &[u8], cluster_size: usize) -> Option<Buf> {
+    let mut cluster = Buf::scratch(cluster_size);
+    let complete = match kind {
+        CompressionType::Zlib => inflate(stored, &mut cluster),
+        CompressionType::Zstd => unzstd(stored, &mut cluster),
+    };
+    complete.then_some(cluster)
+}
+
+fn inflate(stored: &[u8], cluster: &mut [u8]) -> bool {
+    let len = cluster.len();
+    libdeflater::Decompressor::new().deflate_decompress(stored, cluster).is_ok_and(|n| n == len)
+}
+
+/// Decodes as a stream: the frame is followed by the padding of its last sector.
+fn unzstd(stored: &[u8], cluster: &mut [u8]) -> bool {
+    use zstd_safe::{DCtx, InBuffer, OutBuffer};
+    let Some(mut context) = DCtx::try_create() else { return false };
+    let mut input = InBuffer::around(stored);
+    let mut output = OutBuffer::around(cluster);
+    loop {
+        let before = (input.pos(), output.pos());
+        match context.decompress_stream(&mut output, &mut input) {
+            Err(_) => return false,
+            Ok(_) if output.pos() == output.capacity() => return true,
+            // A frame may end before the cluster is full: another may follow. No progress means truncation.
+            Ok(_) if (input.pos(), output.pos()) == before => return false,
+            Ok(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deflate_round_trip_with_padding_and_damage() {
+        let plain: Vec<u8> = (0..65536u32).map(|i| (i / 97) as u8).collect();
+        let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+        let mut packed = vec![0; compressor.deflate_compress_bound(plain.len())];
+        let n = compressor.deflate_compress(&plain, &mut packed).unwrap();
+        packed.truncate(n);
+        packed.resize(n.next_multiple_of(512), 0xaa);
+        assert_eq!(&decompress(CompressionType::Zlib, &packed, 65536).unwrap()[..], &plain[..]);
+        assert!(decompress(CompressionType::Zlib, &packed, 65536 * 2).is_none(), "short of a cluster");
+        assert!(decompress(CompressionType::Zlib, &packed[..n / 2], 65536).is_none(), "truncated");
+    }
+
+    #[test]
+    fn zstd_round_trip_with_padding_and_damage() {
+        let plain: Vec<u8> = (0..65536u32).map(|i| (i / 97) as u8).collect();
+        let mut packed = vec![0; zstd_safe::compress_bound(plain.len())];
+        let n = zstd_safe::compress(&mut packed[..], &plain, 3).unwrap();
+        packed.truncate(n);
+        packed.resize(n.next_multiple_of(512), 0);
+        assert_eq!(&decompress(CompressionType::Zstd, &packed, 65536).unwrap()[..], &plain[..]);
+        assert!(decompress(CompressionType::Zstd, &packed[..n / 2], 65536).is_none(), "truncated");
+        assert!(decompress(CompressionType::Zstd, &[0; 512], 65536).is_none(), "no frame");
+    }
+}

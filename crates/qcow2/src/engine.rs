@@ -1,0 +1,264 @@
+//! The engine's shared parts: what is open, who waits for whom, and what happens to abandoned work.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use cowbell_block::range_lock::{LockMode, RangeLock};
+use cowbell_block::{BoxFuture, Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result};
+use parking_lot::Mutex;
+
+use crate::geometry::Geometry;
+use crate::header::{Header, Incompatible};
+use crate::snapshot::SnapshotTable;
+use crate::state::{Corruption, State};
+
+/// Called with a line for people when something noteworthy happens to an image.
+pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// An open image.
+pub(crate) struct Engine {
+    pub file: Child,
+    pub backing: Option<Child>,
+    pub geometry: Geometry,
+    pub state: Mutex<State>,
+    pub snapshots: Mutex<SnapshotTable>,
+    /// Guest clusters: shared by overwrites in place, exclusive for everything that changes a mapping.
+    pub ranges: RangeLock,
+    /// One flush at a time.
+    pub flushing: RangeLock,
+    /// One write-back of refcounts at a time.
+    pub refcounting: RangeLock,
+    pub loading: Loading,
+    pub writable: AtomicBool,
+    pub closed: AtomicBool,
+    /// A flush failed: what is durable is unknown until the image is opened again.
+    pub poisoned: AtomicBool,
+    /// Metadata is broken; the corrupt bit is set.
+    pub corrupt: AtomicBool,
+    pub discard: Discard,
+    pub notice: Option<Notice>,
+    orphans: Mutex<Vec<BoxFuture<Completion>>>,
+    orphan_count: AtomicUsize,
+}
+
+/// Queues for things that are loaded or made once.
+#[derive(Default)]
+pub(crate) struct Loading {
+    pub l1: RangeLock,
+    pub l2: RangeLock,
+    pub reftable: RangeLock,
+    pub refblock: RangeLock,
+    pub meta: RangeLock,
+    pub tables: RangeLock,
+    pub grow: RangeLock,
+    pub header: RangeLock,
+}
+
+/// What happens to the storage of discarded clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Discard {
+    /// It is free for reuse in the image.
+    #[default]
+    Keep,
+    /// It is given back to the host as well.
+    Unmap,
+}
+
+/// The image cannot be used any more.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    #[error("the image was closed")]
+    Closed,
+    #[error("an earlier flush failed; open the image again")]
+    Poisoned,
+    #[error("the image is marked corrupt")]
+    Corrupt,
+}
+
+impl Engine {
+    pub fn new(
+        file: Child,
+        backing: Option<Child>,
+        state: State,
+        snapshots: SnapshotTable,
+        discard: Discard,
+        notice: Option<Notice>,
+    ) -> Self {
+        Self {
+            file,
+            backing,
+            geometry: state.geometry,
+            state: Mutex::new(state),
+            snapshots: Mutex::new(snapshots),
+            ranges: RangeLock::new(),
+            flushing: RangeLock::new(),
+            refcounting: RangeLock::new(),
+            loading: Loading::default(),
+            writable: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
+            corrupt: AtomicBool::new(false),
+            discard,
+            notice,
+            orphans: Mutex::default(),
+            orphan_count: AtomicUsize::new(0),
+        }
+    }
+
+    /// Bytes of a table slice.
+    pub fn slice_bytes(&self) -> u64 {
+        u64::from(self.geometry.slice_bytes)
+    }
+
+    /// Whether requests are served at all.
+    ///
+    /// # Errors
+    /// When the image was closed or found corrupt.
+    #[inline]
+    pub fn check_usable(&self) -> Result<()> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::InvalidInput, Unusable::Closed));
+        }
+        if self.corrupt.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Io, Unusable::Corrupt));
+        }
+        Ok(())
+    }
+
+    /// Whether mutations are accepted.
+    ///
+    /// # Errors
+    /// When the image is read-only, or unusable.
+    #[inline]
+    pub fn check_writable(&self) -> Result<()> {
+        self.check_usable()?;
+        if !self.writable.load(Ordering::Relaxed) {
+            return Err(ErrorKind::PermissionDenied.into());
+        }
+        if self.poisoned.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Poisoned, Unusable::Poisoned));
+        }
+        Ok(())
+    }
+
+    /// Changes the header, in the file first: one write inside its first sector, so that a cut leaves the old
+    /// values or the new ones (rule R10). Not durable before the next barrier.
+    pub async fn update_header(self: &Arc<Self>, change: impl Fn(&mut Header)) -> Result<()> {
+        let _turn = self.loading.header.lock(0..1, LockMode::Exclusive).await;
+        let mut header = self.state.lock().header.clone();
+        change(&mut header);
+        let (offset, fields) = header.fixed_fields();
+        self.file.write(offset, Buf::copy_of(&fields)).await?;
+        change(&mut self.state.lock().header);
+        Ok(())
+    }
+
+    /// Deals with metadata that contradicts the format: marks the image corrupt if it may be written, tells it,
+    /// and gives the error for whoever met it.
+    pub async fn report(self: &Arc<Self>, corruption: Corruption) -> Error {
+        let text = corruption.to_string();
+        let error = Error::new(ErrorKind::Corrupt, corruption);
+        let first = !self.corrupt.swap(true, Ordering::SeqCst);
+        let writable = self.writable.load(Ordering::Relaxed);
+        if !writable {
+            // Nothing can be damaged by going on: other parts of the image stay readable.
+            self.corrupt.store(false, Ordering::SeqCst);
+            self.tell(&format!(
+                "qcow2: Image is corrupt: {text}; further non-fatal corruption events will be suppressed"
+            ));
+        } else if first {
+            self.tell(&format!(
+                "qcow2: Marking image as corrupt: {text}; further corruption events will be suppressed"
+            ));
+            if self.state.lock().header.version >= 3 {
+                // Best effort: the image is refused from now on in any case.
+                let _ = self.update_header(|header| header.incompatible |= Incompatible::CORRUPT).await;
+            }
+        }
+        error
+    }
+
+    pub fn tell(&self, line: &str) {
+        if let Some(notice) = &self.notice {
+            notice(line);
+        }
+    }
+
+    /// Wraps a mutation so that dropping it stops the waiting, not the work.
+    pub fn keep(self: &Arc<Self>, work: impl Future<Output = Completion> + Send + 'static) -> Op {
+        Op::Wait(Box::pin(Kept { engine: self.clone(), work: Some(Box::pin(work)), started: false }))
+    }
+
+    /// Whether abandoned work waits to be finished.
+    #[inline]
+    pub fn has_orphans(&self) -> bool {
+        self.orphan_count.load(Ordering::Relaxed) != 0
+    }
+
+    /// Finishes abandoned work.
+    pub async fn settle(self: &Arc<Self>) {
+        std::future::poll_fn(|cx| {
+            self.poll_orphans(cx);
+            match self.has_orphans() {
+                true => Poll::Pending,
+                false => Poll::Ready(()),
+            }
+        })
+        .await;
+    }
+
+    fn poll_orphans(&self, cx: &mut Context<'_>) {
+        if !self.has_orphans() {
+            return;
+        }
+        let mut orphans = std::mem::take(&mut *self.orphans.lock());
+        orphans.retain_mut(|orphan| orphan.as_mut().poll(cx).is_pending());
+        let mut kept = self.orphans.lock();
+        kept.append(&mut orphans);
+        self.orphan_count.store(kept.len(), Ordering::Relaxed);
+    }
+
+    /// Nothing is half done: no ranges are held, nothing is abandoned.
+    pub fn is_quiet(&self) -> bool {
+        self.ranges.in_use() == 0 && !self.has_orphans()
+    }
+}
+
+/// A mutation on its way.
+struct Kept {
+    engine: Arc<Engine>,
+    work: Option<BoxFuture<Completion>>,
+    started: bool,
+}
+
+impl Future for Kept {
+    type Output = Completion;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
+        self.started = true;
+        // Abandoned work may hold what this one waits for.
+        self.engine.poll_orphans(cx);
+        let work = self.work.as_mut().expect("not polled after completion");
+        let result = work.as_mut().poll(cx);
+        if result.is_ready() {
+            self.work = None;
+        }
+        result
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let (Some(work), true) = (self.work.take(), self.started) {
+            let mut orphans = self.engine.orphans.lock();
+            orphans.push(work);
+            self.engine.orphan_count.store(orphans.len(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The cause of work that no request asked for.
+pub(crate) const NO_CAUSE: Cause = Cause { request: 0, origin: 0 };

@@ -1,0 +1,296 @@
+//! Moves metadata into the file in an order that is safe to cut anywhere, and makes it durable.
+//!
+//! ```text
+//!   refcounts (always safe: only ever too high)      } group A, together with guest data and new
+//!   [barrier, refcount table entries of new blocks]  } tables that were written as they came
+//!   barrier             only if an entry points to something new
+//!   L2 and L1 entries                                group B
+//!   barrier
+//!   freed clusters: hole punched, refcount lowered   rides in group A of the next flush
+//! ```
+//!
+//! L1 entries ride with L2 entries: a table's own clusters are written whole before its L1 entry changes in
+//! memory, so either may become durable first. One barrier when nothing was allocated since the last flush,
+//! two in the steady case, three when a refcount block was added. The design's third group is needed for
+//! refcount blocks only.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cowbell_block::range_lock::LockMode;
+use cowbell_block::{DebugEvent, Error, ErrorKind, Request, Result, mutant};
+
+use crate::cache::{TableCache, WriteBack};
+use crate::engine::{Engine, NO_CAUSE};
+use crate::header::Incompatible;
+use crate::read::Gather;
+use crate::state::{Freed, State};
+
+/// Which cache a write-back belongs to.
+type CacheOf = fn(&mut State) -> &mut TableCache;
+
+impl Engine {
+    /// Makes every write that completed before this call durable.
+    ///
+    /// # Errors
+    /// The file's error. Unless the host was merely out of space, later writes and flushes fail as well: what the
+    /// file holds is unknown (rule G9).
+    pub(crate) async fn flush(self: &Arc<Self>) -> Result<()> {
+        let arrived_after = self.state.lock().flush_started;
+        let _turn = self.flushing.lock(0..1, LockMode::Exclusive).await;
+        self.check_poison()?;
+        if self.state.lock().flush_covered > arrived_after {
+            return Ok(());
+        }
+        self.flush_now().await
+    }
+
+    fn check_poison(&self) -> Result<()> {
+        match self.poisoned.load(Ordering::SeqCst) {
+            true => Err(ErrorKind::Poisoned.into()),
+            false => Ok(()),
+        }
+    }
+
+    async fn flush_now(self: &Arc<Self>) -> Result<()> {
+        let (number, mut entries, depends, mut freed) = {
+            let mut state = self.state.lock();
+            state.flush_started += 1;
+            let entries = state.take_entries(self.file.limits().request_alignment);
+            let depends = std::mem::take(&mut state.entries_need_barrier);
+            let freed = std::mem::take(&mut state.freed);
+            if !freed.is_empty() {
+                state.epochs.advance();
+            }
+            (state.flush_started, entries, depends, freed)
+        };
+        let result = self.write_in_order(&mut entries, depends).await;
+        {
+            let mut state = self.state.lock();
+            if let Err(e) = result {
+                for (cache, write) in entries {
+                    cache(&mut state).not_written(write.key);
+                }
+                state.entries_need_barrier |= depends;
+                freed.append(&mut state.freed);
+                state.freed = freed;
+                return Err(e);
+            }
+            state.flush_covered = number;
+            state.released.append(&mut freed);
+        }
+        self.reclaim().await
+    }
+
+    /// Groups A and B with their barriers. What arrived is taken out of `entries`.
+    async fn write_in_order(
+        self: &Arc<Self>,
+        entries: &mut Vec<(CacheOf, WriteBack)>,
+        depends: bool,
+    ) -> Result<()> {
+        if mutant::is_active("reference-before-refcount") {
+            self.write_all(entries).await?;
+            self.barrier().await?;
+        }
+        let lazy = self.state.lock().lazy;
+        if lazy {
+            if !entries.is_empty() {
+                self.set_dirty_bit().await?;
+            }
+        } else {
+            self.write_refcounts().await?;
+        }
+        if !entries.is_empty() {
+            if depends && !mutant::is_active("barrier-before-entries") {
+                self.barrier().await?;
+            }
+            self.write_all(entries).await?;
+        }
+        if mutant::is_active("barrier-after-entries") {
+            return Ok(());
+        }
+        self.barrier().await
+    }
+
+    /// Makes all that was written to the file durable. A failure is final.
+    pub(crate) async fn barrier(self: &Arc<Self>) -> Result<()> {
+        self.file.announce(DebugEvent::FlushToDisk, NO_CAUSE).await;
+        let result = self.file.flush().await;
+        if result.is_err() {
+            self.poisoned.store(true, Ordering::SeqCst);
+        }
+        result
+    }
+
+    /// Writes refcounts that are newer than the file; safe at any time, since a refcount is raised before its
+    /// reference exists and lowered after it is durably gone.
+    pub(crate) async fn write_refcounts(self: &Arc<Self>) -> Result<()> {
+        let _turn = self.refcounting.lock(0..1, LockMode::Exclusive).await;
+        let align = self.file.limits().request_alignment;
+        let (mut blocks, mut table) = {
+            let mut state = self.state.lock();
+            let table = of_cache(reftable, state.reftable.take_dirty(align));
+            (of_cache(refblocks, state.refblocks.take_dirty(align)), table)
+        };
+        if !blocks.is_empty() {
+            self.file.announce(DebugEvent::RefblockUpdatePart, NO_CAUSE).await;
+        }
+        let mut result = self.write_all(&mut blocks).await;
+        if !table.is_empty() && result.is_ok() {
+            // The block must be readable before the table names it.
+            if !mutant::is_active("barrier-before-reftable") {
+                result = self.barrier().await;
+            }
+            self.file.announce(DebugEvent::RefblockAllocHookup, NO_CAUSE).await;
+            if result.is_ok() {
+                result = self.write_all(&mut table).await;
+            }
+            // And the table must name it before anything relies on its refcounts.
+            if result.is_ok() && !mutant::is_active("barrier-after-reftable") {
+                result = self.barrier().await;
+            }
+        }
+        if result.is_err() {
+            let mut state = self.state.lock();
+            for (cache, write) in blocks.into_iter().chain(table) {
+                cache(&mut state).not_written(write.key);
+            }
+        }
+        result
+    }
+
+    /// Writes all copies side by side, taking out those that arrived.
+    async fn write_all(self: &Arc<Self>, writes: &mut Vec<(CacheOf, WriteBack)>) -> Result<()> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let mut gather = Gather::default();
+        let mut keys = Vec::with_capacity(writes.len());
+        for (cache, write) in writes.drain(..) {
+            if let Some(suspension) = self.file.event(event_of(cache), NO_CAUSE) {
+                suspension.await;
+            }
+            keys.push((cache, write.key, write.host));
+            gather.add(self.file.submit(Request::write(write.host.0, write.bytes)));
+        }
+        let (bufs, result) = gather.finish().await;
+        bufs.recycle();
+        let mut state = self.state.lock();
+        for (cache, key, _) in keys {
+            match result {
+                Ok(()) => cache(&mut state).written(key),
+                Err(_) => cache(&mut state).not_written(key),
+            }
+        }
+        result.map_err(|e| self.write_failed(e))
+    }
+
+    /// A full host may get room again; any other failure leaves the file's content unknown.
+    fn write_failed(&self, e: Error) -> Error {
+        if e.kind() != ErrorKind::NoSpace {
+            self.poisoned.store(true, Ordering::SeqCst);
+        }
+        e
+    }
+
+    /// Gives released clusters back: hole first, then the refcount, so that nobody can own them meanwhile.
+    pub(crate) async fn reclaim(self: &Arc<Self>) -> Result<()> {
+        loop {
+            let next = {
+                let mut state = self.state.lock();
+                let oldest = state.epochs.oldest_running();
+                let ready = |f: &Freed| f.epoch < oldest || mutant::is_active("no-epochs");
+                let index = state.released.iter().position(ready);
+                index.map(|i| state.released.swap_remove(i))
+            };
+            let Some(freed) = next else { return Ok(()) };
+            if freed.punch && !mutant::is_active("punch-after-free") {
+                self.punch(&freed).await;
+            }
+            for cluster in freed.clusters.clone() {
+                self.decide(NO_CAUSE, |state| state.drop_reference(cluster)).await?;
+            }
+            if freed.punch && mutant::is_active("punch-after-free") {
+                self.punch(&freed).await;
+            }
+        }
+    }
+
+    /// Returns the storage of clusters that lose their only reference to the host. Failure costs only space.
+    async fn punch(self: &Arc<Self>, freed: &Freed) {
+        let size = self.geometry.cluster_size();
+        for cluster in freed.clusters.clone() {
+            let last = self.decide(NO_CAUSE, |state| state.refcount(cluster)).await;
+            if matches!(last, Ok(1)) {
+                let request = Request::discard(cluster * size, size);
+                let _ = self.file.submit(request).finish().await;
+            }
+        }
+    }
+
+    /// With lazy refcounts the image must say so before an entry relies on a refcount that is not written.
+    async fn set_dirty_bit(self: &Arc<Self>) -> Result<()> {
+        if self.state.lock().header.incompatible.contains(Incompatible::DIRTY) {
+            return Ok(());
+        }
+        self.update_header(|header| header.incompatible |= Incompatible::DIRTY).await?;
+        if mutant::is_active("barrier-dirty-bit") {
+            return Ok(());
+        }
+        self.barrier().await
+    }
+
+    /// Makes refcounts exact again and clears the dirty bit, in this order.
+    pub(crate) async fn settle_refcounts(self: &Arc<Self>) -> Result<()> {
+        self.flush().await?;
+        // Clusters freed by that flush are counted down now; written here, made durable below.
+        self.write_refcounts().await?;
+        self.barrier().await?;
+        if self.state.lock().header.incompatible.contains(Incompatible::DIRTY) {
+            self.update_header(|header| header.incompatible -= Incompatible::DIRTY).await?;
+            self.barrier().await?;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Copies of the L2 and L1 entries that are newer than the file.
+    fn take_entries(&mut self, align: u32) -> Vec<(CacheOf, WriteBack)> {
+        let mut entries = of_cache(l2, self.l2.take_dirty(align));
+        entries.extend(of_cache(l1, self.l1.take_dirty(align)));
+        entries
+    }
+}
+
+fn of_cache(cache: CacheOf, writes: Vec<WriteBack>) -> Vec<(CacheOf, WriteBack)> {
+    writes.into_iter().map(|w| (cache, w)).collect()
+}
+
+fn l1(state: &mut State) -> &mut TableCache {
+    &mut state.l1
+}
+
+fn l2(state: &mut State) -> &mut TableCache {
+    &mut state.l2
+}
+
+fn reftable(state: &mut State) -> &mut TableCache {
+    &mut state.reftable
+}
+
+fn refblocks(state: &mut State) -> &mut TableCache {
+    &mut state.refblocks
+}
+
+fn event_of(cache: CacheOf) -> DebugEvent {
+    if std::ptr::fn_addr_eq(cache, l1 as CacheOf) {
+        DebugEvent::L1Update
+    } else if std::ptr::fn_addr_eq(cache, l2 as CacheOf) {
+        DebugEvent::L2Update
+    } else if std::ptr::fn_addr_eq(cache, reftable as CacheOf) {
+        DebugEvent::ReftableUpdate
+    } else {
+        DebugEvent::RefblockUpdatePart
+    }
+}

@@ -1,0 +1,162 @@
+//! Address spaces of an image, and the one value that converts between them.
+//!
+//! A guest offset (a plain `u64` of a request) falls into a [`GuestCluster`], which an L2 entry maps to a
+//! [`HostOffset`]. Refcounts are kept per [`HostCluster`]. All conversions live on [`Geometry`].
+
+use std::fmt;
+
+/// Smallest `cluster_bits` of the format: 512 bytes (qcow2 specification, header).
+pub const CLUSTER_BITS_MIN: u32 = 9;
+/// Largest `cluster_bits` that the reference accepts: 2 MiB.
+pub const CLUSTER_BITS_MAX: u32 = 21;
+/// Bytes of one cached slice of a table, unless the cluster is smaller: small enough that a random read brings
+/// in little, large enough for one host I/O.
+pub const SLICE_BYTES: u32 = 4096;
+
+/// Number of a cluster of the guest's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GuestCluster(pub u64);
+
+/// Byte offset in the image file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostOffset(pub u64);
+
+/// Number of a cluster of the image file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostCluster(pub u64);
+
+impl fmt::Display for HostOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// The sizes an image's header fixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Log2 of the cluster size, 9 to 21.
+    pub cluster_bits: u32,
+    /// Log2 of the bits of one refcount, 0 to 6.
+    pub refcount_order: u32,
+    /// Bytes of a cached table slice: a power of two of at most one cluster.
+    pub slice_bytes: u32,
+}
+
+impl Geometry {
+    /// The geometry of an image; `slice_bytes` is brought into `512..=cluster_size`.
+    pub fn new(cluster_bits: u32, refcount_order: u32, slice_bytes: u32) -> Self {
+        assert!((CLUSTER_BITS_MIN..=CLUSTER_BITS_MAX).contains(&cluster_bits), "the header parser checks");
+        assert!(refcount_order <= 6, "the header parser checks");
+        let slice_bytes = slice_bytes.clamp(512, 1 << cluster_bits).next_power_of_two();
+        Self { cluster_bits, refcount_order, slice_bytes }
+    }
+
+    /// Bytes of a cluster.
+    pub fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Position inside its cluster of any offset.
+    pub fn in_cluster(&self, offset: u64) -> u64 {
+        offset & (self.cluster_size() - 1)
+    }
+
+    /// The guest cluster of a guest offset.
+    pub fn guest_cluster(&self, guest: u64) -> GuestCluster {
+        GuestCluster(guest >> self.cluster_bits)
+    }
+
+    /// First guest offset of a cluster.
+    pub fn guest_offset(&self, cluster: GuestCluster) -> u64 {
+        cluster.0 << self.cluster_bits
+    }
+
+    /// The host cluster that holds a host offset.
+    pub fn host_cluster(&self, host: HostOffset) -> HostCluster {
+        HostCluster(host.0 >> self.cluster_bits)
+    }
+
+    /// First host offset of a cluster.
+    pub fn host_offset(&self, cluster: HostCluster) -> HostOffset {
+        HostOffset(cluster.0 << self.cluster_bits)
+    }
+
+    /// Clusters needed for `bytes`.
+    pub fn clusters_for(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.cluster_size())
+    }
+
+    /// Whether a host offset is the beginning of a cluster.
+    pub fn is_aligned(&self, host: HostOffset) -> bool {
+        self.in_cluster(host.0) == 0
+    }
+
+    /// Entries of one L2 table.
+    pub fn l2_entries(&self) -> u64 {
+        self.cluster_size() / 8
+    }
+
+    /// Entries of one table slice (L1, L2 and refcount tables have 8-byte entries).
+    pub fn slice_entries(&self) -> u64 {
+        u64::from(self.slice_bytes) / 8
+    }
+
+    /// Slices of one L2 table or refcount block.
+    pub fn slices_per_cluster(&self) -> u64 {
+        self.cluster_size() / u64::from(self.slice_bytes)
+    }
+
+    /// The L1 index that covers a guest cluster.
+    pub fn l1_index(&self, cluster: GuestCluster) -> u64 {
+        cluster.0 / self.l2_entries()
+    }
+
+    /// The number of the L2 slice that covers a guest cluster, counted over the whole disk.
+    pub fn l2_slice(&self, cluster: GuestCluster) -> u64 {
+        cluster.0 / self.slice_entries()
+    }
+
+    /// L1 entries needed for a disk of `size` bytes.
+    pub fn l1_entries_for(&self, size: u64) -> u64 {
+        self.clusters_for(size).div_ceil(self.l2_entries())
+    }
+
+    /// Refcounts in one refcount block.
+    pub fn refblock_entries(&self) -> u64 {
+        (self.cluster_size() * 8) >> self.refcount_order
+    }
+
+    /// Refcounts in one slice of a refcount block.
+    pub fn refslice_entries(&self) -> u64 {
+        (u64::from(self.slice_bytes) * 8) >> self.refcount_order
+    }
+
+    /// Largest refcount the width can hold.
+    pub fn refcount_max(&self) -> u64 {
+        match self.refcount_order {
+            6 => u64::MAX,
+            order => (1 << (1u32 << order)) - 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_geometry_matches_the_format() {
+        let g = Geometry::new(16, 4, SLICE_BYTES);
+        assert_eq!((g.l2_entries(), g.slice_entries(), g.slices_per_cluster()), (8192, 512, 16));
+        assert_eq!((g.refblock_entries(), g.refslice_entries(), g.refcount_max()), (32768, 2048, 65535));
+        assert_eq!(g.l1_entries_for(512 << 20), 1);
+        assert_eq!(g.l1_entries_for((512 << 20) + 1), 2);
+    }
+
+    #[test]
+    fn slices_never_exceed_a_cluster() {
+        let g = Geometry::new(9, 6, SLICE_BYTES);
+        assert_eq!((g.slice_bytes, g.slices_per_cluster(), g.refblock_entries()), (512, 1, 64));
+        assert_eq!(Geometry::new(9, 0, SLICE_BYTES).refblock_entries(), 4096);
+    }
+}

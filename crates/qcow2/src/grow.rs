@@ -1,0 +1,146 @@
+//! New refcount blocks, and a larger refcount table when the old one is full.
+//!
+//! A block that covers a part of the file in which nothing lies yet is put at the beginning of that part and
+//! counts itself. A table that grows is written to new clusters, made durable, and switched by one write in
+//! the header's first sector (rule R10).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cowbell_block::range_lock::LockMode;
+use cowbell_block::{Buf, Cause, DebugEvent, Error, ErrorKind, Result};
+
+use crate::engine::Engine;
+use crate::geometry::{HostCluster, HostOffset};
+use crate::header::REFTABLE_BYTES_MAX;
+use crate::meta::{self, TableKind};
+use crate::refcount;
+use crate::state::Need;
+use crate::table;
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the refcount table would need {needed} bytes, more than the {REFTABLE_BYTES_MAX} that images may have"
+)]
+struct ReftableFull {
+    needed: u64,
+}
+
+impl Engine {
+    /// Makes the refcount block with this number in the refcount table.
+    pub(crate) async fn new_refblock(self: &Arc<Self>, index: u64, cause: Cause) -> Result<()> {
+        let _turn = self.loading.grow.lock(0..1, LockMode::Exclusive).await;
+        let raw = self.decide(cause, |state| state.reftable_entry(index)).await?;
+        if table::refblock_offset(raw).is_some() {
+            return Ok(());
+        }
+        let (entries, place) = {
+            let state = self.state.lock();
+            let entries = u64::from(state.header.reftable_clusters) * self.geometry.cluster_size() / 8;
+            (entries, state.hint.max(index * self.geometry.refblock_entries()))
+        };
+        if index >= entries {
+            return self.grow_reftable(index, place, cause).await;
+        }
+        self.file.announce(DebugEvent::RefblockAlloc, cause).await;
+        self.decide(cause, |state| state.check_overlap(place..place + 1)).await?;
+        self.file.announce(DebugEvent::RefblockAllocWrite, cause).await;
+        self.write_refblock(index, place, place..place + 1).await?;
+        self.decide(cause, |state| {
+            let per_slice = state.geometry.slice_entries();
+            let slot = state.reftable.find(index / per_slice).ok_or(Need::Reftable(index / per_slice))?;
+            let offset = place << state.geometry.cluster_bits;
+            state.reftable.set_entry(slot, index % per_slice, offset);
+            let meta = state.meta.as_mut().ok_or(Need::Meta)?;
+            meta.add_table(TableKind::Refblock, place);
+            state.hint = state.hint.max(place + 1);
+            state.virgin_from = state.virgin_from.max(offset + state.geometry.cluster_size());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes block `index` at cluster `place`, counting the clusters `used` once.
+    async fn write_refblock(self: &Arc<Self>, index: u64, place: u64, used: Range<u64>) -> Result<()> {
+        let (order, per_block) = (self.geometry.refcount_order, self.geometry.refblock_entries());
+        let mut block = Buf::zeroed(self.geometry.cluster_size() as usize);
+        let covered = index * per_block..(index + 1) * per_block;
+        for cluster in used.start.max(covered.start)..used.end.min(covered.end) {
+            let bytes = refcount::bytes_of(order, cluster - covered.start);
+            refcount::set(
+                &mut block[bytes.start as usize..bytes.end as usize],
+                order,
+                cluster - covered.start,
+                1,
+            );
+        }
+        self.file.write(place << self.geometry.cluster_bits, block).await
+    }
+
+    /// Makes a refcount table with room for block `index`; the table and the blocks that count it lie at `place`.
+    async fn grow_reftable(self: &Arc<Self>, index: u64, place: u64, cause: Cause) -> Result<()> {
+        self.file.announce(DebugEvent::ReftableGrow, cause).await;
+        let geometry = self.geometry;
+        let (old_offset, old_clusters) = {
+            let state = self.state.lock();
+            (state.header.reftable_offset, u64::from(state.header.reftable_clusters))
+        };
+        let per_block = geometry.refblock_entries();
+        // The table must have entries for the blocks that count it: a little arithmetic until it does. Half as
+        // much again as before keeps the number of such moves logarithmic (the reference's step).
+        let (mut blocks, mut clusters) = (1, (old_clusters * 3).div_ceil(2));
+        loop {
+            let last = (place + blocks + clusters - 1) / per_block;
+            let needed = geometry.clusters_for((last + 1) * 8);
+            if last + 1 - index <= blocks && needed <= clusters {
+                break;
+            }
+            blocks = blocks.max(last + 1 - index);
+            clusters = clusters.max(needed);
+        }
+        let bytes = clusters << geometry.cluster_bits;
+        if bytes > REFTABLE_BYTES_MAX {
+            return Err(Error::new(ErrorKind::TooLarge, ReftableFull { needed: bytes }));
+        }
+        let used = place..place + blocks + clusters;
+        self.decide(cause, |state| state.check_overlap(used.clone())).await?;
+        self.write_refcounts().await?;
+        let mut table = Buf::zeroed(bytes as usize);
+        let old = self.file.read(old_offset.0, (old_clusters << geometry.cluster_bits) as usize).await?;
+        table[..old.len()].copy_from_slice(&old);
+        old.recycle();
+        self.file.announce(DebugEvent::RefblockAllocWriteBlocks, cause).await;
+        for i in 0..blocks {
+            self.write_refblock(index + i, place + i, used.clone()).await?;
+            let offset = (place + i) << geometry.cluster_bits;
+            let at = (index + i) as usize * 8;
+            table[at..at + 8].copy_from_slice(&offset.to_be_bytes());
+        }
+        let offset = HostOffset((place + blocks) << geometry.cluster_bits);
+        self.file.announce(DebugEvent::RefblockAllocWriteTable, cause).await;
+        self.file.write(offset.0, table).await?;
+        self.barrier().await?;
+        self.file.announce(DebugEvent::RefblockAllocSwitchTable, cause).await;
+        self.update_header(|header| {
+            header.reftable_offset = offset;
+            header.reftable_clusters = clusters as u32;
+        })
+        .await?;
+        {
+            let mut state = self.state.lock();
+            state.reftable.forget(0..u64::MAX);
+            state.hint = state.hint.max(used.end);
+            state.virgin_from = state.virgin_from.max(used.end << geometry.cluster_bits);
+            let old = geometry.host_cluster(old_offset).0;
+            state.free_later(HostCluster(old)..HostCluster(old + old_clusters), false);
+            if let Some(map) = state.meta.as_mut() {
+                map.remove_fixed(meta::REFTABLE);
+                map.add_fixed(place + blocks..used.end, meta::REFTABLE);
+                (place..place + blocks).for_each(|block| {
+                    map.add_table(TableKind::Refblock, block);
+                });
+            }
+        }
+        self.barrier().await
+    }
+}

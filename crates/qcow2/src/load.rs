@@ -1,0 +1,340 @@
+//! Satisfies what decisions lack: reads table slices, makes private L2 tables and refcount blocks.
+//!
+//! Each thing is loaded or made once: those who need the same wait in line and find it done.
+
+use std::sync::Arc;
+
+use cowbell_block::range_lock::LockMode;
+use cowbell_block::{Buf, Cause, DebugEvent, Result};
+
+use crate::cache::Full;
+use crate::engine::Engine;
+use crate::geometry::HostOffset;
+use crate::meta::{self, MetaMap, TableKind};
+use crate::state::{Corruption, Decision, Need, State, Stop};
+use crate::table::{self, L1Entry, Ownership};
+
+/// Bytes of one piece when a whole table is read.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Which caches must make room.
+#[derive(Clone, Copy)]
+enum Tables {
+    Mapping,
+    Refcounts,
+}
+
+impl Engine {
+    /// Asks for a decision until nothing is lacking.
+    pub(crate) async fn decide<T>(
+        self: &Arc<Self>,
+        cause: Cause,
+        mut question: impl FnMut(&mut State) -> Decision<T>,
+    ) -> Result<T> {
+        loop {
+            let answer = question(&mut self.state.lock());
+            match answer {
+                Ok(value) => return Ok(value),
+                Err(Stop::Need(need)) => self.satisfy(need, cause).await?,
+                Err(Stop::Corrupt(corruption)) => return Err(self.report(corruption).await),
+            }
+        }
+    }
+
+    pub(crate) async fn satisfy(self: &Arc<Self>, need: Need, cause: Cause) -> Result<()> {
+        match need {
+            Need::L1(key) => self.load_l1(key).await,
+            Need::L2(key) => self.load_l2(key, cause).await,
+            Need::Reftable(key) => self.load_reftable(key, cause).await,
+            Need::Refblock(key) => self.load_refblock(key, cause).await,
+            Need::Meta => self.load_meta().await,
+            // Boxed: making tables needs decisions of its own.
+            Need::NewRefblock(index) => Box::pin(self.new_refblock(index, cause)).await,
+            Need::OwnL2(index) => Box::pin(self.own_l2(index, cause)).await,
+        }
+    }
+
+    async fn load_l1(self: &Arc<Self>, key: u64) -> Result<()> {
+        let _turn = self.loading.l1.lock(key..key + 1, LockMode::Exclusive).await;
+        let (host, len) = {
+            let mut state = self.state.lock();
+            if state.l1.find(key).is_some() {
+                return Ok(());
+            }
+            let slice = u64::from(state.geometry.slice_bytes);
+            let table = u64::from(state.header.l1_entries) * 8;
+            (HostOffset(state.header.l1_offset.0 + key * slice), slice.min(table - key * slice))
+        };
+        let data = self.read_slice(host, len).await?;
+        self.cache_it(Tables::Mapping, data, |state, data| state.l1.insert(key, host, data, true).map(drop))
+            .await
+    }
+
+    async fn load_reftable(self: &Arc<Self>, key: u64, cause: Cause) -> Result<()> {
+        let _turn = self.loading.reftable.lock(key..key + 1, LockMode::Exclusive).await;
+        let (host, len) = {
+            let mut state = self.state.lock();
+            if state.reftable.find(key).is_some() {
+                return Ok(());
+            }
+            let slice = u64::from(state.geometry.slice_bytes);
+            (HostOffset(state.header.reftable_offset.0 + key * slice), slice)
+        };
+        self.file.announce(DebugEvent::ReftableLoad, cause).await;
+        let data = self.read_slice(host, len).await?;
+        self.cache_it(Tables::Refcounts, data, |state, data| {
+            state.reftable.insert(key, host, data, true).map(drop)
+        })
+        .await
+    }
+
+    async fn load_l2(self: &Arc<Self>, key: u64, cause: Cause) -> Result<()> {
+        let _turn = self.loading.l2.lock(key..key + 1, LockMode::Exclusive).await;
+        let index = key / self.geometry.slices_per_cluster();
+        loop {
+            let entry = self.decide_l1(index).await?;
+            let L1Entry::Table(table, _) = entry else { return Ok(()) };
+            if self.state.lock().l2.find(key).is_some() {
+                return Ok(());
+            }
+            self.check_table(table, index).await?;
+            let host = HostOffset(table.0 + key % self.geometry.slices_per_cluster() * self.slice_bytes());
+            self.file.announce(DebugEvent::L2Load, cause).await;
+            let data = self.read_slice(host, self.slice_bytes()).await?;
+            let mut moved = false;
+            self.cache_it(Tables::Mapping, data, |state, data| match state.l1_entry(index) {
+                // The table was copied while we read: read the copy.
+                Ok(L1Entry::Table(now, ownership)) if now == table => {
+                    let private = ownership == Ownership::Private;
+                    state.l2.insert(key, host, data, private).map(drop)
+                }
+                _ => {
+                    moved = true;
+                    Ok(())
+                }
+            })
+            .await?;
+            if !moved {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn check_table(self: &Arc<Self>, table: HostOffset, index: u64) -> Result<()> {
+        let corruption = if !self.geometry.is_aligned(table) {
+            Corruption::L2TableUnaligned { offset: table.0, index }
+        } else if table.0 >= self.file.len() {
+            Corruption::L2TableOutside { offset: table.0, index }
+        } else {
+            return Ok(());
+        };
+        Err(self.report(corruption).await)
+    }
+
+    async fn decide_l1(self: &Arc<Self>, index: u64) -> Result<L1Entry> {
+        loop {
+            let answer = self.state.lock().l1_entry(index);
+            match answer {
+                Ok(entry) => return Ok(entry),
+                Err(Stop::Need(Need::L1(key))) => self.load_l1(key).await?,
+                Err(stop) => unreachable!("an L1 lookup needs L1 slices only: {stop:?}"),
+            }
+        }
+    }
+
+    async fn load_refblock(self: &Arc<Self>, key: u64, cause: Cause) -> Result<()> {
+        let _turn = self.loading.refblock.lock(key..key + 1, LockMode::Exclusive).await;
+        let index = key / self.geometry.slices_per_cluster();
+        let block = loop {
+            let answer = self.state.lock().reftable_entry(index);
+            match answer {
+                Ok(raw) => break table::refblock_offset(raw),
+                Err(Stop::Need(Need::Reftable(key))) => self.load_reftable(key, cause).await?,
+                Err(stop) => unreachable!("a refcount table lookup needs its slices only: {stop:?}"),
+            }
+        };
+        let Some(block) = block else { return Ok(()) };
+        if self.state.lock().refblocks.find(key).is_some() {
+            return Ok(());
+        }
+        if !self.geometry.is_aligned(block) {
+            return Err(self.report(Corruption::RefblockUnaligned { offset: block.0, index }).await);
+        }
+        if block.0 >= self.file.len() {
+            return Err(self.report(Corruption::RefblockOutside { offset: block.0, index }).await);
+        }
+        let host = HostOffset(block.0 + key % self.geometry.slices_per_cluster() * self.slice_bytes());
+        self.file.announce(DebugEvent::RefblockLoad, cause).await;
+        let data = self.read_slice(host, self.slice_bytes()).await?;
+        self.cache_it(Tables::Refcounts, data, |state, data| {
+            state.refblocks.insert(key, host, data, true).map(drop)
+        })
+        .await
+    }
+
+    async fn read_slice(self: &Arc<Self>, host: HostOffset, len: u64) -> Result<Buf> {
+        self.file.read(host.0, len as usize).await
+    }
+
+    /// Puts a slice into its cache, writing back when there is no room.
+    async fn cache_it(
+        self: &Arc<Self>,
+        tables: Tables,
+        data: Buf,
+        mut insert: impl FnMut(&mut State, Buf) -> std::result::Result<(), Full>,
+    ) -> Result<()> {
+        loop {
+            let copy = Buf::copy_of(&data);
+            if insert(&mut self.state.lock(), copy).is_ok() {
+                data.recycle();
+                return Ok(());
+            }
+            match tables {
+                // Needed inside a flush as well, so it must not wait for one.
+                Tables::Refcounts => self.write_refcounts().await?,
+                Tables::Mapping => Box::pin(self.flush()).await?,
+            }
+        }
+    }
+
+    /// Reads all tables of tables once, to know where metadata lies.
+    async fn load_meta(self: &Arc<Self>) -> Result<()> {
+        let _turn = self.loading.meta.lock(0..1, LockMode::Exclusive).await;
+        if self.state.lock().meta.is_some() {
+            return Ok(());
+        }
+        let geometry = self.geometry;
+        let header = self.state.lock().header.clone();
+        let mut map = MetaMap::default();
+        let clusters = |offset: HostOffset, bytes: u64| {
+            let first = geometry.host_cluster(offset).0;
+            first..first + geometry.clusters_for(bytes)
+        };
+        map.add_fixed(0..1, meta::HEADER);
+        let l1_bytes = u64::from(header.l1_entries) * 8;
+        map.add_fixed(clusters(header.l1_offset, l1_bytes), meta::ACTIVE_L1);
+        let reftable_bytes = u64::from(header.reftable_clusters) << geometry.cluster_bits;
+        map.add_fixed(clusters(header.reftable_offset, reftable_bytes), meta::REFTABLE);
+        let snapshots = self.snapshots.lock().clone();
+        map.add_fixed(clusters(header.snapshots_offset, snapshots.table_bytes), meta::SNAPSHOT_TABLE);
+        for snapshot in &snapshots.entries {
+            map.add_fixed(
+                clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8),
+                meta::INACTIVE_L1,
+            );
+        }
+        self.each_entry(header.l1_offset, l1_bytes, |_, raw| match L1Entry::decode(raw) {
+            L1Entry::Table(table, _) if !map.add_table(TableKind::L2, geometry.host_cluster(table).0) => {
+                Err(Corruption::SharedTable { offset: table.0 })
+            }
+            _ => Ok(()),
+        })
+        .await?;
+        self.each_entry(header.reftable_offset, reftable_bytes, |_, raw| match table::refblock_offset(raw) {
+            Some(block) if !map.add_table(TableKind::Refblock, geometry.host_cluster(block).0) => {
+                Err(Corruption::SharedTable { offset: block.0 })
+            }
+            _ => Ok(()),
+        })
+        .await?;
+        self.state.lock().meta = Some(map);
+        Ok(())
+    }
+
+    /// Reads a table of 8-byte entries in large pieces, past the caches.
+    pub(crate) async fn each_entry(
+        self: &Arc<Self>,
+        offset: HostOffset,
+        bytes: u64,
+        mut f: impl FnMut(u64, u64) -> std::result::Result<(), Corruption>,
+    ) -> Result<()> {
+        let mut at = 0;
+        while at < bytes {
+            let n = PIECE_BYTES.min(bytes - at);
+            let piece = self.file.read(offset.0 + at, n as usize).await?;
+            let mut broken = None;
+            for (i, raw) in piece.chunks_exact(8).enumerate() {
+                let raw = u64::from_be_bytes(*raw.first_chunk().expect("eight bytes"));
+                if raw != 0
+                    && let Err(corruption) = f(at / 8 + i as u64, raw)
+                {
+                    broken = Some(corruption);
+                    break;
+                }
+            }
+            piece.recycle();
+            if let Some(corruption) = broken {
+                return Err(self.report(corruption).await);
+            }
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// Gives an L1 entry a table of its own: a fresh one, or a copy of a shared one.
+    ///
+    /// The table's clusters are written before the L1 entry changes in memory, and the entry reaches the file
+    /// only after a barrier, so a pointer to an unwritten table never does.
+    async fn own_l2(self: &Arc<Self>, index: u64, cause: Cause) -> Result<()> {
+        let _turn = self.loading.tables.lock(index..index + 1, LockMode::Exclusive).await;
+        let old = match self.decide(cause, |state| state.l1_entry(index)).await? {
+            L1Entry::Table(_, Ownership::Private) => return Ok(()),
+            L1Entry::Table(table, Ownership::Shared) => {
+                self.check_table(table, index).await?;
+                Some(table)
+            }
+            L1Entry::Empty => None,
+        };
+        let owned = self.decide(cause, |state| state.allocate(1)).await?;
+        let host = HostOffset(owned.first << self.geometry.cluster_bits);
+        if let Err(e) = self.fill_l2(old, host, cause).await {
+            self.decide(cause, |state| state.give_back(owned)).await?;
+            return Err(e);
+        }
+        let cluster = self.geometry.host_cluster(host);
+        self.decide(cause, |state| {
+            state.set_l1_entry(index, L1Entry::Table(host, Ownership::Private))?;
+            let per_table = state.geometry.slices_per_cluster();
+            let keys = index * per_table..(index + 1) * per_table;
+            state.l2.forget(keys);
+            let meta = state.meta.as_mut().ok_or(Need::Meta)?;
+            meta.add_table(TableKind::L2, cluster.0);
+            if let Some(old) = old {
+                let old = state.geometry.host_cluster(old);
+                meta.remove_table(TableKind::L2, old.0);
+                state.free_later(old..crate::geometry::HostCluster(old.0 + 1), false);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes the content of a new L2 table: zeroes, or the shared table's entries.
+    async fn fill_l2(
+        self: &Arc<Self>,
+        old: Option<HostOffset>,
+        host: HostOffset,
+        cause: Cause,
+    ) -> Result<()> {
+        let len = self.geometry.cluster_size() as usize;
+        let content = match old {
+            None => Buf::zeroed(len),
+            Some(old) => {
+                self.file.announce(DebugEvent::L2AllocCowRead, cause).await;
+                let mut copy = self.file.read(old.0, len).await?;
+                // A shared table has no private clusters; a wrong flag must not survive the copy.
+                for raw in copy.chunks_exact_mut(8) {
+                    let entry = u64::from_be_bytes(*raw.first_chunk().expect("eight bytes"));
+                    let shared = table::L2Entry::with_copied_flag(entry, Ownership::Shared);
+                    raw.copy_from_slice(&shared.to_be_bytes());
+                }
+                copy
+            }
+        };
+        self.file.announce(DebugEvent::L2AllocWrite, cause).await;
+        if cowbell_block::mutant::is_active("l2-table-unwritten") {
+            return Ok(());
+        }
+        self.file.write(host.0, content).await
+    }
+}

@@ -1,0 +1,318 @@
+//! Writes: in place where the storage is private, otherwise allocate, copy, publish.
+//!
+//! A write that changes a mapping holds its guest clusters exclusively from the look at the old entries to the
+//! new ones (rule R6), so two writes into one fresh cluster never copy side by side. A write in place holds
+//! them shared: it must not run beside a change of the mapping under it, but beside other writes in place it
+//! may.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cowbell_block::range_lock::{LockMode, RangeGuard};
+use cowbell_block::{
+    Buf, Bufs, Cause, Completion, DebugEvent, ErrorKind, Flags, Op, Request, Result, mutant,
+};
+
+use crate::engine::Engine;
+use crate::geometry::{GuestCluster, HostOffset};
+use crate::map::{Kind, Pieces, WriteRun};
+use crate::read::{self, Gather};
+
+/// Starts a write. Without a wait when it goes in place, the mapping is cached and the file takes it at once.
+pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
+    if let Err(e) = engine.check_writable() {
+        return Op::failed(request.bufs, e);
+    }
+    if request.flags.contains(Flags::COMPRESSED) {
+        return Op::failed(request.bufs, ErrorKind::Unsupported);
+    }
+    if request.len == 0 {
+        return Op::done(request.bufs);
+    }
+    if engine.state.lock().is_beyond_end(request.offset, request.len) {
+        return Op::failed(request.bufs, ErrorKind::Io);
+    }
+    let clusters = engine.clusters_of(request.offset, request.len);
+    let simple = !request.flags.contains(Flags::FUA) && !engine.has_orphans();
+    if simple && let Some(guard) = engine.ranges.try_lock(clusters.clone(), LockMode::Shared) {
+        let pieces = {
+            let mut state = engine.state.lock();
+            state.plan_overwrite(request.offset, request.len).ok().flatten()
+        };
+        if let Some(pieces) = pieces {
+            return overwrite(engine, guard, &pieces, request);
+        }
+    }
+    // The place in the line is taken now: overlapping requests run in the order of their submission.
+    let mode = if mutant::is_active("cow-side-by-side") { LockMode::Shared } else { LockMode::Exclusive };
+    let turn = engine.ranges.lock(clusters, mode);
+    let worker = engine.clone();
+    engine.keep(async move {
+        let guard = turn.await;
+        let completion = write(&worker, request.offset, request.bufs, request.cause).await;
+        drop(guard);
+        if completion.result.is_ok() && request.flags.contains(Flags::FUA) {
+            return worker.flush_for(completion).await;
+        }
+        completion
+    })
+}
+
+impl Engine {
+    /// The guest clusters that a range touches.
+    pub(crate) fn clusters_of(&self, offset: u64, len: u64) -> Range<u64> {
+        self.geometry.guest_cluster(offset).0..self.geometry.clusters_for(offset + len)
+    }
+
+    /// Flushes on behalf of a write that must be durable at its completion.
+    pub(crate) async fn flush_for(self: &Arc<Self>, completion: Completion) -> Completion {
+        match self.flush().await {
+            Ok(()) => completion,
+            Err(e) => Completion::failed(completion.bufs, e),
+        }
+    }
+}
+
+/// Writes into storage that is there already.
+fn overwrite(engine: &Arc<Engine>, guard: RangeGuard, pieces: &Pieces, mut request: Request) -> Op {
+    let cause = request.cause;
+    if let Some(suspension) = engine.file.event(DebugEvent::WriteAio, cause) {
+        let (engine, pieces) = (engine.clone(), pieces.clone());
+        return Op::wait(async move {
+            suspension.await;
+            let started = start_pieces(&engine, &pieces, &mut request.bufs, cause);
+            let completion = finish_pieces(started).await;
+            drop(guard);
+            completion
+        });
+    }
+    if let [(host, _)] = pieces[..] {
+        let request = Request::write(host.0, request.bufs).caused_by(cause);
+        return match engine.file.submit(request) {
+            Op::Done(completion) => Op::Done(completion),
+            Op::Wait(future) => Op::wait(async move {
+                let completion = future.await;
+                drop(guard);
+                completion
+            }),
+        };
+    }
+    let started = start_pieces(engine, pieces, &mut request.bufs, cause);
+    Op::wait(async move {
+        let completion = finish_pieces(started).await;
+        drop(guard);
+        completion
+    })
+}
+
+fn start_pieces(engine: &Engine, pieces: &Pieces, bufs: &mut Bufs, cause: Cause) -> Gather {
+    let mut gather = Gather::default();
+    for (host, len) in pieces {
+        let part = bufs.split_to(*len as usize);
+        gather.add(engine.file.submit(Request::write(host.0, part).caused_by(cause)));
+    }
+    gather
+}
+
+async fn finish_pieces(gather: Gather) -> Completion {
+    match gather.finish().await {
+        (bufs, Ok(())) => Completion::done(bufs),
+        (bufs, Err(e)) => Completion::failed(bufs, e),
+    }
+}
+
+/// Writes any range whose clusters the caller holds exclusively.
+pub(crate) async fn write(engine: &Arc<Engine>, offset: u64, mut bufs: Bufs, cause: Cause) -> Completion {
+    let end = offset + bufs.len() as u64;
+    let (mut at, mut done) = (offset, Bufs::none());
+    let mut may_recover = true;
+    while at < end {
+        match write_run(engine, at, &mut bufs, cause).await {
+            Ok(part) => {
+                at += part.len() as u64;
+                done.append(part);
+            }
+            Err(e) => {
+                if e.kind() == ErrorKind::NoSpace && std::mem::take(&mut may_recover) {
+                    match engine.recover_space().await {
+                        Ok(true) => continue,
+                        Ok(false) | Err(_) => {}
+                    }
+                }
+                done.append(bufs);
+                return Completion::failed(done, e);
+            }
+        }
+    }
+    Completion::done(done)
+}
+
+/// Writes the beginning of `bufs` that is of one kind; returns the part that was written.
+async fn write_run(engine: &Arc<Engine>, at: u64, bufs: &mut Bufs, cause: Cause) -> Result<Bufs> {
+    let len = bufs.len() as u64;
+    let run = engine.decide(cause, |state| state.plan_write(at, len)).await?;
+    match run {
+        WriteRun::InPlace { host, len } => {
+            let part = bufs.split_to(len as usize);
+            engine.file.announce(DebugEvent::WriteAio, cause).await;
+            let completion = engine.file.submit(Request::write(host.0, part).caused_by(cause)).finish().await;
+            hand_back(completion, bufs)
+        }
+        WriteRun::Kept { host, clusters } => {
+            let window = Window::new(engine, at, clusters, bufs);
+            window.write(engine, host, StaleContent::Possible, bufs, cause).await
+        }
+        WriteRun::Fresh { clusters } => {
+            engine.file.announce(DebugEvent::ClusterAlloc, cause).await;
+            let owned = engine.decide(cause, |state| state.allocate(clusters)).await?;
+            let host = HostOffset(owned.first << engine.geometry.cluster_bits);
+            let window = Window::new(engine, at, owned.count, bufs);
+            let stale = if owned.virgin { StaleContent::None } else { StaleContent::Possible };
+            let written = window.write(engine, host, stale, bufs, cause).await;
+            if written.is_err() {
+                engine.decide(cause, |state| state.give_back(owned)).await?;
+            }
+            written
+        }
+    }
+}
+
+impl Engine {
+    /// The host is full: makes clusters free that wait in quarantine, and lets the search begin anew. Says whether
+    /// there is hope.
+    async fn recover_space(self: &Arc<Self>) -> Result<bool> {
+        let waiting = {
+            let mut state = self.state.lock();
+            state.hint = 0;
+            !state.freed.is_empty() || !state.released.is_empty()
+        };
+        if waiting {
+            self.flush().await?;
+        }
+        Ok(waiting)
+    }
+}
+
+/// On failure the part goes back to the front, so that the completion returns all buffers.
+fn hand_back(completion: Completion, rest: &mut Bufs) -> Result<Bufs> {
+    match completion.result {
+        Ok(_) => Ok(completion.bufs),
+        Err(e) => {
+            let tail = std::mem::take(rest);
+            *rest = completion.bufs;
+            rest.append(tail);
+            Err(e)
+        }
+    }
+}
+
+/// Whether new storage may hold bytes of an earlier owner.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StaleContent {
+    None,
+    Possible,
+}
+
+/// Whole clusters, of which a request writes a part.
+struct Window {
+    first: GuestCluster,
+    clusters: u64,
+    /// Guest bytes before the data in the first cluster.
+    head: u64,
+    /// Bytes of data.
+    data: u64,
+    /// Guest bytes after the data in the last cluster.
+    tail: u64,
+}
+
+impl Window {
+    fn new(engine: &Engine, at: u64, clusters: u64, bufs: &Bufs) -> Self {
+        let geometry = &engine.geometry;
+        let head = geometry.in_cluster(at);
+        let all = clusters << geometry.cluster_bits;
+        let data = (all - head).min(bufs.len() as u64);
+        Self { first: geometry.guest_cluster(at), clusters, head, data, tail: all - head - data }
+    }
+
+    /// Fills the storage at `host` with the data and what surrounds it, then publishes it.
+    async fn write(
+        &self,
+        engine: &Arc<Engine>,
+        host: HostOffset,
+        stale: StaleContent,
+        bufs: &mut Bufs,
+        cause: Cause,
+    ) -> Result<Bufs> {
+        let start = engine.geometry.guest_offset(self.first);
+        let tail_at = start + self.head + self.data;
+        let head = self.surrounding(engine, start, self.head, stale, cause).await?;
+        let tail = self.surrounding(engine, tail_at, self.tail, stale, cause).await?;
+        let part = bufs.split_to(self.data as usize);
+        let skipped = if head.is_none() { self.head } else { 0 };
+        let head_len = head.as_ref().map_or(0, |b| b.len());
+        if head_len > 0 || tail.is_some() {
+            engine.file.announce(DebugEvent::CowWrite, cause).await;
+        }
+        let mut all: Bufs = head.into_iter().collect();
+        all.append(part);
+        all.append(tail.into_iter().collect());
+        engine.file.announce(DebugEvent::WriteAio, cause).await;
+        let request = Request::write(host.0 + skipped, all).caused_by(cause);
+        let mut completion = engine.file.submit(request).finish().await;
+        completion.bufs.split_to(head_len).recycle();
+        let part = completion.bufs.split_to(self.data as usize);
+        completion.bufs.recycle();
+        completion.bufs = part;
+        let part = hand_back(completion, bufs)?;
+        let linked = engine.decide(cause, |state| state.link_data(self.first, self.clusters, host)).await;
+        match linked {
+            Ok(()) => Ok(part),
+            Err(e) => {
+                let tail = std::mem::replace(bufs, part);
+                bufs.append(tail);
+                Err(e)
+            }
+        }
+    }
+
+    /// The guest's content of a range that new storage must hold besides the data; `None` if there is nothing to
+    /// write, because the range is empty or zero where the storage is.
+    async fn surrounding(
+        &self,
+        engine: &Arc<Engine>,
+        at: u64,
+        len: u64,
+        stale: StaleContent,
+        cause: Cause,
+    ) -> Result<Option<Buf>> {
+        if len == 0 {
+            return Ok(None);
+        }
+        // The last cluster may reach beyond the disk's end.
+        let on_disk = engine.state.lock().header.size.saturating_sub(at).min(len);
+        let zero = on_disk == 0 || engine.reads_as_zero(at, on_disk, cause).await?;
+        if zero {
+            return Ok((stale == StaleContent::Possible).then(|| Buf::zeroed(len as usize)));
+        }
+        engine.file.announce(DebugEvent::CowRead, cause).await;
+        let mut content = Buf::scratch(len as usize);
+        content[on_disk as usize..].fill(0);
+        let mut bufs = Bufs::from(content);
+        let part = bufs.split_to(on_disk as usize);
+        let mut part = read::read(engine, at, part, cause).await.into_bufs()?;
+        part.append(bufs);
+        Ok(Some(part.to_contiguous_or_self()))
+    }
+}
+
+impl Engine {
+    /// Whether a range, which lies in one cluster, reads as zeroes without storage or backing file.
+    pub(crate) async fn reads_as_zero(self: &Arc<Self>, at: u64, len: u64, cause: Cause) -> Result<bool> {
+        let run = self.decide(cause, |state| state.map_run(at, len)).await?;
+        Ok(match run.kind {
+            Kind::Zero(_) => true,
+            Kind::Unallocated => self.backing.as_ref().is_none_or(|b| at >= b.len()),
+            Kind::Data(_) | Kind::Compressed(_) => false,
+        })
+    }
+}

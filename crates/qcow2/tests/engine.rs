@@ -1,0 +1,195 @@
+//! The engine against a disk in memory, over the formats' variants; the independent checker has the last word.
+
+mod support;
+
+use std::sync::Arc;
+
+use cowbell_block::mem::MemNode;
+use cowbell_block::{Flags, Node, Preallocation, Request};
+use cowbell_qcow2::{CreateOptions, Discard, OpenOptions};
+use support::{Rng, assert_clean, create, open, read, run, submit, write, zero};
+
+const SIZE: u64 = 3 << 20;
+
+/// Random operations on an image and on a plain vector; equal after each reopen, and clean.
+fn compare_with_model(
+    create_options: CreateOptions,
+    open_options: OpenOptions,
+    backing_len: Option<u64>,
+    seed: u64,
+) {
+    let mut rng = Rng(seed * 2 + 1);
+    let backing = backing_len.map(|len| {
+        let content: Vec<u8> = (0..len).map(|i| (i / 512 % 251) as u8 + 1).collect();
+        Arc::new(MemNode::with_content(&content))
+    });
+    let mut model = vec![0u8; SIZE as usize];
+    if let Some(backing) = &backing {
+        let content = backing.content();
+        let n = content.len().min(model.len());
+        model[..n].copy_from_slice(&content[..n]);
+    }
+    let v2_overlay = create_options.version == 2 && backing.is_some();
+    let backing_file = backing.is_some().then(|| "base".to_owned());
+    let file = create(&CreateOptions { size: SIZE, backing_file, ..create_options });
+    for _ in 0..4 {
+        let node = open(&file, backing.clone().map(|b| b as Arc<dyn Node>), open_options.clone());
+        for _ in 0..60 {
+            let offset = rng.below(SIZE / 512) * 512 + rng.below(2) * rng.below(512);
+            let magnitude = 4 + rng.below(15);
+            let len = (1 + rng.below(1 << magnitude)).min(SIZE - offset);
+            let range = offset as usize..(offset + len) as usize;
+            match rng.below(10) {
+                0..=4 => {
+                    let byte = rng.below(255) as u8 + 1;
+                    model[range].fill(byte);
+                    write(&*node, offset, &vec![byte; len as usize]);
+                }
+                5 => {
+                    model[range].fill(0);
+                    zero(&*node, offset, len, Flags::empty());
+                }
+                6 => {
+                    model[range].fill(0);
+                    zero(&*node, offset, len, Flags::MAY_UNMAP);
+                }
+                7 if !v2_overlay => {
+                    submit(&*node, Request::discard(offset, len));
+                    // Old or zeroes, decided once: take what it is now.
+                    let now = read(&*node, offset, len as usize);
+                    let old = &model[range.clone()];
+                    assert!(
+                        now.iter().zip(old).all(|(n, o)| n == o || *n == 0),
+                        "discard shows foreign data"
+                    );
+                    model[range].copy_from_slice(&now);
+                }
+                8 => submit(&*node, Request::flush()),
+                _ => assert_eq!(read(&*node, offset, len as usize), model[range], "at {offset}+{len}"),
+            }
+        }
+        assert!(read(&*node, 0, SIZE as usize) == model, "contents differ before closing");
+        assert!(node.is_quiet());
+        run(node.close()).expect("closed");
+        assert_clean(&file);
+    }
+    let node = open(&file, backing.map(|b| b as Arc<dyn Node>), open_options);
+    assert!(read(&*node, 0, SIZE as usize) == model, "contents differ after reopening");
+    let report = run(node.check(cowbell_block::Fix::None)).expect("checkable");
+    assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.findings);
+}
+
+#[test]
+fn random_operations_over_cluster_sizes_and_refcount_widths() {
+    for (i, cluster_bits) in [9, 12, 16, 21].into_iter().enumerate() {
+        for refcount_order in [0, 2, 4, 6] {
+            let options = CreateOptions { cluster_bits, refcount_order, ..Default::default() };
+            compare_with_model(
+                options,
+                OpenOptions::default(),
+                None,
+                (i as u64) << 8 | u64::from(refcount_order),
+            );
+        }
+    }
+}
+
+#[test]
+fn random_operations_over_backing_files() {
+    for (i, len) in [0, 512, 700_001, SIZE, SIZE + 4096].into_iter().enumerate() {
+        for version in [2, 3] {
+            let options = CreateOptions { version, cluster_bits: 14, ..Default::default() };
+            compare_with_model(
+                options,
+                OpenOptions::default(),
+                Some(len),
+                77 + (i as u64) * 2 + u64::from(version),
+            );
+        }
+    }
+}
+
+#[test]
+fn random_operations_with_tiny_caches_lazy_refcounts_and_unmap() {
+    let tiny = OpenOptions {
+        l2_cache_bytes: 1024,
+        refcount_cache_bytes: 1024,
+        slice_bytes: 512,
+        discard: Discard::Unmap,
+        ..Default::default()
+    };
+    for seed in 0..12 {
+        let options = CreateOptions {
+            cluster_bits: [9, 10, 12][seed as usize % 3],
+            lazy_refcounts: seed % 2 == 0,
+            ..Default::default()
+        };
+        compare_with_model(options, tiny.clone(), (seed % 4 == 0).then_some(1 << 20), 900 + seed);
+    }
+}
+
+#[test]
+fn fresh_image_has_the_reference_layout() {
+    let file = create(&CreateOptions { size: 64 << 20, ..Default::default() });
+    assert_eq!(file.content().len(), 196_608 + 8);
+    let node = open(&file, None, OpenOptions::default());
+    write(&*node, 0, &[1; 4096]);
+    run(node.close()).expect("closed");
+    let content = file.content();
+    let word = |at: usize| u64::from_be_bytes(content[at..at + 8].try_into().expect("eight bytes"));
+    assert_eq!((word(0x30000), word(0x40000)), (1 << 63 | 0x40000, 1 << 63 | 0x50000));
+    assert_clean(&file);
+}
+
+#[test]
+fn an_aligned_write_into_fresh_clusters_is_one_host_write() {
+    let file = create(&CreateOptions { size: 64 << 20, ..Default::default() });
+    let node = open(&file, None, OpenOptions::default());
+    write(&*node, 0, &[1; 65536]);
+    let before = file.content().len();
+    write(&*node, 1 << 20, &[2; 4 * 65536]);
+    assert_eq!(file.content().len(), before + 4 * 65536);
+    assert_eq!(read(&*node, 1 << 20, 65536), vec![2; 65536]);
+}
+
+#[test]
+fn growing_hides_what_a_longer_backing_file_holds() {
+    for version in [2, 3] {
+        let backing = Arc::new(MemNode::with_content(&vec![7; 1 << 20]));
+        let backing_file = Some("base".to_owned());
+        let options = CreateOptions { version, size: 300_032, backing_file, ..Default::default() };
+        let file = create(&options);
+        let node = open(&file, Some(backing), OpenOptions::default());
+        submit(&*node, Request::truncate(2 << 20, Preallocation::Off));
+        assert_eq!(read(&*node, 0, 300_032), vec![7; 300_032]);
+        assert!(read(&*node, 300_032, (2 << 20) - 300_032).iter().all(|b| *b == 0), "version {version}");
+        run(node.close()).expect("closed");
+        assert_clean(&file);
+    }
+}
+
+#[test]
+fn growing_moves_tables_that_are_full() {
+    // 512-byte clusters: an L2 table covers 32 KiB, a refcount block 128 KiB, the first refcount table 8 MiB.
+    let file = create(&CreateOptions { size: 64 << 10, cluster_bits: 9, ..Default::default() });
+    let node = open(&file, None, OpenOptions::default());
+    submit(&*node, Request::truncate(24 << 20, Preallocation::Off));
+    let data: Vec<u8> = (0..24u32 << 20).map(|i| (i >> 9) as u8 | 1).collect();
+    for (i, piece) in data.chunks(1 << 18).enumerate() {
+        write(&*node, (i as u64) << 18, piece);
+    }
+    assert!(read(&*node, 0, 24 << 20) == data);
+    run(node.close()).expect("closed");
+    assert_clean(&file);
+    let node = open(&file, None, OpenOptions::default());
+    assert!(read(&*node, 0, 24 << 20) == data);
+}
+
+#[test]
+fn a_huge_image_opens_in_little_memory() {
+    let file = create(&CreateOptions { size: 64 << 40, ..Default::default() });
+    let node = open(&file, None, OpenOptions::default());
+    write(&*node, (64 << 40) - 4096, &[5; 4096]);
+    assert_eq!(read(&*node, (64 << 40) - 8192, 8192)[4095..4097], [0, 5]);
+    run(node.close()).expect("closed");
+}
