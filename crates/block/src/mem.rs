@@ -221,11 +221,8 @@ impl Node for MemNode {
         let store = &self.0.store;
         match request.op {
             Operation::Read => {
-                let store = store.read();
-                if request.end() > store.len {
-                    return Op::failed(request.bufs, ErrorKind::Io);
-                }
-                store.read(request.offset, &mut request.bufs);
+                // Zeroes beyond the end, as every protocol node gives.
+                store.read().read(request.offset, &mut request.bufs);
             }
             Operation::Write => store.write().write(request.offset, &request.bufs),
             Operation::WriteZeroes => {
@@ -297,5 +294,91 @@ impl Node for MemNode {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::now;
+
+    fn run(node: &MemNode, request: Request) -> Result<()> {
+        now(node.submit(request).finish()).result.map(|_| ())
+    }
+
+    fn extents(node: &MemNode) -> Vec<(u64, bool)> {
+        let (mut at, mut list) = (0, Vec::new());
+        while at < node.len() {
+            let extent =
+                now(node.submit(Request::status(at, u64::MAX)).finish()).into_extent().expect("status");
+            list.push((extent.len, extent.flags.contains(ExtentFlags::DATA)));
+            at += extent.len;
+            assert_eq!(extent.flags.contains(ExtentFlags::EOF), at == node.len());
+        }
+        list
+    }
+
+    #[test]
+    fn behaves_like_a_vector_of_bytes() {
+        let node = MemNode::new(0);
+        let mut model: Vec<u8> = Vec::new();
+        let mut seed = 1u64;
+        let mut next = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        };
+        for step in 0..400u64 {
+            let (offset, len) = (next(5 * CHUNK), next(3 * CHUNK));
+            let end = (offset + len) as usize;
+            let grown = model.len().max(if len > 0 { end } else { 0 });
+            let byte = step as u8 | 1;
+            match next(5) {
+                0 | 1 => {
+                    model.resize(grown, 0);
+                    model[offset as usize..end.min(grown)].fill(byte);
+                    let mut buf = Buf::zeroed(len as usize);
+                    buf.fill(byte);
+                    run(&node, Request::write(offset, buf)).expect("write");
+                }
+                2 => {
+                    model.resize(grown, 0);
+                    model[(offset as usize).min(grown)..end.min(grown)].fill(0);
+                    run(&node, Request::write_zeroes(offset, len)).expect("zeroes");
+                }
+                3 => {
+                    let (from, to) = ((offset as usize).min(model.len()), end.min(model.len()));
+                    model[from..to].fill(0);
+                    run(&node, Request::discard(offset, len)).expect("discard");
+                }
+                _ => {
+                    model.resize(offset as usize, 0);
+                    run(&node, Request::truncate(offset, Default::default())).expect("truncate");
+                }
+            }
+            assert!(node.content() == model, "step {step}");
+            let total: u64 = extents(&node).iter().map(|(len, _)| len).sum();
+            assert_eq!(total, model.len() as u64);
+        }
+    }
+
+    #[test]
+    fn storage_is_sparse_and_is_released() {
+        let node = MemNode::new(10 * CHUNK);
+        run(&node, Request::write(CHUNK + 5, Buf::copy_of(&[1; CHUNK as usize]))).expect("write");
+        assert_eq!(node.allocated(), 2 * CHUNK);
+        assert_eq!(extents(&node), [(CHUNK, false), (2 * CHUNK, true), (7 * CHUNK, false)]);
+        run(&node, Request::write_zeroes(0, 2 * CHUNK)).expect("zeroes");
+        assert_eq!(extents(&node), [(2 * CHUNK, false), (CHUNK, true), (7 * CHUNK, false)]);
+        assert!(run(&node, Request::read(10 * CHUNK - 1, Buf::zeroed(2))).is_err());
+        assert!(run(&node, Request::write(u64::MAX - 1, Buf::zeroed(1))).is_err());
+    }
+
+    #[test]
+    fn copies_from_other_nodes() {
+        let source = Arc::new(MemNode::with_content(b"abcdef"));
+        let node = MemNode::new(4);
+        let op = Operation::CopyFrom { source, source_offset: 2 };
+        run(&node, Request { op, offset: 1, len: 3, ..Request::default() }).expect("copy");
+        assert_eq!(node.content(), b"\0cde");
     }
 }

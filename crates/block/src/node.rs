@@ -20,7 +20,8 @@ pub trait Node: Send + Sync + 'static {
     ///
     /// Offsets and lengths need not be aligned unless [`Node::limits`] says so; a parent goes through a
     /// [`Child`](crate::child::Child), which honours the limits. Requests beyond the end fail, except that
-    /// protocol nodes grow by writes.
+    /// protocol nodes grow by writes and read as zeroes beyond their end: an image's file may end inside its last
+    /// cluster.
     fn submit(&self, request: Request) -> Op;
 
     /// The driver's name, as in options (`qcow2`, `raw`, `file`).
