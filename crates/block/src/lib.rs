@@ -26,6 +26,8 @@ pub mod raw;
 pub mod registry;
 pub mod request;
 pub mod root;
+#[cfg(test)]
+mod testing;
 
 pub use buf::{Buf, Bufs};
 pub use child::{Child, EdgeKind, NamedEdge};

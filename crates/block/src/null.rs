@@ -200,3 +200,38 @@ impl Node for NullNode {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::Buf;
+    use crate::naming::ImageName;
+    use crate::testing::{Files, now};
+
+    fn open(name: &str) -> Result<Arc<dyn Node>> {
+        let cx = Files::default().context().writable();
+        now(cx.open_image(&ImageName::from(name), Some("null-co").filter(|_| !name.starts_with("json:"))))
+            .map(|opened| opened.node)
+    }
+
+    #[test]
+    fn names_and_options() {
+        let node = open("null-co://").expect("the only name");
+        assert_eq!((node.len(), node.filename()), (1 << 30, "null-co://".into()));
+        assert!(open("null-co://x").is_err());
+        let name = r#"json:{"driver": "null-co", "size": 512, "read-zeroes": true}"#;
+        assert_eq!(open(name).expect("options").filename(), name);
+        let error = open(r#"json:{"driver":"null-co","latency-ns":5}"#).map(|_| ()).expect_err("no clock");
+        assert_eq!(error.to_string(), "null-co does not support latency-ns");
+    }
+
+    #[test]
+    fn reads_are_zero_only_if_asked_for() {
+        for (content, expect) in [(NullContent::Zeroes, 0), (NullContent::Unspecified, 7)] {
+            let node = NullNode::new(512, content);
+            let read = Request::read(0, Buf::copy_of(&[7; 512]));
+            let bufs = now(node.submit(read).finish()).into_bufs().expect("read");
+            assert_eq!(bufs.pieces()[0][0], expect);
+        }
+    }
+}
