@@ -17,6 +17,7 @@ mod cache;
 mod check;
 mod compress;
 mod create;
+mod driver;
 mod engine;
 mod flush;
 mod geometry;
@@ -35,9 +36,11 @@ mod write;
 mod zero;
 
 use std::any::Any;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cowbell_block::modes::Modes;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{
     Access, BoxFuture, Bufs, CheckReport, Child, Completion, Error, ErrorKind, Fix, ImageInfo, Limits, Node,
@@ -46,6 +49,7 @@ use cowbell_block::{
 use serde_json::{Map, Value, json};
 
 pub use create::{CreateError, CreateOptions, create};
+pub use driver::Qcow2Driver;
 pub use engine::{Discard, Notice};
 pub use geometry::SLICE_BYTES;
 pub use header::{CompressionType, Header, HeaderError};
@@ -88,10 +92,14 @@ pub struct OpenOptions {
     pub refcount_cache_bytes: u64,
     /// Bytes of one slice, a power of two; at most a cluster.
     pub slice_bytes: u32,
+    /// Discards that are ignored, zeroes that are detected.
+    pub modes: Modes,
     /// What happens to discarded storage.
     pub discard: Discard,
     /// Postpone refcounts; `None` follows the image.
     pub lazy_refcounts: Option<bool>,
+    /// Leave an image that was not shut down cleanly as it is, for a check that will tell.
+    pub skip_repair: bool,
     /// Called when the image turns out to be corrupt.
     pub notice: Option<Notice>,
 }
@@ -103,8 +111,10 @@ impl Default for OpenOptions {
             l2_cache_bytes: 32 << 20,
             refcount_cache_bytes: 4 << 20,
             slice_bytes: SLICE_BYTES,
+            modes: Modes::default(),
             discard: Discard::Keep,
             lazy_refcounts: None,
+            skip_repair: false,
             notice: None,
         }
     }
@@ -113,6 +123,7 @@ impl Default for OpenOptions {
 /// An open qcow2 image.
 pub struct Qcow2 {
     engine: Arc<Engine>,
+    modes: Modes,
 }
 
 /// An image that cannot be opened as asked.
@@ -140,8 +151,9 @@ impl Qcow2 {
         backing: Option<Arc<dyn Node>>,
         options: OpenOptions,
     ) -> Result<Arc<Self>> {
+        let modes = options.modes;
         let engine = open_engine(Child::new(file), backing.map(Child::new), options).await?;
-        Ok(Arc::new(Self { engine }))
+        Ok(Arc::new(Self { engine, modes }))
     }
 
     /// Reads and checks only the header: what an image says about itself.
@@ -217,15 +229,21 @@ pub(crate) async fn open_engine(
         engine.update_header(|_| {}).await?;
         engine.barrier().await?;
     }
-    if writable && dirty {
+    if writable && dirty && !options.skip_repair {
         check::repair_refcounts(&engine).await?;
     }
     Ok(engine)
 }
 
 impl Node for Qcow2 {
-    fn submit(&self, request: Request) -> Op {
+    fn submit(&self, mut request: Request) -> Op {
         let engine = &self.engine;
+        if !self.modes.is_plain() {
+            request = match self.modes.shape(request) {
+                ControlFlow::Continue(request) => request,
+                ControlFlow::Break(op) => return op,
+            };
+        }
         match request.op {
             Operation::Read => read::submit(engine, request),
             Operation::Write => write::submit(engine, request),

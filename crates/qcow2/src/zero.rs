@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use cowbell_block::range_lock::LockMode;
-use cowbell_block::{Buf, Bufs, Cause, Completion, ErrorKind, Flags, Op, Request, Result};
+use cowbell_block::{Buf, Cause, Completion, ErrorKind, Flags, Op, Request, Result};
 
 use crate::engine::{Discard, Engine};
 use crate::geometry::GuestCluster;
@@ -52,15 +52,18 @@ where
     let clusters = engine.clusters_of(request.offset, request.len);
     let turn = engine.ranges.lock(clusters, LockMode::Exclusive);
     let (worker, fua) = (engine.clone(), request.flags.contains(Flags::FUA));
+    // A write that was found to be zeroes brings its buffers; they go back to its submitter.
+    let mut request = request;
+    let bufs = std::mem::take(&mut request.bufs);
     let work = work(engine.clone(), request);
     engine.keep(async move {
         let guard = turn.await;
         let result = work.await;
         drop(guard);
         match result {
-            Ok(()) if fua => worker.flush_for(Completion::done(Bufs::none())).await,
-            Ok(()) => Completion::done(Bufs::none()),
-            Err(e) => Completion::failed(Bufs::none(), e),
+            Ok(()) if fua => worker.flush_for(Completion::done(bufs)).await,
+            Ok(()) => Completion::done(bufs),
+            Err(e) => Completion::failed(bufs, e),
         }
     })
 }

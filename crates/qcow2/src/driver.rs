@@ -1,0 +1,240 @@
+//! The driver as the registry knows it: options in, nodes and images out.
+
+use std::sync::Arc;
+
+use cowbell_block::context::{ChildKind, OpenContext, StoredBacking};
+use cowbell_block::create::{CreateArgs, CreateOption, OptionKind};
+use cowbell_block::modes::Modes;
+use cowbell_block::node::NotOffered;
+use cowbell_block::options::{BoolOpt, ChildRef, DiscardMode, OptionTree, SizeOpt, parse};
+use cowbell_block::registry::{Driver, Role, Score};
+use cowbell_block::{BoxFuture, Child, Error, Node, Result};
+use serde::Deserialize;
+
+use crate::{
+    CompressionType, CreateError, CreateOptions, DRIVER, Discard, Header, Notice, OpenOptions, Qcow2,
+};
+
+/// Opens and makes qcow2 images for a registry.
+#[derive(Clone, Default)]
+pub struct Qcow2Driver {
+    notice: Option<Notice>,
+}
+
+impl Qcow2Driver {
+    /// A driver that tells nobody about corruption but its callers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A driver that calls `notice` with a line for people when an image turns out to be corrupt.
+    pub fn with_notice(notice: Notice) -> Self {
+        Self { notice: Some(notice) }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RuntimeOptions {
+    #[serde(default)]
+    file: ChildRef,
+    #[serde(default)]
+    backing: ChildRef,
+    lazy_refcounts: Option<BoolOpt>,
+    l2_cache_size: Option<SizeOpt>,
+    refcount_cache_size: Option<SizeOpt>,
+    l2_cache_entry_size: Option<SizeOpt>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct CreationOptions {
+    size: Option<u64>,
+    backing_file: Option<String>,
+    backing_fmt: Option<String>,
+    compat: Option<String>,
+    cluster_size: Option<u64>,
+    preallocation: Option<String>,
+    lazy_refcounts: bool,
+    refcount_bits: Option<u64>,
+    compression_type: Option<String>,
+    extended_l2: bool,
+    data_file: Option<String>,
+    data_file_raw: bool,
+    encryption: bool,
+    #[serde(rename = "encrypt.format")]
+    encrypt_format: Option<String>,
+    #[serde(rename = "encrypt.key-secret")]
+    encrypt_key_secret: Option<String>,
+}
+
+/// In the order in which `create` shows them; `help` sorts.
+const CREATE_OPTIONS: &[CreateOption] = &[
+    CreateOption::new(
+        "encryption",
+        OptionKind::Bool,
+        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+    ),
+    CreateOption::new("encrypt.format", OptionKind::Str, "Encrypt the image, format choices: 'aes', 'luks'"),
+    CreateOption::new(
+        "encrypt.key-secret",
+        OptionKind::Str,
+        "ID of secret providing qcow AES key or LUKS passphrase",
+    ),
+    CreateOption::new("cluster_size", OptionKind::Size, "qcow2 cluster size").or("65536"),
+    CreateOption::new("extended_l2", OptionKind::Bool, "Extended L2 tables").or("off"),
+    CreateOption::new(
+        "preallocation",
+        OptionKind::Str,
+        "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    ),
+    CreateOption::new(
+        "compression_type",
+        OptionKind::Str,
+        "Compression method used for image cluster compression",
+    )
+    .or("zlib"),
+    CreateOption::new("size", OptionKind::Size, "Virtual disk size"),
+    CreateOption::new("compat", OptionKind::Str, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    CreateOption::new("backing_file", OptionKind::Str, "File name of a base image"),
+    CreateOption::new("backing_fmt", OptionKind::Str, "Image format of the base image"),
+    CreateOption::new("data_file", OptionKind::Str, "File name of an external data file"),
+    CreateOption::new(
+        "data_file_raw",
+        OptionKind::Bool,
+        "The external data file must stay valid as a raw image",
+    ),
+    CreateOption::new("lazy_refcounts", OptionKind::Bool, "Postpone refcount updates").or("off"),
+    CreateOption::new("refcount_bits", OptionKind::Num, "Width of a reference count entry in bits").or("16"),
+];
+
+/// An option of creation with a value that it does not take.
+#[derive(Debug, thiserror::Error)]
+enum OptionError {
+    #[error("Invalid parameter '{value}'")]
+    Value { value: String },
+    #[error("Invalid compatibility level: '{0}'")]
+    Compat(String),
+}
+
+impl Driver for Qcow2Driver {
+    fn name(&self) -> &'static str {
+        DRIVER
+    }
+
+    fn role(&self) -> Role {
+        Role::Format
+    }
+
+    fn probe(&self, head: &[u8]) -> Score {
+        if Header::probe(head) { 100 } else { 0 }
+    }
+
+    fn supports_backing(&self) -> bool {
+        true
+    }
+
+    fn open(&self, options: OptionTree, cx: OpenContext) -> BoxFuture<Result<Arc<dyn Node>>> {
+        let notice = self.notice.clone();
+        Box::pin(async move {
+            let options: RuntimeOptions = parse(DRIVER, Role::Format, options)?;
+            let file = cx.require_child("file", options.file, ChildKind::Storage).await?;
+            let header = Qcow2::read_header(&Child::new(file.clone())).await?;
+            let stored = header.backing_file.as_deref();
+            let stored = stored.map(|name| StoredBacking { name, format: header.backing_format.as_deref() });
+            let backing = cx.open_backing(&*file, stored, options.backing).await?;
+            let defaults = OpenOptions::default();
+            let size = |given: Option<SizeOpt>, default: u64| given.map_or(default, |s| s.0);
+            let open = OpenOptions {
+                access: cx.access,
+                modes: Modes::of(&cx),
+                discard: match cx.discard {
+                    DiscardMode::Unmap => Discard::Unmap,
+                    DiscardMode::Ignore => Discard::Keep,
+                },
+                lazy_refcounts: options.lazy_refcounts.map(|b| b.0),
+                l2_cache_bytes: size(options.l2_cache_size, defaults.l2_cache_bytes),
+                refcount_cache_bytes: size(options.refcount_cache_size, defaults.refcount_cache_bytes),
+                slice_bytes: size(options.l2_cache_entry_size, u64::from(defaults.slice_bytes)).min(1 << 21)
+                    as u32,
+                skip_repair: cx.for_check,
+                notice,
+            };
+            Ok(Qcow2::open(file, backing, open).await? as Arc<dyn Node>)
+        })
+    }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        CREATE_OPTIONS
+    }
+
+    fn create(&self, mut args: CreateArgs, cx: OpenContext) -> BoxFuture<Result<()>> {
+        Box::pin(async move {
+            let options = args.take_typed::<CreationOptions>(CREATE_OPTIONS)?.resolve()?;
+            options.validate()?;
+            let filename = args.filename.clone();
+            cx.create_storage(args).await?;
+            let file = cx.open_storage(&filename).await?;
+            let result = crate::create(&Child::new(file.clone()), &options).await;
+            result.and(file.close().await)
+        })
+    }
+}
+
+impl CreationOptions {
+    fn resolve(self) -> Result<CreateOptions> {
+        self.refuse()?;
+        let power = |n: u64, error: CreateError| match n.is_power_of_two() {
+            true => Ok(n.trailing_zeros()),
+            false => Err(Error::from(error)),
+        };
+        let version = match self.compat.as_deref() {
+            None | Some("1.1" | "v3") => 3,
+            Some("0.10" | "v2") => 2,
+            Some(other) => return Err(invalid(OptionError::Compat(other.to_owned()))),
+        };
+        let compression = match self.compression_type.as_deref() {
+            None | Some("zlib") => CompressionType::Zlib,
+            Some("zstd") => CompressionType::Zstd,
+            Some(other) => return Err(invalid(OptionError::Value { value: other.to_owned() })),
+        };
+        Ok(CreateOptions {
+            version,
+            size: self.size.unwrap_or(0).next_multiple_of(512),
+            cluster_bits: power(self.cluster_size.unwrap_or(65536), CreateError::ClusterSize)?,
+            refcount_order: power(self.refcount_bits.unwrap_or(16), CreateError::RefcountWidth)?,
+            lazy_refcounts: self.lazy_refcounts,
+            compression,
+            backing_file: self.backing_file,
+            backing_format: self.backing_fmt,
+        })
+    }
+
+    /// What is known to the format but not to this version of the engine.
+    fn refuse(&self) -> Result<()> {
+        let preallocates = match self.preallocation.as_deref() {
+            None | Some("off") => false,
+            Some("metadata" | "falloc" | "full") => true,
+            Some(other) => return Err(invalid(OptionError::Value { value: other.to_owned() })),
+        };
+        let encrypts = self.encryption || self.encrypt_format.is_some() || self.encrypt_key_secret.is_some();
+        for (wanted, what) in [
+            (preallocates, "preallocation in this version of cowbell"),
+            (self.extended_l2, "extended L2 entries in this version of cowbell"),
+            (
+                self.data_file.is_some() || self.data_file_raw,
+                "external data files in this version of cowbell",
+            ),
+            (encrypts, "encryption in this version of cowbell"),
+        ] {
+            if wanted {
+                return Err(NotOffered { driver: DRIVER, what }.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn invalid(e: OptionError) -> Error {
+    Error::new(cowbell_block::ErrorKind::InvalidInput, e)
+}
