@@ -12,6 +12,7 @@ pub mod create;
 pub mod error;
 pub mod event;
 pub mod graph;
+pub mod logwrites;
 pub mod mem;
 pub mod modes;
 pub mod mutant;

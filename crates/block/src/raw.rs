@@ -1,7 +1,7 @@
 //! The raw format: the child's bytes, or a window of them.
 //!
 //! A raw disk is a whole number of 512-byte sectors, as its guests see it: a child that ends inside of a sector
-//! reads as zeroes up to the sector's end. Without offset, window, modes or guard a request is handed on as it is.
+//! reads as zeroes up to the sector's end, which is what protocol nodes give there. Without offset, window, modes or guard a request is handed on as it is.
 //!
 //! The guard: a node that is raw only because nothing else was recognised refuses writes that would make its
 //! first sector look like another format. Otherwise a guest could write a header there that, the next time the
@@ -226,7 +226,6 @@ impl Raw {
             return Op::failed(request.bufs, e);
         }
         match request.op {
-            Operation::Read if request.end() > inner => self.read_tail(request, inner),
             Operation::Discard if request.end() > inner => {
                 let mut request = request;
                 request.len = inner.saturating_sub(request.offset);
@@ -252,27 +251,6 @@ impl Raw {
                     file.submit(request).finish().await
                 })
             }
-        }
-    }
-
-    /// A read into the part of the last sector that the child does not have.
-    fn read_tail(self: &Arc<Self>, mut request: Request, inner: u64) -> Op {
-        let there = inner.saturating_sub(request.offset).min(request.len);
-        let missing = request.len - there;
-        let mut tail = std::mem::take(&mut request.bufs);
-        let head = tail.split_to(there as usize);
-        tail.fill(0, missing as usize, 0);
-        let read = Request { bufs: head, len: there, ..request };
-        let rejoin = |mut completion: Completion, tail| {
-            completion.bufs.append(tail);
-            completion
-        };
-        if there == 0 {
-            return Op::done(tail);
-        }
-        match self.forward(read) {
-            Op::Done(completion) => Op::Done(rejoin(completion, tail)),
-            Op::Wait(future) => Op::wait(async move { rejoin(future.await, tail) }),
         }
     }
 

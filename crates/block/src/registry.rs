@@ -120,11 +120,14 @@ impl Registry {
         self
     }
 
-    /// Adds the drivers of this crate that tools know: `raw`, `null-co`, `null-aio`.
+    /// Adds the drivers of this crate that tools know: `raw`, `null-co`, `null-aio`, `blklogwrites`.
     ///
     /// `mem` is left out: it is for embedding and tests, and no tool knows the name.
     pub fn add_builtin(&mut self) -> &mut Self {
-        self.add(crate::raw::RawDriver).add(crate::null::NullDriver::CO).add(crate::null::NullDriver::AIO)
+        self.add(crate::raw::RawDriver)
+            .add(crate::null::NullDriver::CO)
+            .add(crate::null::NullDriver::AIO)
+            .add(crate::logwrites::LogWritesDriver)
     }
 
     /// The driver of this name.
@@ -210,7 +213,7 @@ pub(crate) mod tests {
         assert_eq!(registry.driver("raw").map(|d| d.role()), Some(Role::Format));
         assert_eq!(registry.driver_of_prefix("file").map(|d| d.name()), Some("file"));
         assert!(registry.driver_of_prefix("raw").is_none());
-        assert_eq!(registry.names(), ["file", "host_device", "null-aio", "null-co", "raw"]);
+        assert_eq!(registry.names(), ["blklogwrites", "file", "host_device", "null-aio", "null-co", "raw"]);
     }
 
     #[test]
