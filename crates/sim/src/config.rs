@@ -21,6 +21,8 @@ pub enum Backing {
 pub enum Prestate {
     /// Nothing.
     Fresh,
+    /// Nothing, made by the engine itself.
+    Created,
     /// Data in every second cluster.
     Half,
     /// Data everywhere.
@@ -37,8 +39,9 @@ const BACKINGS: [(Backing, &str); 4] = [
     (Backing::Shorter, "shorter"),
     (Backing::Longer, "longer"),
 ];
-const PRESTATES: [(Prestate, &str); 5] = [
+const PRESTATES: [(Prestate, &str); 6] = [
     (Prestate::Fresh, "fresh"),
+    (Prestate::Created, "created"),
     (Prestate::Half, "half"),
     (Prestate::Full, "full"),
     (Prestate::Snapshot, "snapshot"),
@@ -115,7 +118,7 @@ impl Config {
             Backing::Shorter,
             Backing::Longer,
         ]);
-        config.prestate = PRESTATES[rng.below(5) as usize].0;
+        config.prestate = PRESTATES[rng.below(6) as usize].0;
         if rng.one_in(2) {
             // Two slices and four blocks: everything is evicted before it is used.
             config.l2_slice_bytes = 512.max(1 << cluster_bits.min(9));

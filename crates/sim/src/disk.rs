@@ -534,6 +534,8 @@ impl Node for SimDisk {
         if let Some(kind) = state.refusal(&request, kind) {
             return Op::failed(request.bufs, kind);
         }
+        // A step of its own, so that what completed before is always strictly earlier.
+        self.0.clock.tick();
         let now = self.0.clock.now();
         let growth = request.end().saturating_sub(state.len);
         let fault = state.faults.strike(kind, tag, if kind == IoKind::Flush { 0 } else { growth });
@@ -571,8 +573,10 @@ impl Node for SimDisk {
         if state.host.done_one_in != 0 {
             let one_in = state.host.done_one_in;
             if state.rng.one_in(one_in) {
-                self.apply(&mut state, at, now);
-                state.complete(at, now);
+                self.0.clock.tick();
+                self.apply(&mut state, at, now + 1);
+                self.0.clock.tick();
+                state.complete(at, now + 2);
                 return Op::Done(take_result(state.pending.remove(at)));
             }
         }

@@ -323,13 +323,19 @@ impl Guest {
         }
     }
 
-    /// Closes the image. A close that succeeds has flushed. Returns whether it did.
+    /// Closes the image. A close that succeeds has flushed, unless a flush just before it failed. Returns
+    /// whether it did.
     async fn close_node(&self, node: Arc<dyn Node>) -> bool {
         if let Err(what) = self.subject.is_quiet(&*node) {
             self.fail(Failure::new("O7", what));
         }
         let start = self.instant();
+        let mut usable = true;
+        if self.was_faulted() {
+            usable = node.submit(Request::flush()).finish().await.result.is_ok();
+        }
         match node.close().await {
+            Ok(()) if !usable => false,
             Ok(()) => {
                 let now = self.instant();
                 self.model.borrow_mut().flushed(now, start);

@@ -46,7 +46,7 @@ pub struct Built {
 pub fn kinds(config: &Config) -> Vec<ClusterKind> {
     use ClusterKind::{Compressed, Data, Shared, Unallocated, Zero, ZeroAllocated};
     let of = |cluster: u64| match config.prestate {
-        Prestate::Fresh => Unallocated,
+        Prestate::Fresh | Prestate::Created => Unallocated,
         Prestate::Half | Prestate::Snapshot if cluster % 2 == 1 => Unallocated,
         Prestate::Half | Prestate::Full | Prestate::Snapshot => Data,
         Prestate::Mixed if config.version == 2 => {
@@ -223,7 +223,8 @@ impl<'a> Writer<'a> {
         let len = compressor.deflate_compress(&content, &mut out).expect("the buffer is large enough");
         let size = self.cluster();
         let offset = match self.packed {
-            Some(at) if at % size + len as u64 <= size => {
+            // Few share a host cluster, so that narrow refcounts suffice.
+            Some(at) if at % size + len as u64 <= size && self.refcounts[(at / size) as usize] < 3 => {
                 self.add_ref(at);
                 at
             }

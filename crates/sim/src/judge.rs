@@ -167,7 +167,8 @@ impl Judge {
         self.counters.inspected += 1;
         let before = self.metadata.len();
         let bytes = ImageBytes::new(set.image(), pool, &mut self.metadata);
-        let inspection = subject.inspect(&bytes, case.config);
+        let mut inspection = subject.inspect(&bytes, case.config);
+        inspection.settle(pool);
         if self.metadata.len() != before {
             self.known.clear();
             self.inspections.clear();
@@ -183,7 +184,9 @@ impl Judge {
 /// Inspects one image outside of any enumeration.
 pub fn inspect_once(subject: &dyn Subject, config: &Config, pool: &mut Pool, image: &Image) -> Inspection {
     let mut looked_at = SectorSet::default();
-    subject.inspect(&ImageBytes::new(image, pool, &mut looked_at), config)
+    let mut inspection = subject.inspect(&ImageBytes::new(image, pool, &mut looked_at), config);
+    inspection.settle(pool);
+    inspection
 }
 
 /// Compares what a guest would read with what it may.

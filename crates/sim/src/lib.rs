@@ -1,10 +1,15 @@
 //! The simulated world from one seed.
 #![forbid(unsafe_code)]
 
+pub mod commands;
 pub mod config;
 pub mod crash;
 pub mod disk;
+pub mod engine;
+#[cfg(test)]
+mod engine_tests;
 pub mod exec;
+pub mod explore;
 pub mod faults;
 pub mod guest;
 pub mod image;
@@ -19,3 +24,4 @@ pub mod stamp;
 pub mod subject;
 #[cfg(test)]
 mod toy;
+pub mod workload;

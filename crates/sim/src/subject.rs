@@ -45,6 +45,23 @@ pub struct Inspection {
     pub guest: Vec<Source>,
     /// The same for each snapshot.
     pub snapshots: Vec<Vec<Source>>,
+    /// Contents that are not in the file as they are.
+    pub contents: Vec<[u8; SECTOR]>,
+}
+
+impl Inspection {
+    /// Gives the contents that were made up their numbers.
+    pub fn settle(&mut self, pool: &mut Pool) {
+        if self.contents.is_empty() {
+            return;
+        }
+        let numbers: Vec<Content> = self.contents.drain(..).map(|bytes| pool.intern(&bytes)).collect();
+        for source in self.guest.iter_mut().chain(self.snapshots.iter_mut().flatten()) {
+            if let Source::New(index) = *source {
+                *source = Source::Fixed(numbers[index as usize]);
+            }
+        }
+    }
 }
 
 /// Where the content of a guest sector is.
@@ -56,6 +73,8 @@ pub enum Source {
     Fixed(Content),
     /// In the backing file, at the same place.
     Behind,
+    /// In [`Inspection::contents`], until they are settled.
+    New(u32),
 }
 
 impl Source {
@@ -65,6 +84,7 @@ impl Source {
             Self::File(at) => image.get(u64::from(at)),
             Self::Fixed(content) => content,
             Self::Behind => backing.and_then(|b| b.get(sector)).copied().unwrap_or(ZERO),
+            Self::New(_) => unreachable!("settled before use"),
         }
     }
 }
@@ -72,7 +92,7 @@ impl Source {
 /// The bytes of an image, remembering which sectors were looked at.
 pub struct ImageBytes<'a> {
     image: &'a Image,
-    pool: RefCell<&'a mut Pool>,
+    pool: &'a Pool,
     looked_at: RefCell<&'a mut SectorSet>,
 }
 
@@ -115,8 +135,8 @@ impl SectorSet {
 
 impl<'a> ImageBytes<'a> {
     /// The bytes of `image`; sectors looked at are added to `looked_at`.
-    pub fn new(image: &'a Image, pool: &'a mut Pool, looked_at: &'a mut SectorSet) -> Self {
-        Self { image, pool: RefCell::new(pool), looked_at: RefCell::new(looked_at) }
+    pub fn new(image: &'a Image, pool: &'a Pool, looked_at: &'a mut SectorSet) -> Self {
+        Self { image, pool, looked_at: RefCell::new(looked_at) }
     }
 
     /// Length in bytes.
@@ -126,7 +146,6 @@ impl<'a> ImageBytes<'a> {
 
     /// Fills `buf` from `offset`, with zeroes beyond the end.
     pub fn read(&self, offset: u64, buf: &mut [u8]) {
-        let pool = self.pool.borrow();
         let mut looked_at = self.looked_at.borrow_mut();
         let mut done = 0;
         while done < buf.len() {
@@ -137,13 +156,23 @@ impl<'a> ImageBytes<'a> {
             if at < self.image.len {
                 looked_at.insert(sector as u32);
             }
-            let bytes = pool.bytes(self.image.get(sector));
+            let bytes = self.pool.bytes(self.image.get(sector));
             buf[done..done + n].copy_from_slice(&bytes[within..within + n]);
             done += n;
         }
     }
 
-    /// How many bytes from `offset` are known to be zero, at most `len` plus a sector.
+    /// The bytes of the sector that `offset` lies in, from there to its end.
+    pub fn sector_at(&self, offset: u64) -> &'a [u8] {
+        let sector = offset / SECTOR as u64;
+        if offset < self.image.len {
+            self.looked_at.borrow_mut().insert(sector as u32);
+        }
+        let bytes = self.pool.bytes(self.image.get(sector));
+        &bytes[(offset % SECTOR as u64) as usize..]
+    }
+
+    /// How many bytes from `offset` are known to be zero, at most `len`, and at most to the end of the file.
     pub fn zeroes(&self, offset: u64, len: u64) -> u64 {
         let mut looked_at = self.looked_at.borrow_mut();
         let (mut at, end) = (offset, (offset + len).min(self.image.len));
@@ -151,11 +180,6 @@ impl<'a> ImageBytes<'a> {
             looked_at.insert((at / SECTOR as u64) as u32);
             at = (at / SECTOR as u64 + 1) * SECTOR as u64;
         }
-        at.min(end) - offset
-    }
-
-    /// Puts a content into the pool.
-    pub fn intern(&self, bytes: &[u8]) -> Vec<Content> {
-        self.pool.borrow_mut().intern_all(bytes)
+        at.min(end).max(offset) - offset
     }
 }

@@ -1,0 +1,222 @@
+//! The real subject: the qcow2 engine, looked at by the independent checker.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::Arc;
+
+use cowbell_block::node::{Access, Node};
+use cowbell_block::{BoxFuture, Child, Result};
+use cowbell_checker::{
+    CheckError, Checker, Class, Extent, GuestView, Limits, Peek, ReadAt, Report, Source as Place, Verdict,
+};
+use cowbell_qcow2::{CreateOptions, Discard, OpenOptions, Qcow2};
+
+use crate::config::{Backing, Config, Prestate};
+use crate::crash::Image;
+use crate::disk::{Clock, HostConfig, SimDisk};
+use crate::exec::{Granularity, Strategy, World};
+use crate::image::{self, Built};
+use crate::pool::{Pool, SECTOR, ZERO};
+use crate::rng::Rng;
+use crate::subject::{ImageBytes, Inspection, Source, Subject};
+
+/// The engine of `cowbell-qcow2`.
+pub struct Engine {
+    checker: RefCell<Checker>,
+    extents: RefCell<Vec<Extent>>,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        let limits = Limits { findings_max: 256, ..Limits::default() };
+        Self { checker: RefCell::new(Checker::new(limits)), extents: RefCell::default() }
+    }
+}
+
+impl ReadAt for ImageBytes<'_> {
+    fn len(&self) -> u64 {
+        ImageBytes::len(self)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read(offset, buf);
+        Ok(())
+    }
+
+    fn peek(&self, offset: u64, len: u64) -> Peek<'_> {
+        match self.zeroes(offset, len) {
+            0 => Peek::Bytes(self.sector_at(offset)),
+            zeroes => Peek::Zeroes(zeroes),
+        }
+    }
+}
+
+impl Subject for Engine {
+    fn build(&self, config: &Config, pool: &mut Pool) -> Built {
+        let mut built = image::build(config, pool);
+        if config.prestate == Prestate::Created {
+            built.image = created(config, pool);
+        }
+        built
+    }
+
+    fn open(
+        &self,
+        file: Arc<dyn Node>,
+        backing: Option<Arc<dyn Node>>,
+        config: &Config,
+    ) -> BoxFuture<Result<Arc<dyn Node>>> {
+        let options = OpenOptions {
+            access: Access::ReadWrite,
+            l2_cache_bytes: config.l2_cache_bytes,
+            slice_bytes: config.l2_slice_bytes.min(1 << config.cluster_bits) as u32,
+            refcount_cache_bytes: config.refcount_cache_bytes,
+            discard: if config.discard { Discard::Unmap } else { Discard::Keep },
+            ..OpenOptions::default()
+        };
+        Box::pin(async move {
+            let node: Arc<dyn Node> = Qcow2::open(file, backing, options).await?;
+            Ok(node)
+        })
+    }
+
+    fn inspect(&self, image: &ImageBytes<'_>, config: &Config) -> Inspection {
+        let mut checker = self.checker.borrow_mut();
+        let mut inspection = Inspection::default();
+        match checker.check(image) {
+            Ok(report) => {
+                let severity =
+                    if report.summary.dirty { Class::severity_when_dirty } else { Class::severity };
+                if report.verdict_with(severity) == Verdict::Corrupt {
+                    inspection.corrupt = Some(first_corruption(report, severity));
+                } else if report.summary.marked_corrupt {
+                    inspection.corrupt = Some("the corrupt bit is set".into());
+                }
+                inspection.leaks = report.leaks();
+                if report.summary.dirty && !config.lazy {
+                    inspection.corrupt = Some("the dirty bit is set without lazy refcounts".into());
+                }
+            }
+            Err(error) => inspection.corrupt = Some(error.to_string()),
+        }
+        let snapshots = checker.report().summary.snapshots;
+        if inspection.corrupt.is_none()
+            && let Err(error) = self.views(image, config, snapshots, &mut inspection)
+        {
+            inspection.corrupt = Some(error.to_string());
+        }
+        inspection
+    }
+
+    fn is_quiet(&self, node: &dyn Node) -> std::result::Result<(), String> {
+        match node.as_any().downcast_ref::<Qcow2>() {
+            Some(node) if !node.is_quiet() => Err("the engine is not quiet at the end".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn first_corruption(report: &Report, severity: impl Fn(Class) -> cowbell_checker::Severity) -> String {
+    let bad = |f: &&cowbell_checker::Finding| severity(f.class()) == cowbell_checker::Severity::Corruption;
+    match report.findings().iter().find(bad) {
+        Some(finding) => finding.to_string(),
+        None => format!("{} corruptions", report.corruptions()),
+    }
+}
+
+impl Engine {
+    fn views(
+        &self,
+        image: &ImageBytes<'_>,
+        config: &Config,
+        snapshots: u32,
+        inspection: &mut Inspection,
+    ) -> std::result::Result<(), CheckError> {
+        let contents = &mut inspection.contents;
+        let active = GuestView::active(image)?;
+        inspection.guest = self.sources(image, config, active, contents)?;
+        for index in 0..snapshots {
+            let view = GuestView::snapshot(image, index)?;
+            inspection.snapshots.push(self.sources(image, config, view, contents)?);
+        }
+        Ok(())
+    }
+
+    fn sources(
+        &self,
+        image: &ImageBytes<'_>,
+        config: &Config,
+        view: GuestView,
+        contents: &mut Vec<[u8; SECTOR]>,
+    ) -> std::result::Result<Vec<Source>, CheckError> {
+        let mut extents = self.extents.borrow_mut();
+        extents.clear();
+        view.extents(image, 0, u64::MAX, &mut extents)?;
+        let mut out = Vec::with_capacity(config.sectors as usize);
+        for extent in &*extents {
+            let sectors = extent.len.div_ceil(SECTOR as u64);
+            match extent.source {
+                Place::Data { host } => {
+                    let first = (host / SECTOR as u64) as u32;
+                    out.extend((first..first + sectors as u32).map(Source::File));
+                }
+                Place::Zero => out.extend(std::iter::repeat_n(Source::Fixed(ZERO), sectors as usize)),
+                Place::Unallocated => out.extend(std::iter::repeat_n(Source::Behind, sectors as usize)),
+                Place::Compressed { host, bytes, within } => {
+                    let cluster = inflate(image, host, bytes, 1 << config.cluster_bits);
+                    for sector in 0..sectors {
+                        let from = (within + sector * SECTOR as u64) as usize;
+                        out.push(Source::New(contents.len() as u32));
+                        let found = cluster.get(from..).and_then(|c| c.first_chunk::<SECTOR>());
+                        contents.push(found.copied().unwrap_or([0xbd; SECTOR]));
+                    }
+                }
+                // Never equal to anything a guest wrote.
+                Place::DataFile { .. } | Place::Invalid(_) => {
+                    for _ in 0..sectors {
+                        out.push(Source::New(contents.len() as u32));
+                        contents.push([0xbd; SECTOR]);
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// A compressed cluster's content; empty if it does not decompress.
+fn inflate(image: &ImageBytes<'_>, host: u64, bytes: u64, cluster: usize) -> Vec<u8> {
+    let mut packed = vec![0; bytes as usize];
+    image.read(host, &mut packed);
+    let mut out = vec![0; cluster];
+    // What follows the stream in its last sector belongs to others, so the input's end is not checked.
+    match libdeflater::Decompressor::new().deflate_decompress(&packed, &mut out) {
+        Ok(_) => out,
+        Err(_) => Vec::new(),
+    }
+}
+
+/// An image made by the engine's own `create`.
+fn created(config: &Config, pool: &mut Pool) -> Image {
+    let own = Pool::shared();
+    let clock = Clock::default();
+    let disk = SimDisk::new("image", &own, &clock, &[], 0, HostConfig::default(), Rng::new(0));
+    let mut world = World::new(vec![disk.clone()], Strategy::Fifo, Granularity::IoPoints);
+    let backed = config.backing != Backing::None;
+    let options = CreateOptions {
+        version: config.version,
+        cluster_bits: config.cluster_bits,
+        refcount_order: config.refcount_order,
+        size: config.sectors * SECTOR as u64,
+        lazy_refcounts: config.lazy,
+        backing_file: backed.then(|| "backing".to_owned()),
+        backing_format: backed.then(|| "raw".to_owned()),
+        ..CreateOptions::default()
+    };
+    let child = Child::new(disk.node());
+    let made = world.block_on(async move { cowbell_qcow2::create(&child, &options).await });
+    made.expect("creating does not stall").expect("the configuration can be created");
+    let (sectors, len) = disk.content();
+    let own = own.lock();
+    Image { sectors: sectors.into_iter().map(|c| pool.intern(own.bytes(c))).collect(), len }
+}

@@ -1,0 +1,172 @@
+//! What guests do: random operations in random worlds, and the alphabet of the exhaustive explorer.
+
+use std::ops::Range;
+
+use cowbell_block::DebugEvent;
+
+use crate::config::{Backing, Config, Prestate};
+use crate::exec::Granularity;
+use crate::faults::{Fault, FaultKind, Trigger};
+use crate::rng::{Concern, Rng};
+use crate::scenario::{GuestOp, Scenario, Schedule};
+
+/// The scenario of a seed: a world and a workload, each drawn from its own stream (swarm testing: every seed
+/// leaves out some kinds of operations, so that others meet more often).
+pub fn random(seed: u64) -> Scenario {
+    let config = Config::random(&mut Rng::stream(seed, Concern::Config));
+    let mut rng = Rng::stream(seed, Concern::Workload);
+    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1];
+    for weight in &mut weights[1..] {
+        if rng.one_in(3) {
+            *weight = 0;
+        }
+    }
+    let hot = hot_clusters(&config);
+    let count = rng.between(2, 14);
+    let ops = (0..count).map(|_| operation(&mut rng, &weights, &config, &hot)).collect();
+    let lanes = *rng.pick(&[1, 1, 2, 2, 3, 4, 8]);
+    let schedule = match rng.below(4) {
+        0 => Schedule::Fifo,
+        1 => Schedule::Pct(rng.between(2, 4) as u32),
+        _ => Schedule::Uniform,
+    };
+    let faults = faults(&mut Rng::stream(seed, Concern::Faults));
+    Scenario { seed, config, lanes, ops, faults, granularity: Granularity::Full, schedule, cut: None }
+}
+
+/// Sometimes one fault; mostly none, since errors hide what would have come after them.
+fn faults(rng: &mut Rng) -> Vec<Fault> {
+    if !rng.one_in(4) {
+        return Vec::new();
+    }
+    let trigger = match rng.below(4) {
+        0 => Trigger::Tagged(*rng.pick(DebugEvent::ALL), rng.below(3)),
+        1 => Trigger::Budget(rng.below(8) << 10),
+        _ => Trigger::Nth(rng.below(60)),
+    };
+    let kind = match trigger {
+        Trigger::Budget(_) => FaultKind::Enospc,
+        _ => *rng.pick(&FaultKind::ALL),
+    };
+    vec![Fault { trigger, kind, sticky: rng.one_in(3) }]
+}
+
+/// The clusters that a workload is about: around an L2 boundary if the disk reaches over one.
+pub fn hot_clusters(config: &Config) -> Range<u64> {
+    let (clusters, boundary) = (config.clusters(), config.l2_entries());
+    if clusters > boundary {
+        boundary.saturating_sub(6)..clusters.min(boundary + 6)
+    } else {
+        0..clusters.min(10)
+    }
+}
+
+fn operation(rng: &mut Rng, weights: &[u64; 8], config: &Config, hot: &Range<u64>) -> GuestOp {
+    let mut pick = rng.below(weights.iter().sum());
+    let mut kind = 0;
+    while pick >= weights[kind] {
+        pick -= weights[kind];
+        kind += 1;
+    }
+    let at = place(rng, config, hot);
+    match kind {
+        0 => GuestOp::Write { at, fua: rng.one_in(6) },
+        1 => GuestOp::Zero { at, unmap: rng.one_in(2), fua: rng.one_in(8) },
+        2 => GuestOp::Discard { at },
+        3 => GuestOp::Read { at },
+        4 => GuestOp::Flush,
+        5 => GuestOp::Reopen,
+        6 => GuestOp::Flush,
+        _ => GuestOp::Status { at },
+    }
+}
+
+/// A range: mostly in the hot clusters, of any shape.
+fn place(rng: &mut Rng, config: &Config, hot: &Range<u64>) -> Range<u64> {
+    let per = config.cluster_sectors();
+    let cluster =
+        if rng.one_in(10) { rng.below(config.clusters()) } else { rng.between(hot.start, hot.end - 1) };
+    let start = cluster * per;
+    let range = match rng.below(6) {
+        0 => start..start + 1,
+        1 => start..start + per,
+        2 => start..start + per * rng.between(1, 3),
+        3 => start + rng.below(per)..start + per + rng.between(1, per),
+        4 => {
+            let from = start + rng.below(per);
+            from..from + rng.between(1, per)
+        }
+        _ => start + per - 1..start + per + 1,
+    };
+    clip(range, config.sectors)
+}
+
+fn clip(range: Range<u64>, sectors: u64) -> Range<u64> {
+    let end = range.end.min(sectors);
+    range.start.min(end - 1)..end
+}
+
+/// The alphabet of the exhaustive explorer: every shape of every operation at a hot place, next to it, and
+/// beyond an L2 boundary.
+pub fn alphabet(config: &Config) -> Vec<GuestOp> {
+    let per = config.cluster_sectors();
+    let boundary = config.l2_entries().min(config.clusters() - 1);
+    let hot = boundary.saturating_sub(3) * per;
+    let (next, far) = (hot + per, boundary * per);
+    let clip = |range: Range<u64>| clip(range, config.sectors);
+    let write = |range| GuestOp::Write { at: clip(range), fua: false };
+    let zero = |range, unmap| GuestOp::Zero { at: clip(range), unmap, fua: false };
+    let discard = |range| GuestOp::Discard { at: clip(range) };
+    let part = (per / 2).max(1);
+    let mut ops = vec![
+        write(hot..hot + 1),
+        write(hot + per - part..hot + per),
+        write(hot..hot + per),
+        write(hot..hot + 2 * per),
+        write(hot + per - 1..hot + per + 1),
+        write(next..next + 1),
+        write(next..next + per),
+        write(far..far + per),
+        write(far - 1..far + 1),
+        GuestOp::Write { at: hot..hot + per, fua: true },
+        zero(hot..hot + per, false),
+        zero(hot..hot + per, true),
+        zero(hot..hot + part, false),
+        zero(hot..hot + 2 * per, true),
+        zero(far - 1..far + per, true),
+        GuestOp::Zero { at: next..next + per, unmap: false, fua: true },
+        discard(hot..hot + per),
+        discard(hot..hot + 2 * per),
+        discard(far - 1..far + per),
+        discard(0..config.sectors),
+        GuestOp::Read { at: hot..hot + 2 * per },
+        GuestOp::Status { at: hot..hot + 2 * per },
+        GuestOp::Flush,
+        GuestOp::Reopen,
+    ];
+    let mut seen = Vec::new();
+    ops.retain(|op| {
+        let new = !seen.contains(op);
+        seen.push(op.clone());
+        new
+    });
+    ops
+}
+
+/// The worlds of the exhaustive explorer: pre-states times geometries.
+pub fn explored_configs() -> Vec<Config> {
+    let base = Config::default();
+    let small = Config { cluster_bits: 9, sectors: 70, l2_slice_bytes: 512, ..base.clone() };
+    let mut configs = Vec::new();
+    for prestate in [Prestate::Fresh, Prestate::Full, Prestate::Snapshot, Prestate::Mixed] {
+        configs.push(Config { prestate, sectors: 262, ..base.clone() });
+        configs.push(Config { prestate, lazy: true, ..small.clone() });
+    }
+    let backed = Config { backing: Backing::Shorter, sectors: 262, ..base.clone() };
+    configs.push(Config { prestate: Prestate::Mixed, ..backed.clone() });
+    configs.push(Config { prestate: Prestate::Half, version: 2, ..backed });
+    configs.push(Config { prestate: Prestate::Created, refcount_order: 6, ..small.clone() });
+    configs.push(Config { prestate: Prestate::Snapshot, refcount_order: 1, ..small });
+    configs.iter_mut().for_each(Config::legalise);
+    configs
+}
