@@ -1,0 +1,71 @@
+//! Runs a guest and says how fast: `mips [options] KERNEL-OR-ELF`.
+//!
+//! Options: `--bios FILE`, `--initrd FILE`, `--append TEXT`, `--disk FILE`, `--plain`, `--limit COUNT`, `--mib SIZE`,
+//! `--input TEXT` (typed once the guest is idle). The console goes to standard output.
+
+use cowbell_machine::port::{Console, ConsoleId, Disk, MemDisk};
+use cowbell_machine::{Boot, BootModule, Engine, Exit, Machine, MachineConfig, ModuleKind, Ports};
+use std::io::Write;
+use std::time::Instant;
+
+struct Stdout;
+
+impl Console for Stdout {
+    fn write(&mut self, _: ConsoleId, bytes: &[u8]) {
+        let mut out = std::io::stdout().lock();
+        let _closed = out.write_all(bytes).and_then(|()| out.flush());
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut config = MachineConfig::default();
+    let mut boot = Boot::default();
+    let mut modules = Vec::new();
+    let mut append = String::new();
+    let mut disks: Vec<Box<dyn Disk>> = Vec::new();
+    let mut limit = u64::MAX;
+    let mut input = None;
+    let mut arguments = std::env::args().skip(1);
+    let module = |kind, data| BootModule { kind, data, bootargs: String::new() };
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
+        match argument.as_str() {
+            "--bios" => boot.bios = Some(std::fs::read(value()?)?),
+            "--initrd" => modules.push(module(Some(ModuleKind::Ramdisk), std::fs::read(value()?)?)),
+            "--append" => append = value()?,
+            "--disk" => disks.push(Box::new(MemDisk::new(std::fs::read(value()?)?))),
+            "--plain" => config.engine = Engine::Plain,
+            "--limit" => limit = value()?.parse()?,
+            "--mib" => config.ram_bytes = value()?.parse::<u64>()? << 20,
+            "--harts" => config.harts = value()?.parse()?,
+            "--input" => input = Some(value()?),
+            path => modules.insert(0, module(Some(ModuleKind::Kernel), std::fs::read(path)?)),
+        }
+    }
+    if let Some(kernel) = modules.first_mut() {
+        kernel.bootargs = append;
+    }
+    boot.modules = modules;
+    let mut machine = Machine::new(&config, Ports { console: Box::new(Stdout), disks });
+    machine.boot(&config, &boot)?;
+    let start = Instant::now();
+    let exit = loop {
+        match machine.run(limit) {
+            Exit::Idle { for_ns: None } if input.is_some() => {
+                let text = input.take().unwrap_or_default().replace("\\n", "\n");
+                machine.input(ConsoleId::Uart, text.as_bytes());
+            }
+            Exit::DiskLate => {}
+            exit => break exit,
+        }
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    let count = machine.count();
+    println!(
+        "{exit:?} after {count} instructions, {seconds:.3} s, {:.0} MIPS, digest {:032x}, pc {:#x}",
+        count as f64 / seconds / 1e6,
+        machine.digest(),
+        machine.harts()[0].pc,
+    );
+    Ok(())
+}

@@ -1,0 +1,302 @@
+//! The fast engine: blocks decoded once into micro-operations, chained, run to exact budgets.
+//!
+//! A block lies in one page, is keyed by its physical address, and ends at a jump, at an instruction that only
+//! [`exec::step`] executes, or at the page's end. Micro-operations do what can be done with registers and RAM; one
+//! that meets anything else (a fault, a device, a watched page) leaves the block *before* its instruction, and the
+//! plain executor takes that one. A block is entered only when it fits into the budget; what does not fit is run
+//! one by one. So the engine stops at exactly its count, and differs from the plain executor in speed alone.
+//!
+//! Links between blocks exist only inside a page: there the translation that led to the first holds for the next,
+//! because every change of a translation leaves the engine. All other jumps go through the jump cache, which is
+//! valid for one generation of the fetch TLB.
+
+mod build;
+mod float_ops;
+mod int_ops;
+mod mem_ops;
+mod uop;
+
+use crate::bus::Bus;
+use crate::config::Engine;
+use crate::exec::{self, Step, fetch_page};
+use crate::hart::Hart;
+use crate::ram::{PAGE, Ram};
+use uop::{Flow, Uop};
+
+/// Why the engine stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The budget is used up, exactly.
+    Budget,
+    /// Interrupts, privilege or devices may stand differently.
+    Changed,
+    /// The hart waits for an interrupt.
+    Wait,
+    /// A call to the built-in SBI; the pc points at it.
+    Sbi,
+    /// A store concerns decoded code or translations: see [`crate::ram::Attention`].
+    Attention,
+}
+
+/// No block.
+const NONE: u32 = u32::MAX;
+/// Length of a block that was overwritten: it fits into no budget.
+const DEAD: u32 = u32::MAX;
+/// Blocks held before all are dropped; about 150 MB.
+const BLOCKS_MAX: usize = 400_000;
+const JUMPS: usize = 4096;
+
+struct Block {
+    /// Instructions.
+    len: u32,
+    /// Successors inside the page: jump taken, and not.
+    links: [u32; 2],
+    ops: Box<[Uop]>,
+}
+
+#[derive(Clone, Copy)]
+struct Jump {
+    pc: u64,
+    /// Generation and mode of the fetch TLB.
+    key: u32,
+    block: u32,
+}
+
+const NO_JUMP: Jump = Jump { pc: u64::MAX, key: 0, block: NONE };
+
+/// Decoded code.
+pub struct Blocks {
+    blocks: Vec<Block>,
+    /// For each page of RAM, the block that starts at each half-word.
+    pages: Vec<Option<Box<[u32]>>>,
+    jumps: Box<[Jump; JUMPS]>,
+    /// The hart that the jump cache belongs to.
+    hart: u64,
+    len_max: u32,
+    breakpoints: Vec<u64>,
+}
+
+impl std::fmt::Debug for Blocks {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Blocks").field("blocks", &self.blocks.len()).finish_non_exhaustive()
+    }
+}
+
+#[inline(always)]
+fn jump_slot(pc: u64) -> usize {
+    (pc >> 1 ^ pc >> 13) as usize & (JUMPS - 1)
+}
+
+#[inline(always)]
+fn jump_key(hart: &Hart) -> u32 {
+    hart.tlb.fetch_generation << 3 | hart.fetch_mode as u32
+}
+
+impl Blocks {
+    /// Nothing decoded yet.
+    pub fn new(engine: Engine) -> Blocks {
+        let len_max = match engine {
+            Engine::ShortBlocks(len) => len.clamp(1, build::LEN_MAX),
+            Engine::Blocks | Engine::Plain => build::LEN_MAX,
+        };
+        let jumps = vec![NO_JUMP; JUMPS].into_boxed_slice().try_into();
+        let jumps = jumps.unwrap_or_else(|_| Box::new([NO_JUMP; JUMPS]));
+        Blocks { blocks: Vec::new(), pages: Vec::new(), jumps, hart: 0, len_max, breakpoints: Vec::new() }
+    }
+
+    /// Blocks end before these addresses, whose instructions are run one by one.
+    pub(crate) fn set_breakpoints(&mut self, sorted: &[u64], ram: &mut Ram) {
+        self.breakpoints = sorted.to_vec();
+        self.clear(ram);
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self, ram: &mut Ram) {
+        for (page, ids) in self.pages.iter().enumerate() {
+            if ids.is_some() {
+                ram.forget_code(page as u32);
+            }
+        }
+        self.pages.clear();
+        self.blocks.clear();
+        self.jumps.fill(NO_JUMP);
+    }
+
+    /// Forgets the blocks of a page.
+    pub(crate) fn forget_page(&mut self, page: u32, ram: &mut Ram) {
+        ram.forget_code(page);
+        let Some(ids) = self.pages.get_mut(page as usize).and_then(Option::take) else { return };
+        for id in ids.into_iter().filter(|id| *id != NONE) {
+            let block = &mut self.blocks[id as usize];
+            block.len = DEAD;
+            block.ops = Box::default();
+        }
+    }
+
+    /// Runs at most `budget` instructions, at least one.
+    pub fn run(&mut self, hart: &mut Hart, bus: &mut Bus, budget: u64) -> Stop {
+        if self.hart != hart.id {
+            self.hart = hart.id;
+            self.jumps.fill(NO_JUMP);
+        }
+        let end = bus.clock.count + budget;
+        let mut left = budget;
+        let mut first = true;
+        loop {
+            // Here nothing is known about the pc.
+            bus.clock.count = end - left;
+            if left == 0 {
+                return Stop::Budget;
+            }
+            let mut id = NONE;
+            if self.is_breakpoint_offset(hart.pc) {
+                if !first && self.breakpoints.binary_search(&hart.pc).is_ok() {
+                    return Stop::Changed;
+                }
+            } else {
+                id = self.lookup(hart, bus);
+            }
+            first = false;
+            let step_next = id == NONE || self.run_chain(hart, bus, id, &mut left);
+            bus.clock.count = end - left;
+            if !bus.ram.attention.is_empty() {
+                return Stop::Attention;
+            }
+            if step_next {
+                if left == 0 {
+                    return Stop::Budget;
+                }
+                left -= 1;
+                match exec::step(hart, bus) {
+                    Step::Changed => return Stop::Changed,
+                    Step::Wait => return Stop::Wait,
+                    Step::Sbi => return Stop::Sbi,
+                    Step::Done if !bus.ram.attention.is_empty() => return Stop::Attention,
+                    Step::Done => {}
+                }
+            }
+        }
+    }
+
+    /// Runs blocks from `id` on. True when the instruction at the pc is one for the plain executor.
+    fn run_chain(&mut self, hart: &mut Hart, bus: &mut Bus, mut id: u32, left: &mut u64) -> bool {
+        let mut remaining = *left;
+        let step_next = loop {
+            let block = &self.blocks[id as usize];
+            if u64::from(block.len) > remaining {
+                // Overwritten, or longer than the budget.
+                break block.len != DEAD;
+            }
+            let Some((first, rest)) = block.ops.split_first() else { break true };
+            let flow = (first.run)(hart, &mut bus.ram, first, rest);
+            let slot = match flow {
+                Flow::Taken => 0,
+                Flow::Fall => 1,
+                Flow::Indirect => {
+                    remaining -= u64::from(block.len);
+                    let jump = &self.jumps[jump_slot(hart.pc)];
+                    if jump.pc != hart.pc || jump.key != jump_key(hart) {
+                        break false;
+                    }
+                    id = jump.block;
+                    continue;
+                }
+                Flow::Before => {
+                    remaining -= u64::from(hart.executed);
+                    break true;
+                }
+                Flow::After => {
+                    remaining -= u64::from(hart.executed);
+                    break false;
+                }
+            };
+            remaining -= u64::from(block.len);
+            let next = block.links[slot];
+            if next != NONE {
+                id = next;
+                continue;
+            }
+            match self.follow(hart, bus, id, slot) {
+                NONE => break false,
+                next => id = next,
+            }
+        };
+        *left = remaining;
+        step_next
+    }
+
+    /// Finds the block at the pc after leaving block `id` by `slot`, and links them if they share a page.
+    fn follow(&mut self, hart: &mut Hart, bus: &mut Bus, id: u32, slot: usize) -> u32 {
+        if self.is_breakpoint_offset(hart.pc) {
+            return NONE;
+        }
+        let generation = self.blocks.len();
+        let next = self.lookup(hart, bus);
+        // A lookup may have dropped everything, and then `id` names nothing.
+        if next == NONE || self.blocks.len() < generation {
+            return next;
+        }
+        let page_of = |id: u32| self.blocks[id as usize].ops.first().map(|op| op.page);
+        let from = page_of(id);
+        if from.is_some() && from == page_of(next) && self.same_page_jump(id, slot) {
+            self.blocks[id as usize].links[slot] = next;
+        }
+        next
+    }
+
+    /// Whether the jump out of a block by `slot` stays in its page whatever its virtual address is.
+    fn same_page_jump(&self, id: u32, slot: usize) -> bool {
+        self.blocks[id as usize].ops.last().is_some_and(|op| op.stays_in_page(slot))
+    }
+
+    /// The block at the pc, built if need be. `NONE` when its first instruction is one for the plain executor.
+    fn lookup(&mut self, hart: &mut Hart, bus: &mut Bus) -> u32 {
+        let (pc, key) = (hart.pc, jump_key(hart));
+        let jump = &self.jumps[jump_slot(pc)];
+        if jump.pc == pc && jump.key == key {
+            return jump.block;
+        }
+        let Some(page) = fetch_page(hart, bus, pc) else { return NONE };
+        let block = self.block_at(hart, &mut bus.ram, page, pc & (PAGE - 1));
+        if block != NONE {
+            // The fill above may have changed nothing that the key covers: fetches only add.
+            self.jumps[jump_slot(pc)] = Jump { pc, key, block };
+        }
+        block
+    }
+
+    fn block_at(&mut self, hart: &mut Hart, ram: &mut Ram, page: u32, offset: u64) -> u32 {
+        let index = (offset / 2) as usize;
+        if let Some(Some(ids)) = self.pages.get(page as usize)
+            && ids[index] != NONE
+        {
+            return ids[index];
+        }
+        if self.blocks.len() >= BLOCKS_MAX {
+            self.clear(ram);
+        }
+        let Some(bytes) = ram.page(page) else { return NONE };
+        let limit = self.next_breakpoint_offset(offset);
+        let Some(built) = build::block(bytes, page, offset, limit, self.len_max) else { return NONE };
+        if ram.watch_code(page, offset, built.bytes) {
+            hart.obey_watches(ram);
+        }
+        let id = self.blocks.len() as u32;
+        self.blocks.push(Block { len: built.len, links: [NONE; 2], ops: built.ops });
+        if self.pages.len() <= page as usize {
+            self.pages.resize_with(page as usize + 1, || None);
+        }
+        self.pages[page as usize].get_or_insert_with(|| vec![NONE; PAGE as usize / 2].into())[index] = id;
+        id
+    }
+
+    fn is_breakpoint_offset(&self, pc: u64) -> bool {
+        self.breakpoints.iter().any(|address| (address ^ pc) & (PAGE - 1) == 0)
+    }
+
+    /// Page offset before which a block starting at `offset` must end.
+    fn next_breakpoint_offset(&self, offset: u64) -> u64 {
+        let offsets = self.breakpoints.iter().map(|address| address & (PAGE - 1));
+        offsets.filter(|at| *at > offset).min().unwrap_or(PAGE)
+    }
+}

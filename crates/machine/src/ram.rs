@@ -1,0 +1,344 @@
+//! Guest RAM as pages, and the one store filter.
+//!
+//! Every store ends here. A page that somebody watches is kept out of the store TLBs, so that the fast path needs
+//! no other test; the slow path calls `Ram::store`, which writes and notes what the watchers must be told in
+//! [`Attention`]. Whoever runs instructions acts on it before the next one: that keeps decoded code and
+//! translations coherent with memory at every instruction, which is why `fence.i` and `sfence.vma` have nothing
+//! left to do, and why neither block shape nor TLB contents can be seen by the guest.
+//!
+//! Safe code throughout: a page number is bounds-checked with one compare, and offsets inside a page are masked.
+
+use zerocopy::FromZeros;
+
+/// Where RAM begins in the physical address space.
+pub const RAM_BASE: u64 = 0x8000_0000;
+/// Bytes in a page.
+pub const PAGE: u64 = 4096;
+
+/// One page.
+pub type Page = [u8; PAGE as usize];
+
+/// Who watches a page: bits of the per-page byte.
+pub mod watch {
+    /// Instructions were decoded from it.
+    pub const CODE: u8 = 1;
+    /// A page walk read it.
+    pub const TABLE: u8 = 2;
+    /// A debugger's watchpoint lies in it.
+    pub const POINT: u8 = 4;
+    /// It may be in a store TLB; no watcher, but told here to spare searches.
+    pub const CACHED: u8 = 0x80;
+}
+
+/// What must be done before the next instruction.
+#[derive(Debug, Default)]
+pub struct Attention {
+    /// Pages some of whose decoded code was overwritten.
+    pub code: Vec<u32>,
+    /// Translations that no longer hold.
+    pub translations: Vec<Stale>,
+    /// Pages that must leave the store TLBs of all harts.
+    pub watched: Vec<u32>,
+}
+
+impl Attention {
+    /// Nothing to do.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.code.is_empty() && self.translations.is_empty() && self.watched.is_empty()
+    }
+}
+
+/// A translation that went stale because its page table entry was overwritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stale {
+    /// The one page of this virtual address.
+    Page(u64),
+    /// Perhaps any.
+    All,
+}
+
+/// How a page was used by walks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct TableUse {
+    /// Virtual address that its first entry maps, when it is only ever a last-level table there.
+    leaf_base: Option<u64>,
+}
+
+/// Guest memory.
+pub struct Ram {
+    pages: Box<[Page]>,
+    watch: Box<[u8]>,
+    /// For each page, which of its 64-byte pieces hold decoded instructions.
+    code: Box<[u64]>,
+    tables: std::collections::BTreeMap<u32, TableUse>,
+    /// See [`Attention`].
+    pub attention: Attention,
+    /// There are several harts: what one drops from its store TLB, all must drop.
+    pub(crate) broadcast: bool,
+}
+
+impl std::fmt::Debug for Ram {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Ram").field("bytes", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Ram {
+    /// Zeroed memory of `bytes`, rounded up to whole pages; touched only when the guest does.
+    ///
+    /// # Panics
+    /// When the host has no such amount of address space.
+    pub fn new(bytes: u64) -> Ram {
+        let count = bytes.div_ceil(PAGE) as usize;
+        let pages = <[Page]>::new_box_zeroed_with_elems(count).expect("address space for guest RAM");
+        Ram {
+            pages,
+            watch: vec![0; count].into(),
+            code: vec![0; count].into(),
+            tables: Default::default(),
+            attention: Attention::default(),
+            broadcast: false,
+        }
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> u64 {
+        self.pages.len() as u64 * PAGE
+    }
+
+    /// Whether there is no memory at all.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// The page that holds a physical address.
+    #[inline]
+    pub fn page_of(&self, address: u64) -> Option<u32> {
+        let page = address.wrapping_sub(RAM_BASE) / PAGE;
+        (page < self.pages.len() as u64).then_some(page as u32)
+    }
+
+    /// Physical address of a page.
+    pub const fn address_of(page: u32) -> u64 {
+        RAM_BASE + page as u64 * PAGE
+    }
+
+    /// The bytes of a page, if it exists.
+    #[inline(always)]
+    pub fn page(&self, page: u32) -> Option<&Page> {
+        self.pages.get(page as usize)
+    }
+
+    /// Loads `SIZE` bytes (1, 2, 4, 8) at an aligned offset of a page, zero-extended.
+    #[inline(always)]
+    pub fn load<const SIZE: usize>(&self, page: u32, offset: u64) -> u64 {
+        let Some(page) = self.pages.get(page as usize) else { return 0 };
+        let at = offset as usize & (PAGE as usize - SIZE);
+        let mut bytes = [0; 8];
+        bytes[..SIZE].copy_from_slice(&page[at..at + SIZE]);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Stores `SIZE` bytes at an aligned offset of a page *that nobody watches*.
+    #[inline(always)]
+    pub fn store_unwatched<const SIZE: usize>(&mut self, page: u32, offset: u64, value: u64) {
+        let Some(page) = self.pages.get_mut(page as usize) else { return };
+        let at = offset as usize & (PAGE as usize - SIZE);
+        page[at..at + SIZE].copy_from_slice(&value.to_le_bytes()[..SIZE]);
+    }
+
+    /// Reads bytes that may span pages; `false`, and nothing read, when not all of them are RAM.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        if !self.contains(address, into.len() as u64) {
+            return false;
+        }
+        let start = (address - RAM_BASE) as usize;
+        let flat = self.pages.as_flattened();
+        into.copy_from_slice(&flat[start..start + into.len()]);
+        true
+    }
+
+    /// Writes bytes that may span pages; `false`, and nothing written, when not all of them are RAM.
+    pub fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
+        if !self.contains(address, bytes.len() as u64) {
+            return false;
+        }
+        let (mut address, mut bytes) = (address, bytes);
+        while !bytes.is_empty() {
+            let room = (PAGE - address % PAGE) as usize;
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.store(address, now);
+            address += now.len() as u64;
+            bytes = later;
+        }
+        true
+    }
+
+    /// A little-endian number of `size` bytes, if it lies in RAM.
+    pub fn read_number(&self, address: u64, size: usize) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.read(address, bytes.get_mut(..size)?).then(|| u64::from_le_bytes(bytes))
+    }
+
+    /// Whether the whole range is RAM.
+    pub fn contains(&self, address: u64, len: u64) -> bool {
+        address >= RAM_BASE && (address - RAM_BASE).checked_add(len).is_some_and(|end| end <= self.len())
+    }
+
+    /// Writes inside one page, watched or not, and notes what the watchers need to know.
+    fn store(&mut self, address: u64, bytes: &[u8]) {
+        let page = ((address - RAM_BASE) / PAGE) as usize;
+        let offset = (address % PAGE) as usize;
+        let watchers = self.watch[page];
+        if watchers & watch::TABLE != 0 {
+            self.note_table_store(page as u32, offset, bytes);
+        }
+        if watchers & watch::CODE != 0 {
+            let (first, last) = (offset / 64, (offset + bytes.len().max(1) - 1) / 64);
+            let pieces = u64::MAX >> (63 - (last - first)) << first;
+            if self.code[page] & pieces != 0 {
+                self.attention.code.push(page as u32);
+            }
+        }
+        self.pages[page][offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// An entry that was invalid is in no TLB; one that was valid and changes makes its translation stale.
+    fn note_table_store(&mut self, page: u32, offset: usize, bytes: &[u8]) {
+        let content = &self.pages[page as usize];
+        let leaf_base = self.tables.get(&page).and_then(|table| table.leaf_base);
+        for entry in offset / 8..(offset + bytes.len()).div_ceil(8) {
+            let start = entry * 8;
+            let valid = content[start] & 1 != 0;
+            let changes = (start..start + 8).any(|at| {
+                at.checked_sub(offset).and_then(|i| bytes.get(i)).is_some_and(|new| *new != content[at])
+            });
+            if valid && changes {
+                self.attention.translations.push(match leaf_base {
+                    Some(base) => Stale::Page(base.wrapping_add(entry as u64 * PAGE)),
+                    None => Stale::All,
+                });
+            }
+        }
+    }
+
+    /// The watchers of a page.
+    #[inline]
+    pub fn watchers(&self, page: u32) -> u8 {
+        self.watch[page as usize] & !watch::CACHED
+    }
+
+    /// Notes that a page entered a store TLB.
+    pub fn set_cached(&mut self, page: u32) {
+        self.watch[page as usize] |= watch::CACHED;
+    }
+
+    /// Adds a watcher. True when the page may be in store TLBs and must leave them at once.
+    #[must_use]
+    pub fn add_watcher(&mut self, page: u32, who: u8) -> bool {
+        let flags = &mut self.watch[page as usize];
+        let cached = *flags & watch::CACHED != 0;
+        *flags = (*flags | who) & !watch::CACHED;
+        if cached {
+            self.attention.watched.push(page);
+        }
+        cached
+    }
+
+    /// Removes a watcher.
+    pub fn remove_watcher(&mut self, page: u32, who: u8) {
+        self.watch[page as usize] &= !who;
+    }
+
+    /// Notes that a walk for `va` read a table of `level` (0 is the last). As [`add_watcher`](Self::add_watcher).
+    #[must_use]
+    pub fn watch_table(&mut self, page: u32, level: u32, va: u64) -> bool {
+        let base = (level == 0).then_some(va & !(PAGE * 512 - 1));
+        if self.watch[page as usize] & watch::TABLE != 0 {
+            let table = self.tables.entry(page).or_default();
+            if table.leaf_base != base {
+                // Seen at two places: any change of it may concern any translation.
+                table.leaf_base = None;
+            }
+            return false;
+        }
+        self.tables.insert(page, TableUse { leaf_base: base });
+        self.add_watcher(page, watch::TABLE)
+    }
+
+    /// Forgets every table: only when no hart holds any translation.
+    pub fn forget_tables(&mut self) {
+        for (page, _) in std::mem::take(&mut self.tables) {
+            self.watch[page as usize] &= !watch::TABLE;
+        }
+    }
+
+    /// Notes decoded instructions in `offset .. offset + len` of a page. As [`add_watcher`](Self::add_watcher).
+    #[must_use]
+    pub fn watch_code(&mut self, page: u32, offset: u64, len: u64) -> bool {
+        let (first, last) = (offset / 64, (offset + len - 1).min(PAGE - 1) / 64);
+        self.code[page as usize] |= u64::MAX >> (63 - (last - first)) << first;
+        if self.watch[page as usize] & watch::CODE != 0 { false } else { self.add_watcher(page, watch::CODE) }
+    }
+
+    /// Forgets the decoded instructions of a page.
+    pub fn forget_code(&mut self, page: u32) {
+        self.code[page as usize] = 0;
+        self.watch[page as usize] &= !watch::CODE;
+    }
+
+    /// All bytes, for hashing and for debuggers.
+    pub fn bytes(&self) -> &[u8] {
+        self.pages.as_flattened()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(prepare: impl FnOnce(&mut Ram), store: (u64, &[u8]), expect: (Vec<u32>, Vec<Stale>)) {
+        let mut ram = Ram::new(4 * PAGE);
+        prepare(&mut ram);
+        assert!(ram.write(RAM_BASE + store.0, store.1));
+        assert_eq!((ram.attention.code, ram.attention.translations), expect);
+    }
+
+    #[test]
+    fn unwatched_stores_concern_nobody() {
+        check(|_| {}, (0, &[1; 5000]), (vec![], vec![]));
+    }
+
+    #[test]
+    fn code_is_watched_by_pieces_of_64_bytes() {
+        let prepare = |ram: &mut Ram| assert!(!ram.watch_code(1, 0x100, 4));
+        check(prepare, (0x1140, &[0]), (vec![], vec![]));
+        check(prepare, (0x113f, &[0]), (vec![1], vec![]));
+        check(prepare, (0xfff, &[0; 0x102]), (vec![1], vec![]));
+    }
+
+    #[test]
+    fn only_changes_of_valid_entries_make_translations_stale() {
+        let prepare = |level| {
+            move |ram: &mut Ram| {
+                ram.write(RAM_BASE + 8, &[1]);
+                assert!(!ram.watch_table(0, level, 0x4020_1000));
+            }
+        };
+        check(prepare(0), (0, &[1]), (vec![], vec![]));
+        check(prepare(0), (8, &[1]), (vec![], vec![]));
+        check(prepare(0), (8, &[0]), (vec![], vec![Stale::Page(0x4020_1000)]));
+        check(prepare(1), (9, &[7]), (vec![], vec![Stale::All]));
+    }
+
+    #[test]
+    fn ranges_outside_are_refused_whole() {
+        let mut ram = Ram::new(PAGE);
+        assert!(!ram.write(RAM_BASE + PAGE - 1, &[1, 2]));
+        assert!(!ram.read(RAM_BASE - 1, &mut [0; 2]));
+        assert_eq!(ram.read_number(RAM_BASE + PAGE - 1, 1), Some(0));
+        assert_eq!(ram.read_number(u64::MAX, 8), None);
+    }
+}
