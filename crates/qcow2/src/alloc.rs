@@ -76,7 +76,7 @@ impl State {
             if end >= limit {
                 return Err(Corruption::NoAddressSpace { limit: 1 << HOST_OFFSET_BITS }.into());
             }
-            if end > start && end % per_slice == 0 {
+            if end > start && end.is_multiple_of(per_slice) {
                 break;
             }
             let Some(slot) = self.refblock_slot(end)? else {

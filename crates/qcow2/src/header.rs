@@ -382,7 +382,7 @@ impl Header {
         let cluster_size = 1u64 << self.cluster_bits;
         let placed = |offset: HostOffset, bytes: u64| {
             let end = offset.0.checked_add(bytes);
-            offset.0 % cluster_size == 0 && end.is_some_and(|end| end <= i64::MAX as u64)
+            offset.0.is_multiple_of(cluster_size) && end.is_some_and(|end| end <= i64::MAX as u64)
         };
         if self.crypt_method > 2 {
             return Err(HeaderError::CryptMethod(self.crypt_method).into());

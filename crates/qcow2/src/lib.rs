@@ -344,10 +344,14 @@ async fn close(engine: &Arc<Engine>) -> Result<()> {
     if engine.closed.swap(true, Ordering::SeqCst) {
         return Ok(());
     }
-    let healthy = !engine.poisoned.load(Ordering::SeqCst) && !engine.corrupt.load(Ordering::SeqCst);
     let mut result = Ok(());
-    if engine.writable.load(Ordering::SeqCst) && healthy {
-        result = engine.settle_refcounts().await;
+    if engine.writable.load(Ordering::SeqCst) {
+        // A poisoned image has lost something that nobody may learn of later than now. A corrupt one takes no
+        // more writes; what was flushed is there.
+        result = match engine.corrupt.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => engine.settle_refcounts().await,
+        };
     }
     let closed = engine.file.node().close().await;
     if let Some(backing) = &engine.backing {

@@ -62,7 +62,7 @@ mod tests {
             let mut block = [0u8; 64];
             let max = if order == 6 { u64::MAX } else { (1 << (1u32 << order)) - 1 };
             let entries = (64 * 8) >> order;
-            let value = |index: u64| if index % 2 == 0 { max } else { 0 };
+            let value = |index: u64| if index.is_multiple_of(2) { max } else { 0 };
             for index in 0..entries {
                 let range = bytes_of(order, index);
                 let bytes = &mut block[range.start as usize..range.end as usize];

@@ -46,7 +46,7 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: &Request, preallocation: Pre
 }
 
 async fn resize(engine: &Arc<Engine>, size: u64, preallocation: Preallocation) -> Result<()> {
-    if size % 512 != 0 {
+    if !size.is_multiple_of(512) {
         return Err(Error::new(ErrorKind::InvalidInput, ResizeError::Unaligned));
     }
     if preallocation != Preallocation::Off {

@@ -133,11 +133,9 @@ pub(crate) async fn write(engine: &Arc<Engine>, offset: u64, mut bufs: Bufs, cau
                 done.append(part);
             }
             Err(e) => {
-                if e.kind() == ErrorKind::NoSpace && std::mem::take(&mut may_recover) {
-                    match engine.recover_space().await {
-                        Ok(true) => continue,
-                        Ok(false) | Err(_) => {}
-                    }
+                let full = e.kind() == ErrorKind::NoSpace && std::mem::take(&mut may_recover);
+                if full && matches!(engine.recover_space().await, Ok(true)) {
+                    continue;
                 }
                 done.append(bufs);
                 return Completion::failed(done, e);
