@@ -1,0 +1,77 @@
+//! The simulation: a share of minutes in CI, as long as asked for in a soak.
+
+use anyhow::Result;
+
+use crate::cargo;
+use crate::ci::{self, Strictness};
+use crate::step::{Outcome, Steps};
+
+/// Minutes for each way of searching.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Random scenarios, one per seed.
+    seeds: f64,
+    /// Every sequence of one operation, then sequences of two.
+    explore: f64,
+    /// A fault at every I/O of short sequences.
+    faults: f64,
+    /// Every pair of request kinds, over all interleavings.
+    pairs: f64,
+    /// Ordering steps switched off one by one: each must be noticed.
+    mutants: f64,
+}
+
+impl Share {
+    /// What one CI run gives.
+    pub const CI: Self = Self { seeds: 1.5, explore: 2.5, faults: 1.0, pairs: 1.5, mutants: 2.5 };
+
+    /// Shares in the same proportion that add up to `minutes`.
+    fn scaled_to(minutes: f64) -> Self {
+        let Self { seeds, explore, faults, pairs, mutants } = Self::CI;
+        let factor = minutes / (seeds + explore + faults + pairs + mutants);
+        Self {
+            seeds: seeds * factor,
+            explore: explore * factor,
+            faults: faults * factor,
+            pairs: pairs * factor,
+            mutants: mutants * factor,
+        }
+    }
+}
+
+/// Adds the simulation's steps to a run.
+pub fn steps(steps: &mut Steps, share: Share) {
+    steps.run("sim: seeds", || simulate("run", &[], share.seeds));
+    steps.run("sim: explore", || simulate("explore", &["--length", "2"], share.explore));
+    steps.run("sim: faults", || simulate("faults", &[], share.faults));
+    steps.run("sim: pairs", || simulate("pairs", &[], share.pairs));
+    steps.run("sim: mutants", || simulate("mutants", &[], share.mutants));
+}
+
+/// The simulation alone.
+pub fn run(share: Share) -> Result<bool> {
+    let mut all = Steps::default();
+    steps(&mut all, share);
+    Ok(ci::conclude(&all, Strictness::Strict))
+}
+
+/// Half of the time for the simulation, the rest for fuzzing and the differential tests.
+pub fn soak(minutes: u64) -> Result<bool> {
+    let mut all = Steps::default();
+    steps(&mut all, Share::scaled_to(minutes as f64 / 2.0));
+    all.run("fuzz", || ci::fuzz(minutes * 60 / 4));
+    let seconds = (minutes * 60 / 4).to_string();
+    all.run("differential tests", || {
+        ci::difftest(&["--sequences".into(), "10000".into(), "--seconds".into(), seconds])
+    });
+    Ok(ci::conclude(&all, Strictness::Lenient))
+}
+
+fn simulate(command: &str, args: &[&str], minutes: f64) -> Result<Outcome> {
+    let program = cargo::release_program("cowbell-sim", "cowbell-sim", &["mutants"])?;
+    let minutes = format!("{minutes:.2}");
+    let mut call = vec![command];
+    call.extend_from_slice(args);
+    call.extend(["--minutes", &minutes]);
+    cargo::program(&program, &call)
+}
