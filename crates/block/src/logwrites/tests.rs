@@ -168,7 +168,10 @@ fn options_open_it() {
     assert_eq!(node.as_deref(), Some("Block format 'raw' does not support the option 'filename'"));
     let node = open(",file.driver=file,log-sector-size=1k").expect("opens");
     assert_eq!((node.len(), node.limits().request_alignment), (1024, 1024));
-    assert_eq!(open(",file.driver=file,log-sector-size=100").err().as_deref(), Some("Invalid log sector size 100"));
+    assert_eq!(
+        open(",file.driver=file,log-sector-size=100").err().as_deref(),
+        Some("Invalid log sector size 100")
+    );
     assert!(open(",file.driver=file,log-append=on").is_ok());
     assert!(open(",file.driver=file,log-append=on,log-sector-size=512").is_err());
     assert!(open(",file.driver=file,log-super-update-interval=0").is_err());
