@@ -3,9 +3,34 @@
 //!
 //! The crate knows no image format but raw, no runtime, no clock and no file system: files come from the
 //! `host` crate or from the simulator, both of which implement [`node::Node`].
+//!
+//! A [`Root`] is where requests are born. Whoever submits one gets an [`Op`]: finished at once, or to be waited for.
+//! Nodes that never wait, like these, need no executor at all:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use cowbell_block::{Access, Buf, MemNode, Op, RawNode, Request, Root};
+//!
+//! # fn main() -> cowbell_block::Result<()> {
+//! let disk = RawNode::new(Arc::new(MemNode::new(1 << 20)), Access::ReadWrite)?;
+//! let root = Root::new(Arc::new(disk));
+//!
+//! let Op::Done(written) = root.submit(Request::write(512, Buf::copy_of(b"hello"))) else {
+//!     unreachable!("memory meets no wait")
+//! };
+//! written.into_bufs()?.recycle();
+//!
+//! let Op::Done(read) = root.submit(Request::read(511, Buf::zeroed(7))) else {
+//!     unreachable!("memory meets no wait")
+//! };
+//! assert_eq!(&read.into_bufs()?.pieces()[0][..], b"\0hello\0");
+//! # Ok(())
+//! # }
+//! ```
 #![deny(unsafe_code)]
 
 pub mod buf;
+pub mod chain;
 pub mod child;
 pub mod context;
 pub mod create;
@@ -31,15 +56,19 @@ pub mod root;
 mod testing;
 
 pub use buf::{Buf, Bufs};
+pub use chain::{Chain, ChainExtent};
 pub use child::{Child, EdgeKind, NamedEdge};
 pub use context::{ChildKind, OpenContext, StoredBacking};
 pub use create::{CreateArgs, CreateOption, OptionKind};
 pub use error::{Error, ErrorKind, Result};
 pub use event::DebugEvent;
-pub use graph::Graph;
+pub use graph::{Graph, Needs, Permissions};
+pub use logwrites::{LogReader, LogWritesNode};
 pub use mem::MemNode;
+pub use modes::Modes;
 pub use naming::ImageName;
 pub use node::{Access, CheckReport, Fix, ImageInfo, Limits, Node, SnapshotInfo};
+pub use null::NullNode;
 pub use open::{Opened, open_image};
 pub use options::{
     AioMode, BoolOpt, CacheMode, ChildRef, DetectZeroes, DiscardMode, OptionTree, SizeOpt, parse_size,

@@ -215,7 +215,7 @@ impl Shared {
 
     async fn finish_entry(&self, place: &Place, flush: bool) -> Result<()> {
         self.places.lock().open.remove(&place.index);
-        if flush || (place.index + 1) % self.update_interval == 0 {
+        if flush || (place.index + 1).is_multiple_of(self.update_interval) {
             self.update_super().await?;
         }
         Ok(())
@@ -333,7 +333,7 @@ impl Node for LogWritesNode {
         if request.len == 0 {
             return Op::done(request.bufs);
         }
-        if (request.offset | request.len) % u64::from(shared.sector_size) != 0 {
+        if !(request.offset | request.len).is_multiple_of(u64::from(shared.sector_size)) {
             return Op::failed(request.bufs, ErrorKind::InvalidInput);
         }
         Op::wait(shared.clone().change(request))

@@ -119,7 +119,7 @@ fn the_super_block_is_updated_in_intervals_and_appending_goes_on() {
     let rig = rig(1 << 20, LogStart::default(), 2);
     for i in 0..5 {
         run(&rig.top, Request::write(i * 512, filled(512, i as u8)));
-        assert_eq!(entries(&rig.log).len() as u64, (i + 1) / 2 * 2);
+        assert_eq!(entries(&rig.log).len() as u64, i.div_ceil(2) * 2);
     }
     now(rig.top.node().close()).expect("closes");
     assert_eq!(entries(&rig.log).len(), 5);

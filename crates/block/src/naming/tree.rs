@@ -6,7 +6,7 @@ use serde_json::map::Entry;
 use crate::options::OptionTree;
 
 /// Deepest nesting of a tree: far beyond any real graph, far below any stack.
-pub const TREE_DEPTH_MAX: usize = 64;
+const TREE_DEPTH_MAX: usize = 64;
 
 /// Options that do not form a tree.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +17,7 @@ pub enum TreeError {
     /// JSON, but no object.
     #[error("Invalid JSON object given")]
     NotAnObject,
-    /// Beyond [`TREE_DEPTH_MAX`].
+    /// Beyond 64 levels.
     #[error("options nested deeper than {TREE_DEPTH_MAX} levels")]
     TooDeep,
     /// `a=1,a.b=2`.
