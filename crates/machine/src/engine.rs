@@ -40,6 +40,8 @@ pub enum Stop {
 
 /// No block.
 const NONE: u32 = u32::MAX;
+/// No block, and none may be linked: the successor lies in another page.
+const UNLINKABLE: u32 = u32::MAX - 1;
 /// Length of a block that was overwritten: it fits into no budget.
 const DEAD: u32 = u32::MAX;
 /// Blocks held before all are dropped; about 150 MB.
@@ -212,7 +214,7 @@ impl Blocks {
             };
             remaining -= u64::from(block.len);
             let next = block.links[slot];
-            if next != NONE {
+            if next < UNLINKABLE {
                 id = next;
                 continue;
             }
@@ -236,24 +238,18 @@ impl Blocks {
         if next == NONE || self.blocks.len() < generation {
             return next;
         }
-        let page_of = |id: u32| self.blocks[id as usize].ops.first().map(|op| op.page);
-        let from = page_of(id);
-        if from.is_some() && from == page_of(next) && self.same_page_jump(id, slot) {
-            self.blocks[id as usize].links[slot] = next;
+        let link = &mut self.blocks[id as usize].links[slot];
+        if *link == NONE {
+            *link = next;
         }
         next
-    }
-
-    /// Whether the jump out of a block by `slot` stays in its page whatever its virtual address is.
-    fn same_page_jump(&self, id: u32, slot: usize) -> bool {
-        self.blocks[id as usize].ops.last().is_some_and(|op| op.stays_in_page(slot))
     }
 
     /// The block at the pc, built if need be. `NONE` when its first instruction is one for the plain executor.
     fn lookup(&mut self, hart: &mut Hart, bus: &mut Bus) -> u32 {
         let (pc, key) = (hart.pc, jump_key(hart));
         let jump = &self.jumps[jump_slot(pc)];
-        if jump.pc == pc && jump.key == key {
+        if jump.pc == pc && jump.key == key && self.blocks[jump.block as usize].len != DEAD {
             return jump.block;
         }
         let Some(page) = fetch_page(hart, bus, pc) else { return NONE };
@@ -277,12 +273,13 @@ impl Blocks {
         }
         let Some(bytes) = ram.page(page) else { return NONE };
         let limit = self.next_breakpoint_offset(offset);
-        let Some(built) = build::block(bytes, page, offset, limit, self.len_max) else { return NONE };
+        let Some(built) = build::block(bytes, offset, limit, self.len_max) else { return NONE };
         if ram.watch_code(page, offset, built.bytes) {
             hart.obey_watches(ram);
         }
         let id = self.blocks.len() as u32;
-        self.blocks.push(Block { len: built.len, links: [NONE; 2], ops: built.ops });
+        let links = built.stays_in_page.map(|stays| if stays { NONE } else { UNLINKABLE });
+        self.blocks.push(Block { len: built.len, links, ops: built.ops });
         if self.pages.len() <= page as usize {
             self.pages.resize_with(page as usize + 1, || None);
         }

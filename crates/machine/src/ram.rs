@@ -58,11 +58,22 @@ pub enum Stale {
     All,
 }
 
-/// How a page was used by walks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct TableUse {
-    /// Virtual address that its first entry maps, when it is only ever a last-level table there.
-    leaf_base: Option<u64>,
+/// How a page was used by walks: the virtual address that its first entry maps, when it is only ever a last-level
+/// table there.
+mod table_use {
+    use super::PAGE;
+
+    /// Not a last-level table, or one at several places.
+    pub(super) const ANY: u64 = 0;
+    const LEAF: u64 = 1;
+
+    pub(super) const fn new(level: u32, va: u64) -> u64 {
+        if level == 0 { va & !(PAGE * 512 - 1) | LEAF } else { ANY }
+    }
+
+    pub(super) const fn leaf_base(table_use: u64) -> Option<u64> {
+        if table_use & LEAF != 0 { Some(table_use & !LEAF) } else { None }
+    }
 }
 
 /// Guest memory.
@@ -71,7 +82,10 @@ pub struct Ram {
     watch: Box<[u8]>,
     /// For each page, which of its 64-byte pieces hold decoded instructions.
     code: Box<[u64]>,
-    tables: std::collections::BTreeMap<u32, TableUse>,
+    /// For each page, how walks used it.
+    table_uses: Box<[u64]>,
+    /// The pages that walks used.
+    tables: Vec<u32>,
     /// See [`Attention`].
     pub attention: Attention,
     /// There are several harts: what one drops from its store TLB, all must drop.
@@ -96,7 +110,8 @@ impl Ram {
             pages,
             watch: vec![0; count].into(),
             code: vec![0; count].into(),
-            tables: Default::default(),
+            table_uses: vec![0; count].into(),
+            tables: Vec::new(),
             attention: Attention::default(),
             broadcast: false,
         }
@@ -207,7 +222,7 @@ impl Ram {
     /// An entry that was invalid is in no TLB; one that was valid and changes makes its translation stale.
     fn note_table_store(&mut self, page: u32, offset: usize, bytes: &[u8]) {
         let content = &self.pages[page as usize];
-        let leaf_base = self.tables.get(&page).and_then(|table| table.leaf_base);
+        let leaf_base = table_use::leaf_base(self.table_uses[page as usize]);
         for entry in offset / 8..(offset + bytes.len()).div_ceil(8) {
             let start = entry * 8;
             let valid = content[start] & 1 != 0;
@@ -254,22 +269,23 @@ impl Ram {
     /// Notes that a walk for `va` read a table of `level` (0 is the last). As [`add_watcher`](Self::add_watcher).
     #[must_use]
     pub fn watch_table(&mut self, page: u32, level: u32, va: u64) -> bool {
-        let base = (level == 0).then_some(va & !(PAGE * 512 - 1));
+        let now = table_use::new(level, va);
+        let known = &mut self.table_uses[page as usize];
         if self.watch[page as usize] & watch::TABLE != 0 {
-            let table = self.tables.entry(page).or_default();
-            if table.leaf_base != base {
+            if *known != now {
                 // Seen at two places: any change of it may concern any translation.
-                table.leaf_base = None;
+                *known = table_use::ANY;
             }
             return false;
         }
-        self.tables.insert(page, TableUse { leaf_base: base });
+        *known = now;
+        self.tables.push(page);
         self.add_watcher(page, watch::TABLE)
     }
 
     /// Forgets every table: only when no hart holds any translation.
     pub fn forget_tables(&mut self) {
-        for (page, _) in std::mem::take(&mut self.tables) {
+        for page in self.tables.drain(..) {
             self.watch[page as usize] &= !watch::TABLE;
         }
     }

@@ -15,12 +15,14 @@ pub(crate) struct Built {
     pub(crate) len: u32,
     /// Bytes of code it was decoded from.
     pub(crate) bytes: u64,
+    /// Whether its jump, taken and not, stays in the page whatever the virtual address is.
+    pub(crate) stays_in_page: [bool; 2],
     pub(crate) ops: Box<[Uop]>,
 }
 
 /// Decodes from `offset` of a page up to a jump, an instruction for the plain executor, `limit`, or `len_max`
 /// instructions. `None` when that is nothing at all.
-pub(crate) fn block(bytes: &Page, page: u32, offset: u64, limit: u64, len_max: u32) -> Option<Built> {
+pub(crate) fn block(bytes: &Page, offset: u64, limit: u64, len_max: u32) -> Option<Built> {
     let mut ops = Vec::with_capacity(16);
     let mut at = offset;
     let mut index = 0;
@@ -35,8 +37,6 @@ pub(crate) fn block(bytes: &Page, page: u32, offset: u64, limit: u64, len_max: u
         index: index as u8,
         len: insn.len,
         offset: (at - offset) as u16,
-        page,
-        start: offset as u16,
     };
     while index < len_max && at < limit {
         let Some(insn) = decode_at(bytes, at) else { break };
@@ -67,7 +67,9 @@ pub(crate) fn block(bytes: &Page, page: u32, offset: u64, limit: u64, len_max: u
         let nothing = Insn::new(Op::Illegal, 0, 0);
         ops.push(make(end_of_block, &nothing, index, at));
     }
-    Some(Built { len: index, bytes: at - offset, ops: ops.into() })
+    let jump = if ended { ops.last().map_or(0, |op: &Uop| op.imm) } else { 0 };
+    let stays_in_page = [offset.wrapping_add(jump) < PAGE, at < PAGE];
+    Some(Built { len: index, bytes: at - offset, stays_in_page, ops: ops.into() })
 }
 
 /// The instruction at a page offset, unless part of it lies in the next page.

@@ -41,11 +41,9 @@ pub(crate) struct Uop {
     pub(crate) len: u8,
     /// Its distance from the block's start.
     pub(crate) offset: u16,
-    /// Physical page of the block.
-    pub(crate) page: u32,
-    /// Page offset of the block's start.
-    pub(crate) start: u16,
 }
+
+const _: () = assert!(size_of::<Uop>() == 24, "handler, immediate, and eight bytes of operands");
 
 /// Calls the next micro-operation. Every block ends with one that does not.
 #[inline(always)]
@@ -77,15 +75,4 @@ pub(crate) fn leave_after(hart: &mut Hart, op: &Uop) -> Flow {
 pub(crate) fn fall_through(hart: &mut Hart, op: &Uop) -> Flow {
     hart.pc = hart.pc.wrapping_add(u64::from(op.offset) + u64::from(op.len));
     Flow::Fall
-}
-
-impl Uop {
-    /// For the last operation of a block: whether its jump by `slot` stays in the page.
-    pub(crate) fn stays_in_page(&self, slot: usize) -> bool {
-        let target = match slot {
-            0 => self.imm,
-            _ => u64::from(self.offset) + u64::from(self.len),
-        };
-        u64::from(self.start).wrapping_add(target) < crate::ram::PAGE
-    }
 }
