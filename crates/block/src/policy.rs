@@ -87,7 +87,8 @@ pub struct Allowed {
 /// A reference that the policy does not follow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "policy '{rule}' does not open {reference} '{name}' of '{image}': {reason} (policy {allowed_by} allows it)"
+    "policy '{rule}' does not open {reference} '{name}' of '{image}': {reason} \
+     (--policy={allowed_by} or COWBELL_POLICY={allowed_by} allows it)"
 )]
 pub struct Refusal {
     /// The rule that refused.
@@ -296,7 +297,8 @@ mod tests {
         let refusal = Policy::none().decide(Reference::DataFile, "/a/b", "d", None).expect_err("none");
         assert_eq!(
             refusal.to_string(),
-            "policy 'none' does not open data file 'd' of '/a/b': it is another file (policy confine allows it)"
+            "policy 'none' does not open data file 'd' of '/a/b': it is another file \
+             (--policy=confine or COWBELL_POLICY=confine allows it)"
         );
         assert_eq!("nothing".parse::<Policy>().map_err(|e| e.name), Err("nothing".to_owned()));
     }
