@@ -16,7 +16,7 @@
 use std::ops::Range;
 
 use crate::refcount;
-use crate::state::{Corruption, Decision, Need, State};
+use crate::state::{Corruption, Decision, Freed, NOBODY, Need, State};
 
 /// Host data offsets stay below 2^56 (qcow2 specification, *Cluster mapping*).
 const HOST_OFFSET_BITS: u32 = 56;
@@ -56,15 +56,17 @@ impl State {
         Ok(Owned { first: run.start, count: run.end - run.start, virgin })
     }
 
-    /// Takes back clusters that nothing refers to: their allocation failed half way.
-    pub fn give_back(&mut self, owned: Owned) -> Decision<()> {
-        for cluster in owned.clusters() {
-            if self.refcount(cluster)? != 0 {
-                self.set_refcount(cluster, 0)?;
-            }
+    /// Takes back clusters that nothing refers to: their use failed half way. When their refcounts are not at hand
+    /// any more, the next flush does it.
+    pub fn give_back(&mut self, owned: Owned) {
+        if self.refblock_slot(owned.first).is_ok() {
+            // They lie in one slice, see `allocate`.
+            let freed = owned.clusters().all(|cluster| self.set_refcount(cluster, 0).is_ok());
+            assert!(freed, "the slice of refcounts was just found");
+            self.hint = self.hint.min(owned.first);
+        } else {
+            self.released.push(Freed { clusters: owned.clusters(), epoch: NOBODY, punch: false });
         }
-        self.hint = self.hint.min(owned.first);
-        Ok(())
     }
 
     fn find_free(&mut self, count: u64) -> Decision<Range<u64>> {

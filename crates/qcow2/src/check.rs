@@ -6,6 +6,7 @@
 
 mod counts;
 mod scan;
+mod stored;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use cowbell_block::{CheckReport, Error, ErrorKind, Fix, Result};
 use crate::engine::{Engine, NO_CAUSE};
 use crate::header::Incompatible;
 use counts::Counts;
+use stored::Stored;
 
 /// Findings kept as lines; beyond that they are only counted.
 const FINDINGS_MAX: usize = 100_000;
@@ -93,6 +95,7 @@ async fn lower(engine: &Arc<Engine>, pass: &Pass) -> Result<()> {
 /// One look at everything.
 struct Pass {
     counts: Counts,
+    stored: Stored,
     report: CheckReport,
     /// Clusters with too low a refcount, and what it should be.
     too_low: Vec<(u64, u64)>,
@@ -104,6 +107,7 @@ impl Pass {
     async fn run(engine: &Arc<Engine>) -> Result<Self> {
         let mut pass = Self {
             counts: Counts::new(),
+            stored: Stored::open(engine).await?,
             report: CheckReport::default(),
             too_low: Vec::new(),
             too_high: Vec::new(),

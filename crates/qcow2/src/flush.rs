@@ -26,8 +26,38 @@ use crate::header::Incompatible;
 use crate::read::Gather;
 use crate::state::{Freed, State};
 
-/// Which cache a write-back belongs to.
-type CacheOf = fn(&mut State) -> &mut TableCache;
+/// Which tables a write-back belongs to.
+#[derive(Clone, Copy)]
+enum Tables {
+    L1,
+    L2,
+    Reftable,
+    Refblocks,
+}
+
+impl Tables {
+    fn cache(self, state: &mut State) -> &mut TableCache {
+        match self {
+            Self::L1 => &mut state.l1,
+            Self::L2 => &mut state.l2,
+            Self::Reftable => &mut state.reftable,
+            Self::Refblocks => &mut state.refblocks,
+        }
+    }
+
+    fn event(self) -> DebugEvent {
+        match self {
+            Self::L1 => DebugEvent::L1Update,
+            Self::L2 => DebugEvent::L2Update,
+            Self::Reftable => DebugEvent::ReftableUpdate,
+            Self::Refblocks => DebugEvent::RefblockUpdatePart,
+        }
+    }
+
+    fn copies(self, writes: Vec<WriteBack>) -> Vec<(Tables, WriteBack)> {
+        writes.into_iter().map(|w| (self, w)).collect()
+    }
+}
 
 impl Engine {
     /// Makes every write that completed before this call durable.
@@ -68,8 +98,8 @@ impl Engine {
         {
             let mut state = self.state.lock();
             if let Err(e) = result {
-                for (cache, write) in entries {
-                    cache(&mut state).not_written(write.key);
+                for (tables, write) in entries {
+                    tables.cache(&mut state).not_written(write.key);
                 }
                 state.entries_need_barrier |= depends;
                 freed.append(&mut state.freed);
@@ -79,13 +109,14 @@ impl Engine {
             state.flush_covered = number;
             state.released.append(&mut freed);
         }
-        self.reclaim().await
+        self.reclaim().await;
+        Ok(())
     }
 
     /// Groups A and B with their barriers. What arrived is taken out of `entries`.
     async fn write_in_order(
         self: &Arc<Self>,
-        entries: &mut Vec<(CacheOf, WriteBack)>,
+        entries: &mut Vec<(Tables, WriteBack)>,
         depends: bool,
     ) -> Result<()> {
         if mutant::is_active("reference-before-refcount") {
@@ -129,12 +160,9 @@ impl Engine {
         let align = self.file.limits().request_alignment;
         let (mut blocks, mut table) = {
             let mut state = self.state.lock();
-            let table = of_cache(reftable, state.reftable.take_dirty(align));
-            (of_cache(refblocks, state.refblocks.take_dirty(align)), table)
+            let table = Tables::Reftable.copies(state.reftable.take_dirty(align));
+            (Tables::Refblocks.copies(state.refblocks.take_dirty(align)), table)
         };
-        if !blocks.is_empty() {
-            self.file.announce(DebugEvent::RefblockUpdatePart, NO_CAUSE).await;
-        }
         let mut result = self.write_all(&mut blocks).await;
         if !table.is_empty() && result.is_ok() {
             // The block must be readable before the table names it.
@@ -152,34 +180,32 @@ impl Engine {
         }
         if result.is_err() {
             let mut state = self.state.lock();
-            for (cache, write) in blocks.into_iter().chain(table) {
-                cache(&mut state).not_written(write.key);
+            for (tables, write) in blocks.into_iter().chain(table) {
+                tables.cache(&mut state).not_written(write.key);
             }
         }
         result
     }
 
     /// Writes all copies side by side, taking out those that arrived.
-    async fn write_all(self: &Arc<Self>, writes: &mut Vec<(CacheOf, WriteBack)>) -> Result<()> {
+    async fn write_all(self: &Arc<Self>, writes: &mut Vec<(Tables, WriteBack)>) -> Result<()> {
         if writes.is_empty() {
             return Ok(());
         }
         let mut gather = Gather::default();
         let mut keys = Vec::with_capacity(writes.len());
-        for (cache, write) in writes.drain(..) {
-            if let Some(suspension) = self.file.event(event_of(cache), NO_CAUSE) {
-                suspension.await;
-            }
-            keys.push((cache, write.key, write.host));
+        for (tables, write) in writes.drain(..) {
+            self.file.announce(tables.event(), NO_CAUSE).await;
+            keys.push((tables, write.key));
             gather.add(self.file.submit(Request::write(write.host.0, write.bytes)));
         }
         let (bufs, result) = gather.finish().await;
         bufs.recycle();
         let mut state = self.state.lock();
-        for (cache, key, _) in keys {
+        for (tables, key) in keys {
             match result {
-                Ok(()) => cache(&mut state).written(key),
-                Err(_) => cache(&mut state).not_written(key),
+                Ok(()) => tables.cache(&mut state).written(key),
+                Err(_) => tables.cache(&mut state).not_written(key),
             }
         }
         result.map_err(|e| self.write_failed(e))
@@ -194,7 +220,10 @@ impl Engine {
     }
 
     /// Gives released clusters back: hole first, then the refcount, so that nobody can own them meanwhile.
-    pub(crate) async fn reclaim(self: &Arc<Self>) -> Result<()> {
+    ///
+    /// What the flush promised is kept by now, so a failure here does not fail it: the clusters stay released
+    /// and the next flush tries again.
+    pub(crate) async fn reclaim(self: &Arc<Self>) {
         loop {
             let next = {
                 let mut state = self.state.lock();
@@ -203,15 +232,26 @@ impl Engine {
                 let index = state.released.iter().position(ready);
                 index.map(|i| state.released.swap_remove(i))
             };
-            let Some(freed) = next else { return Ok(()) };
+            let Some(mut freed) = next else { return };
             if freed.punch && !mutant::is_active("punch-after-free") {
                 self.punch(&freed).await;
             }
-            for cluster in freed.clusters.clone() {
-                self.decide(NO_CAUSE, |state| state.drop_reference(cluster)).await?;
+            let all = freed.clone();
+            while let Some(cluster) = freed.clusters.next() {
+                let dropped = self.decide(NO_CAUSE, |state| state.drop_reference(cluster)).await;
+                match dropped {
+                    Ok(()) => {}
+                    // Reported, and the image is refused from now on.
+                    Err(e) if e.kind() == ErrorKind::Corrupt => {}
+                    Err(_) => {
+                        freed.clusters.start = cluster;
+                        self.state.lock().released.push(freed);
+                        return;
+                    }
+                }
             }
-            if freed.punch && mutant::is_active("punch-after-free") {
-                self.punch(&freed).await;
+            if all.punch && mutant::is_active("punch-after-free") {
+                self.punch(&all).await;
             }
         }
     }
@@ -256,41 +296,9 @@ impl Engine {
 
 impl State {
     /// Copies of the L2 and L1 entries that are newer than the file.
-    fn take_entries(&mut self, align: u32) -> Vec<(CacheOf, WriteBack)> {
-        let mut entries = of_cache(l2, self.l2.take_dirty(align));
-        entries.extend(of_cache(l1, self.l1.take_dirty(align)));
+    fn take_entries(&mut self, align: u32) -> Vec<(Tables, WriteBack)> {
+        let mut entries = Tables::L2.copies(self.l2.take_dirty(align));
+        entries.extend(Tables::L1.copies(self.l1.take_dirty(align)));
         entries
-    }
-}
-
-fn of_cache(cache: CacheOf, writes: Vec<WriteBack>) -> Vec<(CacheOf, WriteBack)> {
-    writes.into_iter().map(|w| (cache, w)).collect()
-}
-
-fn l1(state: &mut State) -> &mut TableCache {
-    &mut state.l1
-}
-
-fn l2(state: &mut State) -> &mut TableCache {
-    &mut state.l2
-}
-
-fn reftable(state: &mut State) -> &mut TableCache {
-    &mut state.reftable
-}
-
-fn refblocks(state: &mut State) -> &mut TableCache {
-    &mut state.refblocks
-}
-
-fn event_of(cache: CacheOf) -> DebugEvent {
-    if std::ptr::fn_addr_eq(cache, l1 as CacheOf) {
-        DebugEvent::L1Update
-    } else if std::ptr::fn_addr_eq(cache, l2 as CacheOf) {
-        DebugEvent::L2Update
-    } else if std::ptr::fn_addr_eq(cache, reftable as CacheOf) {
-        DebugEvent::ReftableUpdate
-    } else {
-        DebugEvent::RefblockUpdatePart
     }
 }

@@ -210,31 +210,49 @@ impl Engine {
             let first = geometry.host_cluster(offset).0;
             first..first + geometry.clusters_for(bytes)
         };
-        map.add_fixed(0..1, meta::HEADER);
         let l1_bytes = u64::from(header.l1_entries) * 8;
-        map.add_fixed(clusters(header.l1_offset, l1_bytes), meta::ACTIVE_L1);
         let reftable_bytes = u64::from(header.reftable_clusters) << geometry.cluster_bits;
-        map.add_fixed(clusters(header.reftable_offset, reftable_bytes), meta::REFTABLE);
         let snapshots = self.snapshots.lock().clone();
-        map.add_fixed(clusters(header.snapshots_offset, snapshots.table_bytes), meta::SNAPSHOT_TABLE);
+        let written = [
+            (0..1, meta::HEADER),
+            (clusters(header.l1_offset, l1_bytes), meta::ACTIVE_L1),
+            (clusters(header.reftable_offset, reftable_bytes), meta::REFTABLE),
+            (clusters(header.snapshots_offset, snapshots.table_bytes), meta::SNAPSHOT_TABLE),
+        ];
+        for (range, name) in written {
+            if let Some(other) = map.overlap(range.clone()) {
+                return Err(self.report(Corruption::StructuresOverlap { name, other }).await);
+            }
+            map.add_fixed(range, name);
+        }
         for snapshot in &snapshots.entries {
             map.add_fixed(
                 clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8),
                 meta::INACTIVE_L1,
             );
         }
-        self.each_entry(header.l1_offset, l1_bytes, |_, raw| match L1Entry::decode(raw) {
-            L1Entry::Table(table, _) if !map.add_table(TableKind::L2, geometry.host_cluster(table).0) => {
-                Err(Corruption::SharedTable { offset: table.0 })
+        // An unaligned entry is met, and reported, when its table is used.
+        let mut add = |kind: TableKind, table: HostOffset| {
+            let cluster = geometry.host_cluster(table).0;
+            if !geometry.is_aligned(table) {
+                return Ok(());
             }
-            _ => Ok(()),
+            match map.overlap(cluster..cluster + 1) {
+                Some(other) => Err(Corruption::TableOverlaps { offset: table.0, other }),
+                None => {
+                    map.add_table(kind, cluster);
+                    Ok(())
+                }
+            }
+        };
+        self.each_entry(header.l1_offset, l1_bytes, |_, raw| match L1Entry::decode(raw) {
+            L1Entry::Table(table, _) => add(TableKind::L2, table),
+            L1Entry::Empty => Ok(()),
         })
         .await?;
         self.each_entry(header.reftable_offset, reftable_bytes, |_, raw| match table::refblock_offset(raw) {
-            Some(block) if !map.add_table(TableKind::Refblock, geometry.host_cluster(block).0) => {
-                Err(Corruption::SharedTable { offset: block.0 })
-            }
-            _ => Ok(()),
+            Some(block) => add(TableKind::Refblock, block),
+            None => Ok(()),
         })
         .await?;
         self.state.lock().meta = Some(map);
@@ -288,7 +306,7 @@ impl Engine {
         let owned = self.decide(cause, |state| state.allocate(1)).await?;
         let host = HostOffset(owned.first << self.geometry.cluster_bits);
         if let Err(e) = self.fill_l2(old, host, cause).await {
-            self.decide(cause, |state| state.give_back(owned)).await?;
+            self.state.lock().give_back(owned);
             return Err(e);
         }
         let cluster = self.geometry.host_cluster(host);

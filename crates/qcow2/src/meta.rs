@@ -43,9 +43,9 @@ impl MetaMap {
         self.fixed.retain(|(_, n)| *n != name);
     }
 
-    /// Adds a table; `false` if another of the same kind is there already.
-    pub fn add_table(&mut self, kind: TableKind, cluster: u64) -> bool {
-        self.tables(kind).insert(cluster)
+    /// Adds a table.
+    pub fn add_table(&mut self, kind: TableKind, cluster: u64) {
+        self.tables(kind).insert(cluster);
     }
 
     /// Forgets a table.
@@ -90,8 +90,7 @@ mod tests {
         let mut map = MetaMap::default();
         map.add_fixed(0..1, HEADER);
         map.add_fixed(3..5, ACTIVE_L1);
-        assert!(map.add_table(TableKind::L2, 9));
-        assert!(!map.add_table(TableKind::L2, 9));
+        map.add_table(TableKind::L2, 9);
         assert_eq!(map.overlap(0..1), Some(HEADER));
         assert_eq!(map.overlap(4..9), Some(ACTIVE_L1));
         assert_eq!(map.overlap(5..10), Some("active L2 table"));

@@ -95,9 +95,7 @@ impl Engine {
         }
         self.file.announce(DebugEvent::L1GrowWriteTable, NO_CAUSE).await;
         if let Err(e) = self.file.write(offset.0, table).await {
-            for run in runs {
-                self.decide(NO_CAUSE, |state| state.give_back(run)).await?;
-            }
+            runs.into_iter().for_each(|run| self.state.lock().give_back(run));
             return Err(e);
         }
         self.write_refcounts().await?;
@@ -138,9 +136,7 @@ impl Engine {
             have += run.count;
             runs.push(run);
         }
-        for run in discarded {
-            self.decide(NO_CAUSE, |state| state.give_back(run)).await?;
-        }
+        discarded.into_iter().for_each(|run| self.state.lock().give_back(run));
         Ok(runs)
     }
 }

@@ -49,8 +49,10 @@ pub(crate) enum Corruption {
     RefblockUnaligned { offset: u64, index: u64 },
     #[error("Refblock offset {offset:#x} outside the image file (reftable index: {index:#x})")]
     RefblockOutside { offset: u64, index: u64 },
-    #[error("two table entries name the cluster at {offset:#x}")]
-    SharedTable { offset: u64 },
+    #[error("table at {offset:#x} overlaps with {other}")]
+    TableOverlaps { offset: u64, other: &'static str },
+    #[error("{name} overlaps with {other}")]
+    StructuresOverlap { name: &'static str, other: &'static str },
     #[error("refcount of the cluster at {offset:#x} is 0 although it is referenced")]
     RefcountUnderflow { offset: u64 },
     #[error("no host cluster is left below offset {limit:#x}")]
@@ -81,6 +83,9 @@ impl From<Corruption> for Stop {
 /// The result of a decision.
 pub(crate) type Decision<T> = Result<T, Stop>;
 
+/// The generation of clusters that no plan ever knew.
+pub(crate) const NOBODY: u64 = 0;
+
 /// Host clusters that lost a reference; see `alloc` for their way back.
 #[derive(Clone, Debug)]
 pub(crate) struct Freed {
@@ -102,7 +107,7 @@ pub(crate) type EpochPin = Arc<u64>;
 
 impl Epochs {
     fn new() -> Self {
-        Self { current: Arc::new(0), older: VecDeque::new() }
+        Self { current: Arc::new(NOBODY + 1), older: VecDeque::new() }
     }
 
     pub fn pin(&self) -> EpochPin {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cowbell_block::{Buf, Result};
 
 use super::Pass;
-use crate::engine::{Engine, NO_CAUSE};
+use crate::engine::Engine;
 use crate::geometry::{Geometry, HostCluster, HostOffset};
 use crate::refcount;
 use crate::table::{self, L1Entry, L2Entry, Ownership};
@@ -238,7 +238,7 @@ impl Pass {
     }
 
     async fn check_copied_table(&mut self, engine: &Arc<Engine>, table: &Table, cluster: u64) -> Result<()> {
-        let refcount = engine.decide(NO_CAUSE, |state| state.refcount(cluster)).await?;
+        let refcount = self.stored_refcount(engine, cluster).await?;
         let flagged = matches!(L1Entry::decode(table.raw), L1Entry::Table(_, Ownership::Private));
         if flagged != (refcount == 1) {
             self.corruption(format!(
@@ -249,14 +249,15 @@ impl Pass {
         Ok(())
     }
 
+    async fn stored_refcount(&mut self, engine: &Arc<Engine>, cluster: u64) -> Result<u64> {
+        match self.stored.get(engine, cluster) {
+            Some(refcount) => Ok(refcount),
+            None => self.stored.load(engine, cluster).await,
+        }
+    }
+
     async fn check_copied_data(&mut self, engine: &Arc<Engine>, raw: u64, cluster: u64) -> Result<()> {
-        let refcount = {
-            let cached = engine.state.lock().refcount(cluster);
-            match cached {
-                Ok(refcount) => refcount,
-                Err(_) => engine.decide(NO_CAUSE, |state| state.refcount(cluster)).await?,
-            }
-        };
+        let refcount = self.stored_refcount(engine, cluster).await?;
         if L2Entry::copied_flag(raw) != (refcount == 1) {
             self.corruption(format!("ERROR OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={refcount}"));
         }
@@ -303,34 +304,16 @@ impl Pass {
     /// Compares the counts with the refcounts, block by block.
     pub(super) async fn compare(&mut self, engine: &Arc<Engine>) -> Result<()> {
         let geometry = engine.geometry;
-        let (offset, bytes) = {
-            let state = engine.state.lock();
-            let bytes = u64::from(state.header.reftable_clusters) << geometry.cluster_bits;
-            (state.header.reftable_offset, bytes)
-        };
-        let mut blocks = Vec::new();
-        let file_len = engine.file.len();
-        engine
-            .each_entry(offset, bytes, |index, raw| {
-                if let Some(block) = table::refblock_offset(raw)
-                    && geometry.is_aligned(block)
-                    && block.0 < file_len
-                {
-                    blocks.push((index, block));
-                }
-                Ok(())
-            })
-            .await?;
         let per_block = geometry.refblock_entries();
         let end = self.counts.end();
         let mut end_in_use = end;
         let mut next = 0;
-        for (index, block) in blocks {
+        for (index, block) in self.stored.places() {
             let first = index * per_block;
             self.missing(next..first.min(end));
             next = first + per_block;
             let content = engine.file.read(block.0, geometry.cluster_size() as usize).await?;
-            self.compare_block(&geometry, first, &content, &mut end_in_use);
+            end_in_use = end_in_use.max(self.compare_block(&geometry, first, &content));
             content.recycle();
         }
         self.missing(next..end);
@@ -344,31 +327,25 @@ impl Pass {
             return;
         }
         let mut found = Vec::new();
-        for (first, counts) in self.counts.chunks_in(clusters.clone()) {
-            for (i, count) in counts.iter().enumerate().filter(|(_, c)| **c != 0) {
-                let cluster = first + i as u64;
-                if clusters.contains(&cluster) {
-                    found.push((cluster, u64::from(*count)));
-                }
-            }
-        }
-        for (cluster, count) in found {
-            self.mismatch(cluster, 0, count);
-        }
+        self.counts.each_referenced(clusters, |cluster, count| found.push((cluster, count)));
+        found.into_iter().for_each(|(cluster, count)| self.mismatch(cluster, 0, count));
     }
 
-    fn compare_block(&mut self, geometry: &Geometry, first: u64, content: &Buf, end: &mut u64) {
+    /// Compares one block; returns one past the last cluster that it counts.
+    fn compare_block(&mut self, geometry: &Geometry, first: u64, content: &Buf) -> u64 {
         let order = geometry.refcount_order;
-        for i in 0..geometry.refblock_entries() {
-            let refcount = refcount::get(content, order, i);
-            let count = self.counts.get(first + i);
+        let (mut end, mut wrong) = (0, Vec::new());
+        self.counts.each(first..first + geometry.refblock_entries(), |cluster, count| {
+            let refcount = refcount::get(content, order, cluster - first);
             if refcount != 0 {
-                *end = (*end).max(first + i + 1);
+                end = cluster + 1;
             }
             if refcount != count {
-                self.mismatch(first + i, refcount, count);
+                wrong.push((cluster, refcount, count));
             }
-        }
+        });
+        wrong.into_iter().for_each(|(cluster, refcount, count)| self.mismatch(cluster, refcount, count));
+        end
     }
 
     fn mismatch(&mut self, cluster: u64, refcount: u64, count: u64) {

@@ -1,4 +1,5 @@
 //! What the engine's tests share: a file in memory, a loop that drives futures, a disk to compare with.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::future::Future;
 use std::sync::Arc;
