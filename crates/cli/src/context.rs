@@ -1,0 +1,125 @@
+//! What every command gets: the name it was called by, the drivers, the policy, and how to report.
+
+use std::fmt;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use cowbell_block::policy::Policy;
+use cowbell_block::registry::Registry;
+
+use crate::face::Face;
+use crate::flags::{Args, Command, State, help, img};
+
+/// The surroundings of one command.
+pub struct Context {
+    /// Which tool this is.
+    pub face: Face,
+    /// The prefix of messages: the last component of `argv[0]`.
+    pub name: String,
+    /// How the user calls the command, for help texts: `qemu-img create`.
+    pub path: String,
+    /// What images may make us open.
+    pub policy: Policy,
+}
+
+/// A mistake on the command line: reported with a hint where help is to be found.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Reported already: only the status is left.
+#[derive(Debug)]
+pub struct Reported;
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an error was reported")
+    }
+}
+
+impl std::error::Error for Reported {}
+
+/// A [`Usage`] error.
+pub fn usage(text: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(Usage(text.into()))
+}
+
+impl Context {
+    /// The surroundings of the tool of this name.
+    ///
+    /// # Errors
+    /// `COWBELL_POLICY` names no policy.
+    pub fn new(face: Face, name: String, path: String) -> Result<Self> {
+        let standard = match face {
+            Face::Cowbell => Policy::confine(),
+            Face::QemuImg | Face::QemuIo => Policy::trust(),
+        };
+        let policy = match std::env::var("COWBELL_POLICY") {
+            Ok(word) if !word.is_empty() => match word.parse() {
+                Ok(policy) => policy,
+                Err(e) => bail!("COWBELL_POLICY: {e}"),
+            },
+            _ => standard,
+        };
+        Ok(Self { face, name, path, policy })
+    }
+
+    /// Applies `--policy`.
+    ///
+    /// # Errors
+    /// The value names no policy.
+    pub fn take_policy(&mut self, args: &Args) -> Result<()> {
+        if let Some(word) = args.value(&img::POLICY) {
+            self.policy = word.parse()?;
+        }
+        Ok(())
+    }
+
+    /// The drivers of this program. Made for each command: a handful of pointers.
+    pub fn registry(&self) -> Arc<Registry> {
+        crate::drivers::registry()
+    }
+
+    /// Prints `message` with the program's name before it.
+    pub fn report(&self, message: impl fmt::Display) {
+        eprintln!("{}: {message}", self.name);
+    }
+
+    /// Reports what ended a command. The caller ends with a status of its own.
+    pub fn report_error(&self, error: &anyhow::Error) {
+        if error.is::<Reported>() {
+            return;
+        }
+        self.report(error);
+        if error.is::<Usage>() {
+            // The plain release names the tool, not the command; the name `cowbell` can do better.
+            match self.face {
+                Face::Cowbell => eprintln!("Try '{} --help' for more information", self.path),
+                _ => eprintln!("Try '{} --help' for more information", self.name),
+            }
+        }
+    }
+
+    /// The text of `--help` for `command`.
+    pub fn help(&self, command: &Command) -> String {
+        help::text(command, &self.path, self.face)
+    }
+
+    /// Fails if `command` is known and not there yet.
+    ///
+    /// # Errors
+    /// Names the command.
+    pub fn require_ready(&self, command: &Command) -> Result<()> {
+        if command.state == State::Refused {
+            bail!("{}: not available in this version of cowbell", command.name);
+        }
+        Ok(())
+    }
+}

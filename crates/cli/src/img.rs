@@ -1,0 +1,103 @@
+//! `img`: the commands over whole images, one file each.
+
+mod check;
+mod compare;
+mod convert;
+mod create;
+pub(crate) mod facts;
+mod info;
+mod map;
+mod target;
+
+use anyhow::{Result, bail};
+
+use crate::context::{Context, usage};
+use crate::face::version_text;
+use crate::flags::parse::{Order, parse};
+use crate::flags::{Args, Flag, img as flags};
+use crate::out::Out;
+
+/// Runs the command that `args` name.
+///
+/// # Errors
+/// Reported by the caller, with status 1.
+pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
+    if args.is_empty() {
+        return Err(usage("Not enough arguments"));
+    }
+    let parsed = parse(&flags::IMG, cx.face, Order::StopAtOperand, args).map_err(|e| usage(e.img_text()))?;
+    if parsed.has(&flags::HELP) {
+        Out::new().put(&cx.help(&flags::IMG));
+        return Ok(0);
+    }
+    if parsed.has(&flags::VERSION) {
+        Out::new().put(&version_text(cx.face, &cx.name));
+        return Ok(0);
+    }
+    let mut words = parsed.operands.into_iter();
+    let Some(word) = words.next() else { return Ok(0) };
+    let Some(command) = flags::IMG.find(&word) else {
+        return Err(usage(format!("Command not found: {word}")));
+    };
+    cx.require_ready(command)?;
+    cx.path = format!("{} {word}", cx.path);
+    let args = parse(command, cx.face, Order::Permute, words).map_err(|e| usage(e.img_text()))?;
+    if args.has(&flags::HELP) {
+        Out::new().put(&cx.help(command));
+        return Ok(0);
+    }
+    cx.take_policy(&args)?;
+    let run = match command.name {
+        "check" => check::run,
+        "compare" => compare::run,
+        "convert" => convert::run,
+        "create" => create::run,
+        "info" => info::run,
+        "map" => map::run,
+        other => bail!("{other}: not available in this version of cowbell"),
+    };
+    run(cx, &args)
+}
+
+/// How a command prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Human,
+    Json,
+}
+
+/// The value of `--output`.
+fn form(args: &Args, flag: &'static Flag) -> Result<Form> {
+    match args.value(flag) {
+        None | Some("human") => Ok(Form::Human),
+        Some("json") => Ok(Form::Json),
+        Some(_) => Err(usage("--output must be used with human or json as argument.")),
+    }
+}
+
+/// The one operand of a command.
+fn one_image(args: &Args) -> Result<&str> {
+    match args.operands.as_slice() {
+        [name] => Ok(name),
+        _ => Err(usage("Expecting one image file name")),
+    }
+}
+
+/// A size, or its message with the tool's prefix on every line.
+fn size(cx: &Context, what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
+    crate::size::parse_named(what, text, min, max).map_err(|e| {
+        let mut lines = e.lines();
+        let last = lines.pop().unwrap_or_default();
+        lines.iter().for_each(|line| cx.report(line));
+        anyhow::anyhow!(last)
+    })
+}
+
+/// What `-f` and `--image-opts` may not do together.
+fn format_or_options<'a>(args: &'a Args, format: &'static Flag) -> Result<(Option<&'a str>, bool)> {
+    let (format, options) = (args.value(format), args.has(&flags::IMAGE_OPTS));
+    if format.is_some() && options {
+        bail!("--image-opts and --format are mutually exclusive");
+    }
+    Ok((format, options))
+}

@@ -1,0 +1,183 @@
+//! `img check`.
+
+use std::fmt::Write;
+
+use anyhow::{Result, anyhow};
+use cowbell_block::ErrorKind;
+use cowbell_block::node::{Access, CheckReport, Fix};
+use cowbell_host::block_on;
+use serde_json::{Map, Value};
+
+use super::{Form, form, format_or_options, one_image};
+use crate::context::{Context, usage};
+use crate::flags::{Args, img as flags};
+use crate::json;
+use crate::open::{How, Image, Purpose, cache_mode, open};
+use crate::out::Out;
+
+/// Corruptions remain.
+const STATUS_CORRUPT: u8 = 2;
+/// Only leaks remain.
+const STATUS_LEAKS: u8 = 3;
+/// The format has no check.
+const STATUS_UNSUPPORTED: u8 = 63;
+
+pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
+    let fix = match args.value(&flags::REPAIR) {
+        None => Fix::None,
+        Some("leaks") => Fix::Leaks,
+        Some("all") => Fix::All,
+        Some(other) => {
+            return Err(usage(format!("Unknown option value for -r (expecting 'leaks' or 'all'): {other}")));
+        }
+    };
+    let form = form(args, &flags::OUTPUT)?;
+    let name = one_image(args)?;
+    let (format, image_opts) = format_or_options(args, &flags::FORMAT)?;
+    let cache = cache_mode("source cache", args.value(&flags::CACHE).unwrap_or("writeback"))?;
+    let how = How {
+        image_opts,
+        access: if fix == Fix::None { Access::ReadOnly } else { Access::ReadWrite },
+        force_share: args.has(&flags::FORCE_SHARE),
+        cache,
+        purpose: Purpose::Check,
+        ..How::reading(name, format)
+    };
+    let quiet = args.has(&flags::QUIET);
+    block_on(check(cx, &how, fix, form, quiet))
+}
+
+async fn check(cx: &Context, how: &How<'_>, fix: Fix, form: Form, quiet: bool) -> Result<u8> {
+    let image = open(cx, how).await?;
+    let mut out = Out::new();
+    let status = pass_by_pass(cx, &image, fix, form, quiet, &mut out).await;
+    out.flush();
+    let closed = image.close().await;
+    let status = status?;
+    closed?;
+    Ok(status)
+}
+
+async fn pass_by_pass(
+    cx: &Context,
+    image: &Image,
+    fix: Fix,
+    form: Form,
+    quiet: bool,
+    out: &mut Out,
+) -> Result<u8> {
+    let first = match pass(image, fix).await {
+        Ok(report) => report,
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            cx.report("This image format does not support checks");
+            return Ok(STATUS_UNSUPPORTED);
+        }
+        Err(e) => return Err(anyhow!("Check failed: {e}")),
+    };
+    let fixed = (first.corruptions_fixed, first.leaks_fixed);
+    let mut report = first;
+    if fixed != (0, 0) {
+        if form == Form::Human && !quiet {
+            out.put(&format!(
+                "The following inconsistencies were found and repaired:\n\n    \
+                 {} leaked clusters\n    {} corruptions\n\n\
+                 Double checking the fixed image now...\n",
+                fixed.1, fixed.0
+            ));
+            out.flush();
+        }
+        // What was repaired is looked at once more: a repair is proven by a check that ends clean.
+        report = pass(image, Fix::None).await.map_err(|e| anyhow!("Check failed: {e}"))?;
+        (report.corruptions_fixed, report.leaks_fixed) = fixed;
+    }
+    if !quiet {
+        match form {
+            Form::Human => out.put(&human_text(&report)),
+            Form::Json => {
+                let format = image.node().driver();
+                out.put(&json::text(&json_value(&report, &image.node().filename(), format)));
+            }
+        }
+    }
+    Ok(match &report {
+        r if r.check_errors > 0 => 1,
+        r if r.corruptions > 0 => STATUS_CORRUPT,
+        r if r.leaks > 0 => STATUS_LEAKS,
+        _ => 0,
+    })
+}
+
+/// One check; its findings go to standard error as they are.
+async fn pass(image: &Image, fix: Fix) -> cowbell_block::Result<CheckReport> {
+    let report = image.node().check(fix).await?;
+    for finding in &report.findings {
+        eprintln!("{finding}");
+    }
+    if report.findings_omitted > 0 {
+        eprintln!("... and {} more", report.findings_omitted);
+    }
+    Ok(report)
+}
+
+fn human_text(report: &CheckReport) -> String {
+    let mut out = String::new();
+    if report.corruptions == 0 && report.leaks == 0 && report.check_errors == 0 {
+        out.push_str("No errors were found on the image.\n");
+    }
+    if report.corruptions > 0 {
+        let _ = write!(
+            out,
+            "\n{} errors were found on the image.\n\
+             Data may be corrupted, or further writes to the image may corrupt it.\n",
+            report.corruptions
+        );
+    }
+    if report.leaks > 0 {
+        let _ = write!(
+            out,
+            "\n{} leaked clusters were found on the image.\n\
+             This means waste of disk space, but no harm to data.\n",
+            report.leaks
+        );
+    }
+    if report.check_errors > 0 {
+        let _ = write!(out, "\n{} internal errors have occurred during the check.\n", report.check_errors);
+    }
+    if report.total_clusters > 0 && report.allocated_clusters > 0 {
+        let (all, allocated) = (report.total_clusters, report.allocated_clusters);
+        let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole as f64;
+        let _ = writeln!(
+            out,
+            "{allocated}/{all} = {:.2}% allocated, {:.2}% fragmented, {:.2}% compressed clusters",
+            percent(allocated, all),
+            percent(report.fragmented_clusters, allocated),
+            percent(report.compressed_clusters, allocated),
+        );
+    }
+    if report.image_end_offset > 0 {
+        let _ = writeln!(out, "Image end offset: {}", report.image_end_offset);
+    }
+    out
+}
+
+fn json_value(report: &CheckReport, filename: &str, format: &str) -> Value {
+    let mut map = Map::new();
+    map.insert("filename".into(), filename.into());
+    map.insert("format".into(), format.into());
+    map.insert("check-errors".into(), report.check_errors.into());
+    let counters = [
+        ("image-end-offset", report.image_end_offset),
+        ("corruptions", report.corruptions),
+        ("leaks", report.leaks),
+        ("corruptions-fixed", report.corruptions_fixed),
+        ("leaks-fixed", report.leaks_fixed),
+        ("total-clusters", report.total_clusters),
+        ("allocated-clusters", report.allocated_clusters),
+        ("fragmented-clusters", report.fragmented_clusters),
+        ("compressed-clusters", report.compressed_clusters),
+    ];
+    for (key, value) in counters.into_iter().filter(|(_, value)| *value > 0) {
+        map.insert(key.into(), value.into());
+    }
+    Value::Object(map)
+}

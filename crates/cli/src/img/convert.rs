@@ -1,0 +1,311 @@
+//! `img convert`.
+
+use anyhow::{Result, anyhow, bail};
+use cowbell_block::node::Access;
+use cowbell_block::options::{CacheMode, DiscardMode, OptionTree};
+use cowbell_host::block_on;
+use cowbell_jobs::convert::{
+    Copied, OnReadError, Options, TargetStart, Transfer, WriteOrder, convert, total_len,
+};
+use cowbell_jobs::{Error, Pace, Unpaced};
+use serde_json::json;
+
+use super::target::{Format, Staged, asks_for_help};
+use super::{Form, form, size};
+use crate::context::{Context, Reported};
+use crate::face::Face;
+use crate::flags::{Args, img as flags};
+use crate::json;
+use crate::meter::Meter;
+use crate::open::{How, Image, cache_mode, open};
+use crate::out::Out;
+use crate::pace::Limited;
+use crate::size::SIZE_MAX;
+
+/// Largest unit of `-S`: the reference's buffer.
+const SPARSE_BYTES_MAX: u64 = 16 << 20;
+/// Most requests in flight with `-m`.
+const PARALLEL_MAX: u64 = 16;
+
+/// The command line, understood.
+struct Plan<'a> {
+    sources: &'a [String],
+    target: &'a str,
+    source_format: Option<&'a str>,
+    target_format: &'a str,
+    source_cache: CacheMode,
+    target_cache: CacheMode,
+    backing: Option<&'a str>,
+    backing_format: Option<&'a str>,
+    create: bool,
+    options: Options,
+    target_is_zero: bool,
+    pace: Option<u64>,
+}
+
+pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
+    let form = form(args, &flags::OUTPUT_MORE)?;
+    let (options, pace) = numbers(cx, args)?;
+    let target_format = args.value(&flags::TARGET_FORMAT).unwrap_or("raw");
+    if args.values(&flags::OPTIONS).any(asks_for_help) {
+        let name = if args.operands.len() > 1 { args.operands.last() } else { None };
+        let format = Format::find(cx, target_format, name.map(String::as_str))?;
+        Out::new().put(&format.help());
+        return Ok(0);
+    }
+    let plan = plan(args, options, pace, target_format)?;
+    let copied = block_on(whole(cx, args, &plan))?;
+    if form == Form::Json && !args.has(&flags::QUIET) {
+        Out::new().put(&json::text(&json_value(&plan, copied)));
+    }
+    Ok(0)
+}
+
+/// The flags with numbers, judged in the order they were given.
+fn numbers(cx: &Context, args: &Args) -> Result<(Options, Option<u64>)> {
+    let mut options = Options::default();
+    let mut rate = None;
+    for (flag, text) in args.iter() {
+        if std::ptr::eq(flag, &flags::SPARSE_SIZE) {
+            let bytes = size(cx, "buffer size for sparse output", text, 0, SIZE_MAX)?;
+            if !bytes.is_multiple_of(512) || bytes > SPARSE_BYTES_MAX {
+                bail!(
+                    "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up \
+                     to {SPARSE_BYTES_MAX}. Select 0 to disable sparse detection (fully allocates output)."
+                );
+            }
+            options.sparse_bytes = bytes;
+        } else if std::ptr::eq(flag, &flags::PARALLEL) {
+            let count = text.parse().ok().filter(|n| (1..=PARALLEL_MAX).contains(n));
+            let Some(count) = count else {
+                bail!("Invalid number of coroutines specified. Must be between 1 and {PARALLEL_MAX}.");
+            };
+            options.parallel = count as usize;
+        } else if std::ptr::eq(flag, &flags::RATE) {
+            rate = Some(size(cx, "rate limit", text, 0, SIZE_MAX)?).filter(|rate| *rate > 0);
+        }
+    }
+    if args.has(&flags::OUT_OF_ORDER) {
+        options.order = WriteOrder::Any;
+    }
+    if args.has(&flags::COPY_RANGE) {
+        options.transfer = Transfer::Offload;
+    }
+    if args.has(&flags::SALVAGE) {
+        options.on_read_error = OnReadError::Salvage;
+    }
+    Ok((options, rate))
+}
+
+fn plan<'a>(args: &'a Args, options: Options, pace: Option<u64>, target_format: &'a str) -> Result<Plan<'a>> {
+    let create = !args.has(&flags::NO_CREATE);
+    let source_format = args.value(&flags::SOURCE_FORMAT);
+    if args.has(&flags::SOURCE_IMAGE_OPTS) && source_format.is_some() {
+        bail!("--image-opts and --format are mutually exclusive");
+    }
+    if create && args.has(&flags::TARGET_IMAGE_OPTS) {
+        bail!("--target-image-opts requires use of -n flag");
+    }
+    if args.has(&flags::TARGET_IMAGE_OPTS) && args.has(&flags::TARGET_FORMAT) {
+        bail!("--target-image-opts and -O are mutually exclusive");
+    }
+    if create && args.has(&flags::TARGET_IS_ZERO) {
+        bail!("--target-is-zero requires use of -n flag");
+    }
+    if args.has(&flags::COPY_RANGE) && args.has(&flags::SPARSE_SIZE) {
+        bail!("Cannot enable copy offloading when -S is used");
+    }
+    if args.has(&flags::COPY_RANGE) && args.has(&flags::SALVAGE) {
+        bail!("Cannot use copy offloading in salvaging mode");
+    }
+    let (sources, target) = match args.operands.as_slice() {
+        [sources @ .., target] if !sources.is_empty() => (sources, target.as_str()),
+        _ => bail!("Must specify image file name"),
+    };
+    if !create && args.has(&flags::OPTIONS) {
+        bail!("-o has no effect when skipping image creation");
+    }
+    Ok(Plan {
+        sources,
+        target,
+        source_format,
+        target_format,
+        source_cache: cache_mode("source cache", args.value(&flags::SOURCE_CACHE).unwrap_or("writeback"))?,
+        target_cache: cache_mode("cache", args.value(&flags::TARGET_CACHE).unwrap_or("unsafe"))?,
+        backing: args.value(&flags::CONVERT_BACKING),
+        backing_format: args.value(&flags::BACKING_FORMAT),
+        create,
+        options,
+        target_is_zero: args.has(&flags::TARGET_IS_ZERO),
+        pace,
+    })
+}
+
+async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
+    let mut sources = Vec::new();
+    for name in plan.sources {
+        let how = How {
+            image_opts: args.has(&flags::SOURCE_IMAGE_OPTS),
+            cache: plan.source_cache,
+            force_share: args.has(&flags::FORCE_SHARE),
+            ..How::reading(name, plan.source_format)
+        };
+        sources.push(open(cx, &how).await?);
+    }
+    let mut staged = if plan.create { Staged::new(plan.target) } else { Staged::in_place(plan.target) };
+    if plan.create {
+        let roots: Vec<_> = sources.iter().map(|image| image.root.clone()).collect();
+        create_target(cx, args, plan, &mut staged, total_len(&roots)).await?;
+    }
+    let filled = fill(cx, args, plan, &sources, &staged).await;
+    for source in sources {
+        source.close().await?;
+    }
+    match filled {
+        Ok(copied) => {
+            staged.finish()?;
+            Ok(copied)
+        }
+        Err(e) => {
+            cx.report(staged.reword(&e.to_string()));
+            if cx.face == Face::Cowbell || e.is::<Interrupted>() {
+                cx.report(match staged.is_removable() {
+                    true => format!("the unfinished output '{}' is removed", plan.target),
+                    false => format!("the output '{}' is incomplete", plan.target),
+                });
+            }
+            Err(Reported.into())
+        }
+    }
+}
+
+/// Makes the target, as large as the sources together, whatever `-o size` says.
+async fn create_target(
+    cx: &Context,
+    args: &Args,
+    plan: &Plan<'_>,
+    staged: &mut Staged,
+    len: u64,
+) -> Result<()> {
+    let fmt = plan.target_format;
+    let format = Format::find(cx, fmt, Some(&staged.name))?;
+    let mut options: OptionTree = format.options(args.values(&flags::OPTIONS))?;
+    options.insert("size".into(), len.into());
+    if let Some(backing) = plan.backing {
+        if !format.knows("backing_file") {
+            bail!("Backing file not supported for file format '{fmt}'");
+        }
+        options.insert("backing_file".into(), backing.into());
+    }
+    if let Some(backing_format) = plan.backing_format {
+        if !format.knows("backing_fmt") {
+            bail!("Backing file format not supported for file format '{fmt}'");
+        }
+        options.insert("backing_fmt".into(), backing_format.into());
+    }
+    if options.contains_key("backing_file") && !options.contains_key("backing_fmt") {
+        bail!("Use of backing file requires explicit backing format");
+    }
+    match format.create(cx, &staged.name, options).await {
+        Ok(()) => {
+            staged.created();
+            Ok(())
+        }
+        Err(e) => {
+            staged.failed_to_create();
+            Err(anyhow!("{}: error while converting {fmt}: {}", plan.target, staged.reword(&e.to_string())))
+        }
+    }
+}
+
+/// Opens the target, copies, and closes it.
+async fn fill(
+    cx: &Context,
+    args: &Args,
+    plan: &Plan<'_>,
+    sources: &[Image],
+    staged: &Staged,
+) -> Result<Copied> {
+    let image_opts = args.has(&flags::TARGET_IMAGE_OPTS);
+    let how = How {
+        image_opts,
+        access: Access::ReadWrite,
+        cache: plan.target_cache,
+        // Holes are made where they may be: the reference opens the target so unless -S is 0.
+        discard: if plan.options.sparse_bytes > 0 { DiscardMode::Unmap } else { DiscardMode::Ignore },
+        ..How::reading(&staged.name, if image_opts { None } else { Some(plan.target_format) })
+    };
+    let target = open(cx, &how).await?;
+    let copied = copy(cx, args, plan, sources, &target).await;
+    let closed = target.close().await;
+    let copied = copied?;
+    closed?;
+    Ok(copied)
+}
+
+async fn copy(
+    cx: &Context,
+    args: &Args,
+    plan: &Plan<'_>,
+    sources: &[Image],
+    target: &Image,
+) -> Result<Copied> {
+    let roots: Vec<_> = sources.iter().map(|image| image.root.clone()).collect();
+    let node = target.node();
+    if node.len() < total_len(&roots) {
+        bail!("output file is smaller than input file");
+    }
+    let start = match (plan.backing, node.backing()) {
+        (Some(_), Some(backing)) => TargetStart::Backing { len: backing.len() },
+        (_, Some(_)) if plan.target_is_zero => {
+            bail!("Cannot use --target-is-zero when the destination image has a backing file")
+        }
+        (_, None) if plan.target_is_zero || (plan.create && node.starts_as_zero()) => TargetStart::Zero,
+        _ => TargetStart::Unknown,
+    };
+    let options = Options { start, ..plan.options };
+    let quiet = args.has(&flags::QUIET);
+    let on_terminal = cx.face == Face::Cowbell && cowbell_host::terminal::stdout_is_terminal();
+    let meter = Meter::new(cx, args.has(&flags::PROGRESS) || on_terminal, quiet);
+    let limited = plan.pace.map(Limited::new);
+    let pace: &dyn Pace = match &limited {
+        Some(limited) => limited,
+        None => &Unpaced,
+    };
+    let copied = convert(&roots, &target.root, &options, &meter, pace).await;
+    if copied.is_ok() {
+        meter.complete();
+    }
+    meter.end();
+    copied.map_err(|e| match e {
+        Error::Cancelled => anyhow::Error::new(Interrupted),
+        e => match e.node_error() {
+            Some(source) => anyhow!("{e}: {source}"),
+            None => anyhow!("{e}"),
+        },
+    })
+}
+
+/// The user ended it.
+#[derive(Debug)]
+struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+fn json_value(plan: &Plan<'_>, copied: Copied) -> serde_json::Value {
+    json!({
+        "filename": plan.target,
+        "format": plan.target_format,
+        "data-bytes": copied.data,
+        "zero-bytes": copied.zeroes,
+        "skipped-bytes": copied.skipped,
+        "offloaded-bytes": copied.offloaded,
+        "unreadable-bytes": copied.unreadable,
+    })
+}

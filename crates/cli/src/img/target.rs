@@ -1,0 +1,218 @@
+//! Making new images: which options there are, what the message says, and names that are not final yet.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow, bail};
+use cowbell_block::context::OpenContext;
+use cowbell_block::create::{CreateArgs, CreateOption, parse_create_options};
+use cowbell_block::naming::{has_protocol, storage_tree};
+use cowbell_block::options::OptionTree;
+use cowbell_block::registry::Driver;
+use serde_json::Value;
+
+use crate::context::Context;
+use crate::open::Unfinished;
+
+/// A format, and what a new image of it can be told.
+pub(super) struct Format {
+    pub(super) driver: Arc<dyn Driver>,
+    /// The format's options, then those of the protocol; the first of a name counts.
+    known: Vec<CreateOption>,
+    has_protocol: bool,
+}
+
+impl Format {
+    /// The format `name`, for a file called `filename` if that is known already.
+    ///
+    /// # Errors
+    /// There is no such format, or it cannot create.
+    pub(super) fn find(cx: &Context, name: &str, filename: Option<&str>) -> Result<Self> {
+        let registry = cx.registry();
+        let Some(driver) = registry.driver(name).cloned() else { bail!("Unknown file format '{name}'") };
+        if driver.create_options().is_empty() {
+            bail!("Format driver '{name}' does not support image creation");
+        }
+        let mut known = driver.create_options().to_vec();
+        if let Some(filename) = filename {
+            let tree = storage_tree(&registry, filename)?;
+            let protocol = tree.get("driver").and_then(Value::as_str).unwrap_or_default();
+            let options = registry.driver(protocol).map(|p| p.create_options()).unwrap_or_default();
+            if options.is_empty() {
+                bail!("Protocol driver '{protocol}' does not support image creation");
+            }
+            for option in options {
+                if !known.iter().any(|own| own.name == option.name) {
+                    known.push(*option);
+                }
+            }
+        }
+        Ok(Self { driver, known, has_protocol: filename.is_some() })
+    }
+
+    /// The `-o` values as typed options.
+    ///
+    /// # Errors
+    /// The first option that is unknown or has a bad value.
+    pub(super) fn options<'a>(&self, lists: impl Iterator<Item = &'a str>) -> Result<OptionTree> {
+        let mut tree = OptionTree::new();
+        for list in lists {
+            parse_create_options(list, &self.known, &mut tree).map_err(|e| match hint(&e) {
+                Some(hint) => anyhow!("{e}\n{hint}"),
+                None => anyhow!("{e}"),
+            })?;
+        }
+        Ok(tree)
+    }
+
+    /// Whether the format knows an option of this name.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.known.iter().any(|option| option.name == name)
+    }
+
+    /// What `-o help` prints.
+    pub(super) fn help(&self) -> String {
+        let mut known = self.known.clone();
+        known.sort_unstable_by_key(|option| option.name);
+        let mut out = match self.has_protocol {
+            true => "Supported options:\n".to_owned(),
+            false => format!("Supported {} options:\n", self.driver.name()),
+        };
+        for option in known {
+            let name = format!("{}=<{}>", option.name, option.kind.name());
+            let _ = writeln!(out, "  {name:<22} - {}", option.help);
+        }
+        if !self.has_protocol {
+            out.push_str(
+                "\nThe protocol level may support further options.\n\
+                 Specify the target filename to include those options.\n",
+            );
+        }
+        out
+    }
+
+    /// The line that `create` prints first: the options that have a value, in the format's order.
+    pub(super) fn message(&self, filename: &str, options: &OptionTree) -> String {
+        let mut out = format!("Formatting '{filename}', fmt={}", self.driver.name());
+        for option in &self.known {
+            match (options.get(option.name), option.default) {
+                (Some(Value::Bool(on)), _) => {
+                    let _ = write!(out, " {}={}", option.name, if *on { "on" } else { "off" });
+                }
+                (Some(Value::String(text)), _) => {
+                    let _ = write!(out, " {}={}", option.name, text.replace(',', ",,"));
+                }
+                (Some(value), _) => {
+                    let _ = write!(out, " {}={value}", option.name);
+                }
+                (None, Some(default)) => {
+                    let _ = write!(out, " {}={default}", option.name);
+                }
+                (None, None) => {}
+            }
+        }
+        out.push('\n');
+        out
+    }
+
+    /// Makes the image.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub(super) async fn create(
+        &self,
+        cx: &Context,
+        filename: &str,
+        options: OptionTree,
+    ) -> cowbell_block::Result<()> {
+        let mut context = OpenContext::new(cx.registry()).writable();
+        context.policy = cx.policy;
+        let args = CreateArgs { filename: filename.to_owned(), options };
+        self.driver.create(args, context).await
+    }
+}
+
+/// The reference explains how sizes are written, under a size that it could not read.
+fn hint(error: &impl std::fmt::Display) -> Option<&'static str> {
+    let about_size = error.to_string().ends_with("expects a non-negative number below 2^64");
+    about_size.then_some(
+        "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.\n",
+    )
+}
+
+/// Whether the value of `-o` asks for the list of options.
+pub(super) fn asks_for_help(list: &str) -> bool {
+    list.split(',').any(|item| matches!(item, "help" | "?"))
+}
+
+/// The name under which a target is filled.
+///
+/// A new file gets its own name only when it is complete, by a rename: whatever ends this program before,
+/// a power cut included, leaves nothing that could be taken for the finished image. A file that is there
+/// already, a device, or a name with a protocol is filled in place, since links, owners and locks hang on it.
+pub(super) struct Staged {
+    /// The name to create and open.
+    pub(super) name: String,
+    rename_to: Option<PathBuf>,
+    guard: Option<Unfinished>,
+}
+
+/// What the name of an unfinished file ends with.
+const SUFFIX: &str = ".incomplete";
+
+impl Staged {
+    /// Decides about `name`.
+    pub(super) fn new(name: &str) -> Self {
+        let path = Path::new(name);
+        let fresh = !has_protocol(name) && std::fs::symlink_metadata(path).is_err();
+        let rename_to = fresh.then(|| path.to_owned());
+        let name = if fresh { format!("{name}{SUFFIX}") } else { name.to_owned() };
+        Self { name, rename_to, guard: None }
+    }
+
+    /// `name` exists, and stays what it is.
+    pub(super) fn in_place(name: &str) -> Self {
+        Self { name: name.to_owned(), rename_to: None, guard: None }
+    }
+
+    /// Creation failed: what there is of a fresh file goes. A file that was there before is left as it is.
+    pub(super) fn failed_to_create(&self) {
+        if self.rename_to.is_some() {
+            drop(Unfinished::new(&self.name));
+        }
+    }
+
+    /// The target exists now, and is ours.
+    pub(super) fn created(&mut self) {
+        self.guard = (!has_protocol(&self.name)).then(|| Unfinished::new(&self.name));
+    }
+
+    /// Whether giving up removes the target.
+    pub(super) fn is_removable(&self) -> bool {
+        self.guard.is_some()
+    }
+
+    /// A message with the name that the user knows.
+    pub(super) fn reword(&self, message: &str) -> String {
+        match &self.rename_to {
+            Some(path) => message.replace(&self.name, &path.to_string_lossy()),
+            None => message.to_owned(),
+        }
+    }
+
+    /// The target is complete.
+    ///
+    /// # Errors
+    /// It cannot be renamed; it is removed then.
+    pub(super) fn finish(mut self) -> Result<()> {
+        if let Some(path) = &self.rename_to {
+            std::fs::rename(&self.name, path)
+                .map_err(|e| anyhow!("Could not rename '{}' to '{}': {e}", self.name, path.display()))?;
+        }
+        if let Some(guard) = self.guard.take() {
+            guard.keep();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! `io`: single requests to an image, from `-c`, a script, or a person.
+//!
+//! | module | duty |
+//! |---|---|
+//! | [`session`] | the open image, requests in flight, what is printed where |
+//! | [`shell`] | lines into words, words to commands, help |
+//! | [`requests`] | read, write, discard, and their asynchronous kin |
+//! | [`inspect`] | alloc, map, length, info, truncate, reopen |
+//! | [`opening`] | open, close, and the options of both |
+//! | [`figures`] | the lines about sizes and times |
+
+mod figures;
+mod inspect;
+mod opening;
+mod requests;
+mod session;
+mod shell;
+mod words;
+
+use std::io::{BufRead, Write};
+
+use anyhow::Result;
+use cowbell_host::block_on;
+
+use crate::context::Context;
+use crate::face::{Face, version_text};
+use crate::flags::parse::{Order, ParseError, parse};
+use crate::flags::{Args, img, io as flags};
+use crate::out::Out;
+use session::Session;
+
+/// The prompt, printed and flushed before each line is read, also when nobody sees it: scripts wait for it.
+const PROMPT: &str = "qemu-io> ";
+
+/// Runs the tool.
+///
+/// # Errors
+/// Reported by the caller, with status 1.
+pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
+    let args = match parse(&flags::IO, cx.face, Order::Permute, args) {
+        Ok(args) => args,
+        Err(e) => return Ok(bad_usage(cx, &e)),
+    };
+    if args.has(&img::HELP) {
+        Out::new().put(&cx.help(&flags::IO));
+        return Ok(0);
+    }
+    if args.has(&img::VERSION) {
+        Out::new().put(&version_text(cx.face, &cx.name));
+        return Ok(0);
+    }
+    if args.operands.len() > 1 {
+        print!("{}", cx.help(&flags::IO));
+        return Ok(1);
+    }
+    cx.take_policy(&args)?;
+    let settings = opening::Settings::of_program(&args)?;
+    block_on(drive(cx, &args, settings))
+}
+
+/// The reference prints its usage after the C library's message.
+fn bad_usage(cx: &Context, error: &ParseError) -> u8 {
+    cx.report(error.getopt_text());
+    let known = matches!(error, ParseError::NotAvailable(_));
+    match cx.face {
+        Face::Cowbell => eprintln!("Try '{} --help' for more information", cx.path),
+        _ if known => {}
+        _ => print!("{}", cx.help(&flags::IO)),
+    }
+    1
+}
+
+async fn drive(cx: &Context, args: &Args, settings: opening::Settings) -> Result<u8> {
+    let mut session = Session::new(cx, args.has(&flags::MISALIGN));
+    if let Some(name) = args.operands.first() {
+        session.open(name, &settings).await?;
+    }
+    let commands: Vec<&str> = args.values(&flags::CMD).collect();
+    let mut failed = false;
+    if commands.is_empty() {
+        failed = read_lines(&mut session).await?;
+    } else {
+        for line in commands {
+            let after = session.run_line(line).await;
+            failed |= after.failed;
+            if after.quit {
+                break;
+            }
+        }
+    }
+    let ended = session.end().await;
+    if let Err(e) = &ended {
+        cx.report_error(e);
+    }
+    Ok(u8::from(failed || ended.is_err()))
+}
+
+/// Reads commands from standard input; whether one failed.
+async fn read_lines(session: &mut Session<'_>) -> Result<bool> {
+    let mut failed = false;
+    let mut line = String::new();
+    loop {
+        session.put(PROMPT);
+        session.flush();
+        line.clear();
+        // Requests in flight stand still meanwhile, unless the kernel or the pool has them: a person types, a
+        // script does not wait.
+        if std::io::stdin().lock().read_line(&mut line)? == 0 {
+            break;
+        }
+        let after = session.run_line(line.trim_end_matches(['\n', '\r'])).await;
+        failed |= after.failed;
+        if after.quit {
+            return Ok(failed);
+        }
+        std::io::stderr().flush()?;
+    }
+    Ok(failed)
+}

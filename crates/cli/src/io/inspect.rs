@@ -1,0 +1,187 @@
+//! alloc, map, length, info, truncate, reopen.
+
+use std::sync::Arc;
+
+use cowbell_block::node::{Access, Node};
+use cowbell_block::{ExtentFlags, Preallocation, Request};
+
+use super::session::Session;
+use super::shell::{Done, Failed};
+use super::words::number;
+use crate::flags::Args;
+use crate::flags::io::{self as flags, IoCommand};
+use crate::img::facts;
+use crate::open::cache_mode;
+use crate::size::io_form;
+
+/// Whether the top layer holds the range that starts at `offset`, and how long that stays so.
+async fn allocated(node: &Arc<dyn Node>, offset: u64, len: u64) -> cowbell_block::Result<(bool, u64)> {
+    let extent = node.submit(Request::status(offset, len)).finish().await.into_extent()?;
+    Ok((extent.flags.contains(ExtentFlags::ALLOCATED), extent.len.min(len)))
+}
+
+/// The same, over neighbouring extents.
+async fn run(node: &Arc<dyn Node>, offset: u64, len: u64) -> cowbell_block::Result<(bool, u64)> {
+    let (kind, mut total) = allocated(node, offset, len).await?;
+    while total > 0 && total < len {
+        let (next, more) = allocated(node, offset + total, len - total).await?;
+        if next != kind || more == 0 {
+            break;
+        }
+        total += more;
+    }
+    Ok((kind, total))
+}
+
+pub(super) async fn alloc(session: &mut Session<'_>, args: &Args) -> Done {
+    let Some(node) = session.image().map(crate::open::Image::node) else { return Err(Failed) };
+    let parsed = match args.operands.as_slice() {
+        [offset] => number(offset).map(|offset| (offset, 512)),
+        [offset, count] => number(offset).and_then(|offset| Ok((offset, number(count)?))),
+        _ => return Err(Failed),
+    };
+    let (offset, mut count) = match parsed {
+        Ok(parsed) => parsed,
+        Err(text) => return session.fail(&text),
+    };
+    let (mut at, mut left, mut sum) = (offset, count, 0);
+    while left > 0 {
+        match allocated(&node, at, left).await {
+            Ok((_, 0)) => {
+                // The end of the image.
+                count -= left;
+                left = 0;
+            }
+            Ok((held, len)) => {
+                sum += if held { len } else { 0 };
+                at += len;
+                left -= len;
+            }
+            Err(e) => return session.fail(&format!("is_allocated failed: {e}\n")),
+        }
+    }
+    session.put(&format!("{sum}/{count} bytes allocated at offset {}\n", io_form(offset as f64)));
+    Ok(())
+}
+
+pub(super) async fn map(session: &mut Session<'_>) -> Done {
+    let Some(node) = session.image().map(crate::open::Image::node) else { return Err(Failed) };
+    let len = node.len();
+    let mut at = 0;
+    while at < len {
+        let (held, run) = match run(&node, at, len - at).await {
+            Ok((_, 0)) => {
+                session.cx.report("Unexpected end of image");
+                return Err(Failed);
+            }
+            Ok(found) => found,
+            Err(e) => {
+                session.cx.report(format_args!("Failed to get allocation status: {e}"));
+                return Err(Failed);
+            }
+        };
+        let word = if held { "    allocated" } else { "not allocated" };
+        session.put(&format!(
+            "{} ({run:#x}) bytes {word} at offset {} ({at:#x})\n",
+            io_form(run as f64),
+            io_form(at as f64)
+        ));
+        at += run;
+    }
+    Ok(())
+}
+
+pub(super) fn length(session: &mut Session<'_>) -> Done {
+    let Some(image) = session.image() else { return Err(Failed) };
+    session.put(&format!("{}\n", io_form(image.node().len() as f64)));
+    Ok(())
+}
+
+pub(super) async fn info(session: &mut Session<'_>) -> Done {
+    let Some(node) = session.image().map(crate::open::Image::node) else { return Err(Failed) };
+    let info = match node.info().await {
+        Ok(info) => info,
+        Err(e) => {
+            session.cx.report(e);
+            return Err(Failed);
+        }
+    };
+    let size = |bytes: Option<u64>| io_form(bytes.unwrap_or(0) as f64);
+    let mut text = format!(
+        "format name: {}\ncluster size: {}\nvm state offset: {}\n",
+        info.format,
+        size(info.cluster_size),
+        size(info.vm_state_offset)
+    );
+    if let Some((_, data)) = &info.format_specific
+        && !data.is_empty()
+    {
+        text.push_str("Format specific information:\n");
+        facts::object(&mut text, data, "    ");
+    }
+    session.put(&text);
+    Ok(())
+}
+
+pub(super) async fn truncate(session: &mut Session<'_>, command: &IoCommand, args: &Args) -> Done {
+    let preallocation = match args.value(&flags::PREALLOCATION) {
+        None | Some("off") => Preallocation::Off,
+        Some("metadata") => Preallocation::Metadata,
+        Some("falloc") => Preallocation::Falloc,
+        Some("full") => Preallocation::Full,
+        Some(other) => {
+            session.cx.report(format_args!("Invalid preallocation mode '{other}'"));
+            return Err(Failed);
+        }
+    };
+    let [word] = args.operands.as_slice() else { return session.bad_usage(command, "truncate") };
+    let len = match number(word) {
+        Ok(len) => len,
+        Err(text) => return session.fail(&text),
+    };
+    match session.request(Request::truncate(len, preallocation)).await.result {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            session.cx.report(e);
+            Err(Failed)
+        }
+    }
+}
+
+pub(super) async fn reopen(session: &mut Session<'_>, args: &Args) -> Done {
+    let (read_only, read_write) = (args.has(&flags::READ_ONLY), args.has(&flags::READ_WRITE));
+    if read_only && read_write {
+        session.cx.report("Only one -r/-w option may be given");
+        return Err(Failed);
+    }
+    if let Some(name) = args.value(&flags::REOPEN_CACHE) {
+        let mode = match cache_mode("cache", name) {
+            Ok(mode) => mode,
+            Err(e) => {
+                session.cx.report(e);
+                return Err(Failed);
+            }
+        };
+        let Some(image) = session.image_mut() else { return Err(Failed) };
+        if (mode.direct, mode.no_flush) != (image.cache.direct, image.cache.no_flush) {
+            session.cx.report(format_args!(
+                "cache mode '{name}' cannot be switched to while the image is open in this version of cowbell"
+            ));
+            return Err(Failed);
+        }
+        image.write_through = mode.write_through;
+    }
+    if !read_only && !read_write {
+        return Ok(());
+    }
+    session.wait_for_all().await;
+    let Some(node) = session.image().map(crate::open::Image::node) else { return Err(Failed) };
+    let access = if read_write { Access::ReadWrite } else { Access::ReadOnly };
+    match node.reopen(access).await {
+        Ok(()) => Ok(()),
+        Err(e) => {
+            session.cx.report(e);
+            Err(Failed)
+        }
+    }
+}

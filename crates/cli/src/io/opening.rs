@@ -1,0 +1,155 @@
+//! open and close, and the options that `io` itself shares with them.
+
+use anyhow::{Result, anyhow, bail};
+use cowbell_block::node::Access;
+use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
+
+use super::session::Session;
+use super::shell::{Done, Failed};
+use crate::context::Context;
+use crate::flags::io::{self as flags, IoCommand};
+use crate::flags::{Args, img};
+use crate::open::{How, Image, Purpose, open_bare, warn_probed_raw};
+
+/// How images are opened, resolved from options.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    format: Option<String>,
+    image_opts: bool,
+    access: Access,
+    force_share: bool,
+    cache: CacheMode,
+    discard: DiscardMode,
+    aio: AioMode,
+    snapshot: bool,
+}
+
+/// A temporary overlay, removed with the session.
+pub(super) struct Overlay;
+
+impl Settings {
+    /// The options of the program.
+    ///
+    /// # Errors
+    /// A mode that does not exist.
+    pub(super) fn of_program(args: &Args) -> Result<Self> {
+        let mut settings = Self::common(args)?;
+        settings.format = args.value(&flags::FORMAT).map(str::to_owned);
+        settings.image_opts = args.has(&img::IMAGE_OPTS);
+        if settings.image_opts && settings.format.is_some() {
+            bail!("--image-opts and -f are mutually exclusive");
+        }
+        Ok(settings)
+    }
+
+    fn common(args: &Args) -> Result<Self> {
+        let mut cache = CacheMode::WRITEBACK;
+        if args.has(&flags::NOCACHE) {
+            cache = CacheMode::NONE;
+        }
+        if let Some(name) = args.value(&flags::CACHE) {
+            cache = crate::open::cache_mode("cache", name)?;
+        }
+        let discard = match args.value(&flags::DISCARD) {
+            None => DiscardMode::Unmap,
+            Some(name) => {
+                DiscardMode::from_name(name).ok_or_else(|| anyhow!("Invalid discard option: {name}"))?
+            }
+        };
+        let mut aio = if args.has(&flags::NATIVE_AIO) { AioMode::Native } else { AioMode::Auto };
+        if let Some(name) = args.value(&flags::AIO) {
+            aio = AioMode::from_name(name)
+                .filter(|mode| *mode != AioMode::Auto)
+                .ok_or_else(|| anyhow!("Invalid aio option: {name}"))?;
+        }
+        Ok(Self {
+            format: None,
+            image_opts: false,
+            access: if args.has(&flags::READ_ONLY) { Access::ReadOnly } else { Access::ReadWrite },
+            force_share: args.has(&img::FORCE_SHARE),
+            cache,
+            discard,
+            aio,
+            snapshot: args.has(&flags::SNAPSHOT),
+        })
+    }
+}
+
+/// Opens an image for the session.
+///
+/// # Errors
+/// `can't open device NAME: REASON`.
+pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Result<(Image, Option<Overlay>)> {
+    if settings.snapshot {
+        bail!(
+            "can't open device {name}: temporary overlays (-s) are not available in this version of cowbell"
+        );
+    }
+    let how = How {
+        name,
+        format: settings.format.as_deref(),
+        image_opts: settings.image_opts,
+        access: settings.access,
+        force_share: settings.force_share,
+        cache: settings.cache,
+        discard: settings.discard,
+        aio: settings.aio,
+        purpose: Purpose::Data,
+    };
+    let image = open_bare(cx, &how).await.map_err(|e| anyhow!("can't open device {name}: {e}"))?;
+    if image.probed_raw && settings.access == Access::ReadWrite {
+        warn_probed_raw(name);
+    }
+    Ok((image, None))
+}
+
+/// The command `open`.
+pub(super) async fn open_command(session: &mut Session<'_>, command: &IoCommand, args: &Args) -> Done {
+    let settings = match Settings::common(args) {
+        Ok(settings) => settings,
+        Err(e) => {
+            session.cx.report(e);
+            return Err(Failed);
+        }
+    };
+    let options = args.value(&flags::OPEN_OPTIONS);
+    let name = match args.operands.as_slice() {
+        [name] => Some(name.as_str()),
+        [] if options.is_some() => None,
+        _ => return session.bad_usage(command, "open"),
+    };
+    if session.image().is_some() {
+        session.cx.report("file open already, try 'help close'");
+        return Err(Failed);
+    }
+    let (name, settings) = match (name, options) {
+        (Some(name), None) => (name.to_owned(), settings),
+        (name, Some(options)) => {
+            // A list of options can say all that a name and options say together.
+            let list = match name {
+                Some(name) => format!("file.filename={},{options}", name.replace(',', ",,")),
+                None => options.to_owned(),
+            };
+            (list, Settings { image_opts: true, ..settings })
+        }
+        (None, None) => return session.bad_usage(command, "open"),
+    };
+    match session.open(&name, &settings).await {
+        Ok(()) => Ok(()),
+        Err(e) => {
+            session.cx.report(e);
+            Err(Failed)
+        }
+    }
+}
+
+/// The command `close`.
+pub(super) async fn close(session: &mut Session<'_>) -> Done {
+    match session.close().await {
+        Ok(()) => Ok(()),
+        Err(e) => {
+            session.cx.report(e);
+            Err(Failed)
+        }
+    }
+}

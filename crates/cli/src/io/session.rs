@@ -1,0 +1,167 @@
+//! The open image, the requests in flight, and what is printed where.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use anyhow::Result;
+use cowbell_block::{Completion, Op, Request};
+use cowbell_host::task::JoinHandle;
+use cowbell_host::{spawn_local, terminal};
+
+use super::opening::{self, Settings};
+use crate::context::Context;
+use crate::open::Image;
+use crate::out::Out;
+
+/// Standard output, shared with the requests in flight.
+#[derive(Clone)]
+pub(super) struct Printer(Rc<RefCell<Out>>);
+
+impl Printer {
+    /// Prints to standard output.
+    pub(super) fn put(&self, text: &str) {
+        self.0.borrow_mut().put(text);
+    }
+}
+
+/// One run of the tool.
+pub(super) struct Session<'a> {
+    pub(super) cx: &'a Context,
+    /// Buffers are placed badly on purpose.
+    pub(super) misalign: bool,
+    image: Option<Held>,
+    printer: Printer,
+    /// Somebody watches: each command's output is shown at once.
+    live: bool,
+    in_flight: Vec<JoinHandle<()>>,
+}
+
+/// The image, and the temporary overlay above it if there is one.
+struct Held {
+    image: Image,
+    _overlay: Option<opening::Overlay>,
+}
+
+/// How the session goes on after a command.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct After {
+    pub(super) failed: bool,
+    pub(super) quit: bool,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(cx: &'a Context, misalign: bool) -> Self {
+        Self {
+            cx,
+            misalign,
+            image: None,
+            printer: Printer(Rc::new(RefCell::new(Out::new()))),
+            live: terminal::stdout_is_terminal(),
+            in_flight: Vec::new(),
+        }
+    }
+
+    /// Prints to standard output.
+    pub(super) fn put(&self, text: &str) {
+        self.printer.put(text);
+    }
+
+    /// A handle for requests that print when they are done.
+    pub(super) fn printer(&self) -> Printer {
+        self.printer.clone()
+    }
+
+    /// Shows what was printed.
+    pub(super) fn flush(&self) {
+        self.printer.0.borrow_mut().flush();
+    }
+
+    /// Shows what was printed if somebody watches.
+    pub(super) fn flush_if_live(&self) {
+        if self.live {
+            self.flush();
+        }
+    }
+
+    /// The open image.
+    pub(super) fn image(&self) -> Option<&Image> {
+        self.image.as_ref().map(|held| &held.image)
+    }
+
+    /// The open image, writable.
+    pub(super) fn image_mut(&mut self) -> Option<&mut Image> {
+        self.image.as_mut().map(|held| &mut held.image)
+    }
+
+    /// Opens an image in place of none.
+    ///
+    /// # Errors
+    /// `can't open device NAME: REASON`.
+    pub(super) async fn open(&mut self, name: &str, settings: &Settings) -> Result<()> {
+        let (image, overlay) = opening::open(self.cx, name, settings).await?;
+        self.image = Some(Held { image, _overlay: overlay });
+        Ok(())
+    }
+
+    /// Closes the image after its requests are done.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub(super) async fn close(&mut self) -> Result<()> {
+        self.wait_for_all().await;
+        match self.image.take() {
+            Some(held) => held.image.close().await,
+            None => Ok(()),
+        }
+    }
+
+    /// The end of the program: everything in flight is waited for.
+    ///
+    /// # Errors
+    /// As [`Session::close`].
+    pub(super) async fn end(&mut self) -> Result<()> {
+        let closed = self.close().await;
+        self.flush();
+        closed
+    }
+
+    /// Submits a request to the open image.
+    pub(super) fn submit(&self, request: Request) -> Op {
+        let image = self.image().expect("commands that send requests need an open image");
+        image.root.submit(image.prepare(request))
+    }
+
+    /// Sends a request and waits for it. Requests in flight get their turn first, as they were sent first.
+    pub(super) async fn request(&self, request: Request) -> Completion {
+        if !self.in_flight.is_empty() {
+            let_others_run().await;
+        }
+        self.submit(request).finish().await
+    }
+
+    /// Keeps a request in flight while the session goes on.
+    pub(super) fn start(&mut self, op: Op, then: impl FnOnce(Completion) + 'static) {
+        self.in_flight.retain(|handle| !handle.is_finished());
+        self.in_flight.push(spawn_local(async move { then(op.finish().await) }));
+    }
+
+    /// Waits until nothing is in flight.
+    pub(super) async fn wait_for_all(&mut self) {
+        for handle in self.in_flight.drain(..) {
+            handle.await;
+        }
+    }
+}
+
+/// Gives every task that is ready one turn.
+async fn let_others_run() {
+    let mut waited = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return std::task::Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}

@@ -1,0 +1,166 @@
+//! Lines into words, words to commands, and help.
+
+use std::time::Duration;
+
+use super::session::{After, Session};
+use super::words::c_number;
+use super::{inspect, opening, requests};
+use crate::flags::help::signature;
+use crate::flags::io::{IO_COMMANDS, IoCommand, Needs};
+use crate::flags::parse::{Order, parse};
+use crate::flags::{Args, State};
+
+/// What a command came to: fine, or failed after its message was printed.
+pub(super) type Done = Result<(), Failed>;
+
+/// A command failed; the message was printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Failed;
+
+impl Session<'_> {
+    /// Runs one line.
+    pub(super) async fn run_line(&mut self, line: &str) -> After {
+        let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+        let Some((name, rest)) = words.split_first() else { return After::default() };
+        let Some(command) = find(name) else {
+            eprintln!("command \"{name}\" not found");
+            return After { failed: true, quit: false };
+        };
+        let done = self.run_command(command, name, rest).await;
+        self.flush_if_live();
+        After { failed: done.is_err(), quit: command.command.name == "quit" }
+    }
+
+    async fn run_command(&mut self, command: &'static IoCommand, name: &str, words: &[&str]) -> Done {
+        if command.command.state == State::Refused {
+            eprintln!("command \"{name}\" is not available in this version of cowbell");
+            return Err(Failed);
+        }
+        if command.needs != Needs::Nothing && self.image().is_none() {
+            eprintln!("no file open, try 'help open'");
+            return Err(Failed);
+        }
+        check_count(command, name, words.len())?;
+        if command.needs == Needs::Writable && self.image().is_some_and(|image| image.node().is_read_only()) {
+            self.cx.report("Block node is read-only");
+            return Err(Failed);
+        }
+        let words = words.iter().map(|word| (*word).to_owned());
+        let args = match parse(&command.command, self.cx.face, Order::Permute, words) {
+            Ok(args) => args,
+            Err(e) => {
+                eprintln!("{name}: {}", e.getopt_text());
+                return self.bad_usage(command, name);
+            }
+        };
+        match command.command.name {
+            "abort" => std::process::abort(),
+            "aio_flush" => requests::aio_flush(self).await,
+            "aio_read" => requests::aio_read(self, command, &args),
+            "aio_write" => requests::aio_write(self, command, &args),
+            "alloc" => inspect::alloc(self, &args).await,
+            "close" => opening::close(self).await,
+            "discard" => requests::discard(self, command, &args).await,
+            "flush" => requests::flush(self).await,
+            "help" => self.help(&args),
+            "info" => inspect::info(self).await,
+            "length" => inspect::length(self),
+            "map" => inspect::map(self).await,
+            "open" => opening::open_command(self, command, &args).await,
+            "quit" => Ok(()),
+            "read" => requests::read(self, command, &args).await,
+            "readv" => requests::readv(self, command, &args).await,
+            "reopen" => inspect::reopen(self, &args).await,
+            "sigraise" => self.sigraise(&args),
+            "sleep" => self.sleep(&args).await,
+            "truncate" => inspect::truncate(self, command, &args).await,
+            "write" => requests::write(self, command, &args).await,
+            "writev" => requests::writev(self, command, &args).await,
+            other => unreachable!("the table has no command {other}"),
+        }
+    }
+
+    /// The usage line, after a mistake.
+    pub(super) fn bad_usage(&self, command: &IoCommand, name: &str) -> Done {
+        self.put(&usage_line(command, name));
+        Err(Failed)
+    }
+
+    /// Prints a message and fails.
+    pub(super) fn fail(&self, text: &str) -> Done {
+        self.put(text);
+        Err(Failed)
+    }
+
+    fn help(&self, args: &Args) -> Done {
+        let Some(name) = args.operands.first() else {
+            let ready = IO_COMMANDS.iter().filter(|command| command.command.state != State::Refused);
+            ready.for_each(|command| self.put(&usage_line(command, command.command.name)));
+            self.put("\nUse 'help commandname' for extended help.\n");
+            return Ok(());
+        };
+        let Some(command) = find(name) else {
+            return self.fail(&format!("command {name} not found\n"));
+        };
+        self.put(&usage_line(command, name));
+        let more = &command.command;
+        if !more.about.is_empty() {
+            self.put(&format!("\n {}\n", more.about));
+        }
+        if !more.flags.is_empty() {
+            self.put("\n");
+        }
+        for flag in more.flags {
+            self.put(&format!(" {}, -- {}\n", signature(flag), flag.help.trim_end_matches('.')));
+        }
+        Ok(())
+    }
+
+    async fn sleep(&self, args: &Args) -> Done {
+        let Some(ms) = args.operands.first().and_then(|word| c_number(word)) else {
+            let word = args.operands.first().map_or("", String::as_str);
+            return self.fail(&format!("{word} is not a valid number\n"));
+        };
+        cowbell_host::sleep(Duration::from_millis(ms)).await;
+        Ok(())
+    }
+
+    fn sigraise(&self, args: &Args) -> Done {
+        let word = args.operands.first().map_or("", String::as_str);
+        let number = match super::words::number(word) {
+            Ok(number) => number,
+            Err(text) => return self.fail(&text),
+        };
+        let signal = i32::try_from(number).ok().and_then(rustix::process::Signal::from_named_raw);
+        let Some(signal) = signal else {
+            return self.fail(&format!("signal argument '{word}' is not a signal that can be raised\n"));
+        };
+        // What was printed belongs to what happened before the signal.
+        self.flush();
+        let own = rustix::process::getpid();
+        rustix::process::kill_process(own, signal).map_err(|_| Failed)
+    }
+}
+
+fn find(name: &str) -> Option<&'static IoCommand> {
+    IO_COMMANDS.iter().find(|command| command.command.name == name || command.alias == name)
+}
+
+fn usage_line(command: &IoCommand, name: &str) -> String {
+    let space = if command.usage.is_empty() { "" } else { " " };
+    format!("{name}{space}{} -- {}\n", command.usage, command.command.summary)
+}
+
+fn check_count(command: &IoCommand, name: &str, count: usize) -> Done {
+    let (min, max) = (command.words_min, command.words_max);
+    if count >= min && count <= max {
+        return Ok(());
+    }
+    let expected = match (min, max) {
+        (min, usize::MAX) => format!("at least {min}"),
+        (min, max) if min == max => format!("{min}"),
+        (min, max) => format!("between {min} and {max}"),
+    };
+    eprintln!("bad argument count {count} to {name}, expected {expected} arguments");
+    Err(Failed)
+}

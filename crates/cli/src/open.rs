@@ -1,0 +1,195 @@
+//! Opening images as the options of the tools say.
+
+use std::io::ErrorKind as IoKind;
+
+use anyhow::{Result, anyhow, bail};
+use cowbell_block::context::OpenContext;
+use cowbell_block::naming::ImageName;
+use cowbell_block::node::{Access, Node};
+use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
+use cowbell_block::{Flags, Request, Root};
+
+use crate::context::Context;
+
+/// How one image is to be opened.
+#[derive(Clone, Debug)]
+pub struct How<'a> {
+    /// The file name, or the list of options.
+    pub name: &'a str,
+    /// The format given by the user.
+    pub format: Option<&'a str>,
+    /// `name` is a list of options.
+    pub image_opts: bool,
+    /// Whether it is written to.
+    pub access: Access,
+    /// Whether locks of others are ignored.
+    pub force_share: bool,
+    /// The cache mode.
+    pub cache: CacheMode,
+    /// Whether discards have an effect.
+    pub discard: DiscardMode,
+    /// How the host is asked.
+    pub aio: AioMode,
+    /// What will be done with it.
+    pub purpose: Purpose,
+}
+
+/// What an image is opened for, as far as it changes how it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Reading or writing data.
+    Data,
+    /// Looking at metadata: the backing file and an external data file stay closed.
+    Inspect,
+    /// Checking and repairing.
+    Check,
+}
+
+impl<'a> How<'a> {
+    /// Read-only with the default modes.
+    pub fn reading(name: &'a str, format: Option<&'a str>) -> Self {
+        Self {
+            name,
+            format,
+            image_opts: false,
+            access: Access::ReadOnly,
+            force_share: false,
+            cache: CacheMode::WRITEBACK,
+            discard: DiscardMode::Ignore,
+            aio: AioMode::Auto,
+            purpose: Purpose::Data,
+        }
+    }
+}
+
+/// An image in use by a tool.
+pub struct Image {
+    /// Where requests go in.
+    pub root: Root,
+    /// How the user named it.
+    pub name: String,
+    /// Whether each write is made durable at once.
+    pub write_through: bool,
+    /// The cache mode it was opened with.
+    pub cache: CacheMode,
+    /// No format was given, and the content looks like none.
+    pub probed_raw: bool,
+}
+
+impl Image {
+    /// The node.
+    pub fn node(&self) -> std::sync::Arc<dyn Node> {
+        self.root.node()
+    }
+
+    /// Adds what the cache mode asks of mutations.
+    pub fn prepare(&self, request: Request) -> Request {
+        match self.write_through && request.op.is_mutation() {
+            true => request.with_flags(Flags::FUA),
+            false => request,
+        }
+    }
+
+    /// Closes the image: after this its caches are in the file, and its locks are free.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub async fn close(self) -> Result<()> {
+        let node = self.root.node();
+        node.close().await.map_err(|e| anyhow!("{}: {e}", self.name))
+    }
+}
+
+/// Opens an image; the error says which one.
+///
+/// # Errors
+/// `Could not open 'NAME': REASON`.
+pub async fn open(cx: &Context, how: &How<'_>) -> Result<Image> {
+    open_bare(cx, how).await.map_err(|e| anyhow!("Could not open '{}': {e}", how.name))
+}
+
+/// Opens an image; the error is the bare reason.
+///
+/// # Errors
+/// Why it does not open.
+pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Image> {
+    let mut context = OpenContext::new(cx.registry());
+    context.access = how.access;
+    context.cache = how.cache;
+    context.discard = how.discard;
+    context.aio = how.aio;
+    context.force_share = how.force_share;
+    context.policy = cx.policy;
+    context.no_backing = how.purpose == Purpose::Inspect;
+    context.no_io = how.purpose == Purpose::Inspect;
+    context.for_check = how.purpose == Purpose::Check;
+    let name = match how.image_opts {
+        true => ImageName::OptionList(how.name.to_owned()),
+        false => ImageName::Text(how.name.to_owned()),
+    };
+    let opened = context.open_image(&name, how.format).await?;
+    Ok(Image {
+        root: Root::new(opened.node),
+        name: how.name.to_owned(),
+        write_through: how.cache.write_through,
+        cache: how.cache,
+        probed_raw: opened.probed_raw,
+    })
+}
+
+/// The cache mode of this name.
+///
+/// # Errors
+/// `Invalid WHAT option: NAME`.
+pub fn cache_mode(what: &str, name: &str) -> Result<CacheMode> {
+    match CacheMode::from_name(name) {
+        Some(mode) => Ok(mode),
+        None => bail!("Invalid {what} option: {name}"),
+    }
+}
+
+/// The three lines about a writable image whose format was guessed.
+pub fn warn_probed_raw(name: &str) {
+    eprintln!("WARNING: Image format was not specified for '{name}' and probing guessed raw.");
+    eprintln!(
+        "         Automatically detecting the format is dangerous for raw images, \
+         write operations on block 0 will be restricted."
+    );
+    eprintln!("         Specify the 'raw' format explicitly to remove the restrictions.");
+}
+
+/// A file that this run made and that is of no use unless the run succeeds.
+///
+/// Only regular files named plainly are ever removed: what stands behind a protocol or a device was there
+/// before.
+#[must_use = "the file is removed when this is dropped"]
+pub struct Unfinished {
+    path: Option<std::path::PathBuf>,
+}
+
+impl Unfinished {
+    /// Guards `path`.
+    pub fn new(path: impl Into<std::path::PathBuf>) -> Self {
+        Self { path: Some(path.into()) }
+    }
+
+    /// The file is good now.
+    pub fn keep(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let Some(path) = self.path.take() else { return };
+        let regular = std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
+        if !regular {
+            return;
+        }
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == IoKind::NotFound => {}
+            Err(e) => eprintln!("cowbell: the incomplete file {} cannot be removed: {e}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Standard output and error lines.
+//!
+//! Standard output is collected and written in large pieces; whoever prints to standard error flushes it
+//! first where the order of the two matters (a script that reads both through one pipe). A reader that went
+//! away ends the program quietly, as it ends programs that are killed by the signal.
+
+use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
+
+/// Bytes collected before they are written: one pipe's worth.
+const OUT_BYTES: usize = 1 << 16;
+
+/// The collected standard output.
+pub struct Out(BufWriter<StdoutLock<'static>>);
+
+impl Out {
+    /// Takes standard output for itself.
+    pub fn new() -> Self {
+        Self(BufWriter::with_capacity(OUT_BYTES, io::stdout().lock()))
+    }
+
+    /// Prints `text` as it is.
+    pub fn put(&mut self, text: &str) {
+        guard(self.0.write_all(text.as_bytes()));
+    }
+
+    /// Prints a line.
+    pub fn line(&mut self, text: &str) {
+        self.put(text);
+        self.put("\n");
+    }
+
+    /// Writes what was collected.
+    pub fn flush(&mut self) {
+        guard(self.0.flush());
+    }
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        // Errors were reported by the writes that mattered; a second report from a drop helps nobody.
+        let _ = self.0.flush();
+    }
+}
+
+/// Status of a program killed by `SIGPIPE`, as shells report it.
+const STATUS_BROKEN_PIPE: i32 = 141;
+
+fn guard(result: io::Result<()>) {
+    match result {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(STATUS_BROKEN_PIPE),
+        Err(e) => {
+            // Output that is lost must not look like success.
+            eprintln!("cannot write to standard output: {e}");
+            std::process::exit(1);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Copying the content of one or several images into another.
+//!
+//! A number of workers run side by side in one future. Each takes the next piece of the source (the walk
+//! decides what is data, zero, or left to the target's backing file), reads it, waits for its turn unless
+//! order does not matter, and writes what is not zero. Where no request has to wait, the first worker does
+//! everything with one buffer that stays in the cache; the others come in only when there is waiting to fill.
+//!
+//! After an error the workers finish the requests they have begun and start no others.
+
+mod copy;
+mod turn;
+mod walk;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use cowbell_block::{Request, Root};
+use futures_util::future::join_all;
+use futures_util::lock::Mutex;
+
+use crate::error::{Error, Result};
+use crate::progress::{Pace, Progress};
+use turn::Turns;
+use walk::Walk;
+
+/// In which order the target is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WriteOrder {
+    /// From the beginning to the end, so that the target's clusters lie in order.
+    #[default]
+    Ascending,
+    /// As reads complete.
+    Any,
+}
+
+/// What reads of the target return where nothing was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TargetStart {
+    /// Anything: zeroes are written too.
+    #[default]
+    Unknown,
+    /// Zeroes: they are left out.
+    Zero,
+    /// A backing file of this many bytes, which holds what the sources' top layers do not.
+    Backing {
+        /// Length of the backing file in bytes.
+        len: u64,
+    },
+}
+
+/// What to do when the source cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnReadError {
+    /// Fail.
+    #[default]
+    Stop,
+    /// Put zeroes in place of the sectors that cannot be read, and report them.
+    Salvage,
+}
+
+/// How data passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Transfer {
+    /// Through our memory.
+    #[default]
+    Buffers,
+    /// By the host's own copying where both sides allow it, else through our memory.
+    Offload,
+}
+
+/// How to convert.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Workers, at least one.
+    pub parallel: usize,
+    /// The order of writes.
+    pub order: WriteOrder,
+    /// Runs of zeroes of at least this many bytes are not stored as data; 0 stores everything.
+    pub sparse_bytes: u64,
+    /// The target before the copy.
+    pub start: TargetStart,
+    /// Unreadable sources.
+    pub on_read_error: OnReadError,
+    /// The way of the data.
+    pub transfer: Transfer,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            // The reference's defaults: scripts compare the results.
+            parallel: 8,
+            order: WriteOrder::default(),
+            sparse_bytes: 4096,
+            start: TargetStart::default(),
+            on_read_error: OnReadError::default(),
+            transfer: Transfer::default(),
+        }
+    }
+}
+
+/// What was done, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Stored as data.
+    pub data: u64,
+    /// Written as zeroes without data.
+    pub zeroes: u64,
+    /// Left out, since the target reads right already.
+    pub skipped: u64,
+    /// Of `data`: copied by the host itself.
+    pub offloaded: u64,
+    /// Of the sources: unreadable, replaced by zeroes.
+    pub unreadable: u64,
+}
+
+/// Length of the sources put one after the other, each rounded up to a sector.
+pub fn total_len(sources: &[Root]) -> u64 {
+    sources.iter().map(|root| walk::rounded(root.node().len())).sum()
+}
+
+/// Copies `sources`, one after the other, to the beginning of `target`, and flushes it.
+///
+/// The target is at least [`total_len`] long.
+///
+/// # Errors
+/// The first failure, or [`Error::Cancelled`]. The target's content is incomplete then.
+///
+/// # Panics
+/// If `options.parallel` is zero.
+pub async fn convert(
+    sources: &[Root],
+    target: &Root,
+    options: &Options,
+    progress: &dyn Progress,
+    pace: &dyn Pace,
+) -> Result<Copied> {
+    assert!(options.parallel > 0, "a conversion needs a worker");
+    let job = Job {
+        sources,
+        target,
+        options,
+        progress,
+        pace,
+        grain: grain(target, options),
+        walk: Mutex::new(Walk::new(sources, options.start)),
+        turns: Turns::new(),
+        stop: AtomicBool::new(false),
+        offload: AtomicBool::new(options.transfer == Transfer::Offload),
+        done: AtomicU64::new(0),
+        total: total_len(sources),
+    };
+    progress.advanced(0, job.total);
+    let results = join_all((0..options.parallel).map(|_| job.work())).await;
+    let mut sum = Copied::default();
+    let mut failure = None;
+    for result in results {
+        match result {
+            Ok(part) => sum.add(part),
+            // Workers that were stopped say so; the reason is with the one that failed.
+            Err(Error::Cancelled) => failure = failure.or(Some(Error::Cancelled)),
+            Err(e) => {
+                if !matches!(failure, Some(ref known) if !matches!(known, Error::Cancelled)) {
+                    failure = Some(e);
+                }
+            }
+        }
+    }
+    if let Some(e) = failure {
+        return Err(e);
+    }
+    let flushed = target.submit(Request::flush()).finish().await.result;
+    flushed.map_err(|source| Error::Flush { source })?;
+    Ok(sum)
+}
+
+/// The grain at which zeroes are looked for: a target that allocates clusters gains nothing from less, and
+/// whole clusters spare it the filling of the rest.
+fn grain(target: &Root, options: &Options) -> u64 {
+    let preferred = target.node().limits().preferred_write;
+    match options.start {
+        TargetStart::Zero if options.sparse_bytes > 0 => options.sparse_bytes.max(preferred),
+        _ => options.sparse_bytes,
+    }
+}
+
+impl Copied {
+    fn add(&mut self, other: Self) {
+        self.data += other.data;
+        self.zeroes += other.zeroes;
+        self.skipped += other.skipped;
+        self.offloaded += other.offloaded;
+        self.unreadable += other.unreadable;
+    }
+}
+
+/// What the workers share.
+struct Job<'a> {
+    sources: &'a [Root],
+    target: &'a Root,
+    options: &'a Options,
+    progress: &'a dyn Progress,
+    pace: &'a dyn Pace,
+    grain: u64,
+    walk: Mutex<Walk>,
+    turns: Turns,
+    stop: AtomicBool,
+    offload: AtomicBool,
+    done: AtomicU64,
+    total: u64,
+}
+
+impl Job<'_> {
+    async fn work(&self) -> Result<Copied> {
+        let mut copied = Copied::default();
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(copied);
+            }
+            let step = self.step(&mut copied).await;
+            match step {
+                Ok(true) => {}
+                Ok(false) => return Ok(copied),
+                Err(e) => {
+                    self.stop.store(true, Ordering::Relaxed);
+                    // Whoever waits for this worker's turn has to see the stop.
+                    self.turns.release_all();
+                    return Err(e);
+                }
+            }
+        }
+    }
+
+    /// Deals with one piece; `false` when there was none left.
+    async fn step(&self, copied: &mut Copied) -> Result<bool> {
+        if self.progress.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let next = self.walk.lock().await.next().await?;
+        let Some((number, piece)) = next else { return Ok(false) };
+        let loaded = self.load(&piece, copied).await?;
+        if self.options.order == WriteOrder::Ascending {
+            self.turns.wait(number).await;
+        }
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        let len = piece.len;
+        self.store(piece, loaded, copied).await?;
+        if self.options.order == WriteOrder::Ascending {
+            self.turns.pass();
+        }
+        let done = self.done.fetch_add(len, Ordering::Relaxed) + len;
+        self.progress.advanced(done, self.total);
+        Ok(true)
+    }
+}

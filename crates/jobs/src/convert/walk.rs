@@ -1,0 +1,151 @@
+//! The walk over the sources: which piece comes next, and of what kind it is.
+
+use std::sync::Arc;
+
+use cowbell_block::{ExtentFlags, Mapping, Node, Root};
+
+use super::TargetStart;
+use crate::error::{Error, Result};
+use crate::layers::{self, Reach};
+
+/// Most bytes of data in one piece: large enough that the cost per request vanishes, small enough that eight
+/// of them stay in a few megabytes of memory.
+pub(super) const DATA_BYTES_MAX: u64 = 2 << 20;
+/// Most zeroes in one piece: progress and cancellation are looked at between pieces.
+const ZERO_BYTES_MAX: u64 = 1 << 30;
+/// Sources count in sectors.
+const SECTOR: u64 = 512;
+
+/// The length of an image as a whole number of sectors.
+pub(super) fn rounded(len: u64) -> u64 {
+    len.next_multiple_of(SECTOR)
+}
+
+/// What a piece is.
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// To be read; with the place where the bytes lie, if they lie somewhere as they are.
+    Data(Option<Mapping>),
+    /// Zeroes.
+    Zero,
+    /// The target's backing file supplies it.
+    Backing,
+}
+
+/// A range of one source and its place in the target.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) source: usize,
+    pub(super) source_offset: u64,
+    pub(super) target_offset: u64,
+    pub(super) len: u64,
+    pub(super) kind: Kind,
+}
+
+pub(super) struct Walk {
+    nodes: Vec<Arc<dyn Node>>,
+    start: TargetStart,
+    source: usize,
+    /// Position in the current source.
+    at: u64,
+    /// Where the current source begins in the target.
+    base: u64,
+    /// What is known about the range from `at` on.
+    known: Option<Known>,
+    number: u64,
+}
+
+struct Known {
+    end: u64,
+    kind: KnownKind,
+}
+
+enum KnownKind {
+    Data(Option<Mapping>),
+    Zero,
+    Backing,
+}
+
+impl Walk {
+    pub(super) fn new(sources: &[Root], start: TargetStart) -> Self {
+        let nodes = sources.iter().map(Root::node).collect();
+        Self { nodes, start, source: 0, at: 0, base: 0, known: None, number: 0 }
+    }
+
+    /// The next piece with its number, counted from 0.
+    pub(super) async fn next(&mut self) -> Result<Option<(u64, Piece)>> {
+        while self.source < self.nodes.len() {
+            let len = rounded(self.nodes[self.source].len());
+            if self.at < len {
+                return self.piece(len).await.map(Some);
+            }
+            self.base += len;
+            self.source += 1;
+            self.at = 0;
+            self.known = None;
+        }
+        Ok(None)
+    }
+
+    async fn piece(&mut self, len: u64) -> Result<(u64, Piece)> {
+        if self.known.as_ref().is_none_or(|known| known.end <= self.at) {
+            self.known = Some(self.ask(len).await?);
+        }
+        let known = self.known.as_ref().expect("asked just now");
+        let target_offset = self.base + self.at;
+        let left = known.end - self.at;
+        let (len, kind) = match &known.kind {
+            KnownKind::Data(map) => {
+                // Cut at multiples of the step, so that later pieces are aligned whatever the first one was.
+                let step = DATA_BYTES_MAX - target_offset % DATA_BYTES_MAX;
+                (left.min(step), Kind::Data(map.clone()))
+            }
+            KnownKind::Zero => (left.min(ZERO_BYTES_MAX), Kind::Zero),
+            KnownKind::Backing => (left.min(ZERO_BYTES_MAX), Kind::Backing),
+        };
+        let piece = Piece { source: self.source, source_offset: self.at, target_offset, len, kind };
+        self.at += len;
+        if let Some(Known { kind: KnownKind::Data(Some(map)), .. }) = &mut self.known {
+            map.offset += len;
+        }
+        self.number += 1;
+        Ok((self.number - 1, piece))
+    }
+
+    async fn ask(&self, len: u64) -> Result<Known> {
+        let node = &self.nodes[self.source];
+        let real = node.len();
+        if self.at >= real {
+            // The rest of the last sector.
+            return Ok(Known { end: len, kind: KnownKind::Zero });
+        }
+        let backing = match self.start {
+            TargetStart::Backing { len } => Some(len),
+            _ => None,
+        };
+        let reach = if backing.is_some() { Reach::Top } else { Reach::Chain };
+        let mut most = real - self.at;
+        let target_offset = self.base + self.at;
+        if let Some(backing) = backing
+            && target_offset < backing
+        {
+            // Zeroes mean one thing above the target's backing file and another behind its end.
+            most = most.min(backing - target_offset);
+        }
+        let extent = layers::status(node, reach, self.at, most)
+            .await
+            .map_err(|source| Error::Status { offset: target_offset, source })?;
+        let below_backing = backing.is_some_and(|backing| target_offset < backing);
+        let decided = extent.flags.contains(ExtentFlags::ALLOCATED);
+        let kind = if extent.flags.contains(ExtentFlags::ZERO) {
+            KnownKind::Zero
+        } else if decided {
+            KnownKind::Data(extent.map)
+        } else if below_backing {
+            KnownKind::Backing
+        } else {
+            KnownKind::Data(None)
+        };
+        Ok(Known { end: self.at + extent.len, kind })
+    }
+}
