@@ -72,6 +72,14 @@ pub enum OpenError {
     /// `aio=native` without direct I/O.
     #[error("aio=native was specified, but it requires cache.direct=on, which was not specified.")]
     NativeNeedsDirect,
+    /// A link leads out of the directory that the policy confines a chain of images to.
+    #[error("'{filename}' leads out of '{directory}' (policy trust allows it)")]
+    LeadsOut {
+        /// The name as given.
+        filename: String,
+        /// The directory.
+        directory: String,
+    },
     /// A name with a NUL byte, an empty one, or the like.
     #[error("'{filename}' is not a file name")]
     BadName {
@@ -92,6 +100,7 @@ impl OpenError {
             | Self::NoAlignment { .. }
             | Self::BadName { .. }
             | Self::NativeNeedsDirect => Error::new(ErrorKind::InvalidInput, self),
+            Self::LeadsOut { .. } => Error::new(ErrorKind::PermissionDenied, self),
             Self::NoRing => Error::new(ErrorKind::Unsupported, self),
         }
     }

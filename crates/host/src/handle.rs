@@ -109,3 +109,13 @@ fn access_bits(access: Access) -> u32 {
 pub(crate) fn last_errno() -> Errno {
     crate::error::errno_of(&std::io::Error::last_os_error())
 }
+
+/// Repeats a call that a signal interrupted.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}

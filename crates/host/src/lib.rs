@@ -3,6 +3,7 @@
 //! | module | duty |
 //! |---|---|
 //! | [`mod@file`] | the protocol node over a regular file or a block device |
+//! | `driver` | that node for the registry: options, creation |
 //! | [`lock`] | image locks that QEMU understands |
 //! | [`exec`], [`task`], [`timer`] | futures on the thread that waits for them |
 //! | `lane`, `ring`, `pool` | calls that may wait: io_uring where it is allowed, else a few threads |
@@ -11,6 +12,7 @@
 //! Invariants: nothing is started before it is needed; `io::Error` and errno stay here and become
 //! [`cowbell_block::Error`] once; every `unsafe` block is a few lines long and says why it holds.
 
+mod driver;
 pub mod error;
 pub mod exec;
 pub mod file;
@@ -26,8 +28,9 @@ pub mod task;
 pub mod terminal;
 pub mod timer;
 
+pub use driver::{FileDriver, add_drivers};
 pub use exec::block_on;
-pub use file::{Aio, CacheMode, Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
+pub use file::{Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
 pub use lane::Lane;
 pub use lock::{LockMode, Permissions};
 pub use ring::is_offered as ring_is_offered;

@@ -21,19 +21,21 @@ mod status;
 mod tests;
 
 use std::any::Any;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use cowbell_block::modes::Modes;
 use cowbell_block::range_lock::RangeLock;
 use cowbell_block::{
-    Access, BoxFuture, Completion, Error, ErrorKind, Flags, ImageInfo, Limits, Node, Op, Operation, Request,
-    Result,
+    Access, AioMode, BoxFuture, CacheMode, Completion, Error, ErrorKind, Flags, ImageInfo, Limits, Node, Op,
+    Operation, Request, Result,
 };
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
-pub use options::{Aio, CacheMode, Create, FileKind, FileOptions, Locking, WriteRefused};
+pub use options::{Create, FileKind, FileOptions, Locking, WriteRefused};
 
 use crate::error::{FileError, os};
 use crate::handle::Handle;
@@ -59,6 +61,8 @@ pub(crate) struct Shared {
     filename: String,
     is_device: bool,
     cache: CacheMode,
+    /// Only when they change anything.
+    modes: Option<Modes>,
     limits: Limits,
     lane: Lane,
     len: AtomicU64,
@@ -133,9 +137,14 @@ impl FileNode {
         }
     }
 
+    /// The open file.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.shared.handle
+    }
+
     /// Whether the page cache is passed by.
     pub fn is_direct(&self) -> bool {
-        self.shared.cache.is_direct()
+        self.shared.cache.direct
     }
 }
 
@@ -147,7 +156,7 @@ impl Shared {
             limits.memory_alignment = alignment.memory;
         }
         let lane = match (options.lane, options.aio) {
-            (Lane::Auto, crate::Aio::Threads) => Lane::Pool,
+            (Lane::Auto, AioMode::Threads) => Lane::Pool,
             (lane, _) => lane,
         };
         let inline_read = InlineRead { in_memory: opened.in_memory, refused: AtomicBool::new(false) };
@@ -156,10 +165,11 @@ impl Shared {
             filename,
             is_device: opened.is_device,
             cache: options.cache,
+            modes: (!options.modes.is_plain()).then_some(options.modes),
             limits,
             lane,
             len: AtomicU64::new(opened.len),
-            never_inline: options.lane != Lane::Auto || options.cache.is_direct(),
+            never_inline: options.lane != Lane::Auto || options.cache.direct,
             inline_read,
             dirty: AtomicBool::new(false),
             flushing: RangeLock::new(),
@@ -216,7 +226,7 @@ impl Shared {
     fn is_clean(&self) -> bool {
         // In this order: a flush that runs has taken the mark already and is not finished.
         let idle = self.flushing.in_use() == 0;
-        (idle && !self.dirty.load(Ordering::SeqCst)) || self.cache.ignores_flush()
+        (idle && !self.dirty.load(Ordering::SeqCst)) || self.cache.no_flush
     }
 
     /// Makes completed writes durable, unless there are none since the last time.
@@ -259,8 +269,14 @@ impl Drop for Mark<'_> {
 }
 
 impl Node for FileNode {
-    fn submit(&self, request: Request) -> Op {
+    fn submit(&self, mut request: Request) -> Op {
         let shared = &self.shared;
+        if let Some(modes) = &shared.modes {
+            match modes.shape(request) {
+                ControlFlow::Break(op) => return op,
+                ControlFlow::Continue(shaped) => request = shaped,
+            }
+        }
         if shared.handle.state() != 0
             && let Some(error) = shared.refusal(&request.op)
         {
@@ -283,7 +299,7 @@ impl Node for FileNode {
                 let flags = request.flags;
                 finish(request, async move {
                     shared.change_space(plan).await?;
-                    if flags.contains(Flags::FUA) || shared.cache.is_write_through() {
+                    if flags.contains(Flags::FUA) || shared.cache.write_through {
                         shared.flush().await?;
                     }
                     Ok(())
@@ -364,7 +380,7 @@ impl Shared {
             // What was promised to be written back must not depend on the descriptor that goes away.
             self.flush().await?;
         }
-        let flags = if self.cache.is_direct() { OFlags::DIRECT } else { OFlags::empty() };
+        let flags = if self.cache.direct { OFlags::DIRECT } else { OFlags::empty() };
         let fd = open::again(&self.handle, access, flags).map_err(os)?;
         let mut lock = self.lock.lock();
         if let Some(held) = *lock {

@@ -3,14 +3,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use cowbell_block::{Access, Result};
+use cowbell_block::{Access, AioMode, Result};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::{OpenError, os};
-use crate::file::options::{Aio, Create, FileKind, FileOptions, Locking, WriteRefused};
+use crate::file::options::{Create, FileKind, FileOptions, Locking, WriteRefused};
 use crate::file::probe::{self, Alignment};
-use crate::handle::Handle;
+use crate::handle::{Handle, retry};
 use crate::lock::{self, LockMode};
 use crate::ring;
 
@@ -45,7 +45,7 @@ pub(crate) fn open(path: &Path, options: &FileOptions<'_>) -> Result<Opened> {
         rustix::fs::ftruncate(&handle, 0).map_err(os)?;
     }
     let len = length(&handle, is_device).map_err(os)?;
-    let alignment = if options.cache.is_direct() {
+    let alignment = if options.cache.direct {
         let found = probe::alignment(&handle, len);
         Some(found.ok_or_else(|| OpenError::NoAlignment { filename }.into_error())?)
     } else {
@@ -64,7 +64,7 @@ pub(crate) fn again(file: &Handle, access: Access, flags: OFlags) -> std::result
 
 /// Status flags that stay for the life of the file.
 pub(crate) fn status_flags(options: &FileOptions<'_>) -> OFlags {
-    if options.cache.is_direct() { OFlags::DIRECT } else { OFlags::empty() }
+    if options.cache.direct { OFlags::DIRECT } else { OFlags::empty() }
 }
 
 /// The length now.
@@ -77,8 +77,8 @@ pub(crate) fn length(file: impl AsFd, is_device: bool) -> std::result::Result<u6
 
 fn check_aio(options: &FileOptions<'_>) -> std::result::Result<(), OpenError> {
     match options.aio {
-        Aio::Native if !options.cache.is_direct() => Err(OpenError::NativeNeedsDirect),
-        Aio::IoUring if !ring::is_offered() => Err(OpenError::NoRing),
+        AioMode::Native if !options.cache.direct => Err(OpenError::NativeNeedsDirect),
+        AioMode::IoUring if !ring::is_offered() => Err(OpenError::NoRing),
         _ => Ok(()),
     }
 }
@@ -119,25 +119,25 @@ fn open_beneath(
     options: &FileOptions<'_>,
 ) -> std::result::Result<OwnedFd, Errno> {
     let mode = if flags.contains(OFlags::CREATE) { NEW_FILE } else { Mode::empty() };
-    loop {
-        let result = match options.beneath {
-            None => rustix::fs::open(path, flags, mode),
-            Some(dir) => {
-                let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-                rustix::fs::openat2(dir, path, flags, mode, resolve)
-            }
-        };
-        // EAGAIN: a rename raced with the walk beneath a directory.
-        match result {
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) if options.beneath.is_some() => {}
-            result => return result,
-        }
-    }
+    let Some(directory) = options.beneath else {
+        return retry(|| rustix::fs::open(path, flags, mode));
+    };
+    let rest = path.strip_prefix(directory).unwrap_or(path);
+    let handle = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = retry(|| rustix::fs::open(directory, handle, Mode::empty()))?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    // EAGAIN: a rename raced with the walk, so that the kernel cannot tell whether it stayed inside.
+    retry(|| match rustix::fs::openat2(&directory, rest, flags, mode, resolve) {
+        Err(Errno::AGAIN) => Err(Errno::INTR),
+        result => result,
+    })
 }
 
 fn refusal(path: &Path, errno: Errno, filename: &str, options: &FileOptions<'_>) -> OpenError {
     let filename = filename.to_owned();
+    if let (Errno::XDEV, Some(directory)) = (errno, options.beneath) {
+        return OpenError::LeadsOut { filename, directory: directory.display().to_string() };
+    }
     // A socket or a device without a driver cannot even be opened; say what it is.
     if errno == Errno::NXIO
         && let Ok(stat) = rustix::fs::stat(path)
@@ -147,7 +147,7 @@ fn refusal(path: &Path, errno: Errno, filename: &str, options: &FileOptions<'_>)
     }
     if errno == Errno::INVAL {
         let has_nul = path.as_os_str().as_encoded_bytes().contains(&0);
-        return match options.cache.is_direct() && !has_nul {
+        return match options.cache.direct && !has_nul {
             true => OpenError::NoDirect { filename },
             false => OpenError::BadName { filename },
         };

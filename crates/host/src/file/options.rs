@@ -1,8 +1,10 @@
 //! What a file is opened with.
 
-use std::os::fd::BorrowedFd;
+use std::path::Path;
 
-use cowbell_block::Access;
+use cowbell_block::modes::Modes;
+use cowbell_block::{Access, AioMode, CacheMode};
+use serde::Deserialize;
 
 use crate::lane::Lane;
 use crate::lock::LockMode;
@@ -19,67 +21,9 @@ pub enum FileKind {
     Device,
 }
 
-/// How the host's page cache is used, by the names of the tools' `-t`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum CacheMode {
-    /// Through the page cache; durable at a flush.
-    #[default]
-    Writeback,
-    /// Past the page cache; durable at a flush.
-    None,
-    /// Past the page cache; every write durable at completion.
-    DirectSync,
-    /// Through the page cache; every write durable at completion.
-    Writethrough,
-    /// Through the page cache; a flush does nothing.
-    Unsafe,
-}
-
-impl CacheMode {
-    /// The mode called `name`.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "writeback" => Self::Writeback,
-            "none" | "off" => Self::None,
-            "directsync" => Self::DirectSync,
-            "writethrough" => Self::Writethrough,
-            "unsafe" => Self::Unsafe,
-            _ => return None,
-        })
-    }
-
-    /// Whether the page cache is passed by (`cache.direct`).
-    pub fn is_direct(self) -> bool {
-        matches!(self, Self::None | Self::DirectSync)
-    }
-
-    /// Whether flushes are ignored (`cache.no-flush`).
-    pub fn ignores_flush(self) -> bool {
-        self == Self::Unsafe
-    }
-
-    /// Whether every write is durable at completion.
-    pub fn is_write_through(self) -> bool {
-        matches!(self, Self::DirectSync | Self::Writethrough)
-    }
-}
-
-/// How requests that wait are made (`aio`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Aio {
-    /// Inline, then the ring, then threads: the best there is.
-    #[default]
-    Auto,
-    /// Inline, then threads.
-    Threads,
-    /// As `Auto`, for direct I/O only: a name kept for scripts.
-    Native,
-    /// Inline, then the ring, which must be there.
-    IoUring,
-}
-
 /// Whether image locks are taken (`locking`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Locking {
     /// Where the file system has them.
     #[default]
@@ -127,14 +71,18 @@ pub struct FileOptions<'a> {
     pub create: Create,
     /// Page cache and durability.
     pub cache: CacheMode,
-    /// How requests wait.
-    pub aio: Aio,
+    /// How requests that wait are made: `Auto` and `IoUring` on the ring or by threads, `Threads` by threads;
+    /// `Native` is a name kept for scripts and stands for `Auto`, for direct I/O only.
+    pub aio: AioMode,
+    /// Discards that are ignored, writes of zeroes that are detected.
+    pub modes: Modes,
     /// Whether image locks are taken.
     pub locking: Locking,
     /// Which: by default those of a format's file, [`LockMode::READ`] or [`LockMode::WRITE`] by access.
     pub lock: Option<LockMode>,
-    /// The directory that the name must not lead out of, by `..`, by an absolute path or by a link.
-    pub beneath: Option<BorrowedFd<'a>>,
+    /// The directory that the name must not lead out of, be it by `..` or by a link. The name begins with it,
+    /// unless it is `.`.
+    pub beneath: Option<&'a Path>,
     /// For tests and benches: take one way of making calls only.
     pub lane: Lane,
 }

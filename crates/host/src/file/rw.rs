@@ -69,8 +69,8 @@ pub(crate) fn write(shared: &Arc<Shared>, request: Request) -> Op {
     if request.len == 0 {
         return Op::done(request.bufs);
     }
-    let fua = request.flags.contains(Flags::FUA) && !shared.cache.ignores_flush();
-    let durable = fua || shared.cache.is_write_through();
+    let fua = request.flags.contains(Flags::FUA) && !shared.cache.no_flush;
+    let durable = fua || shared.cache.write_through;
     let durability = if durable { Durability::Durable } else { Durability::Volatile };
     if !durable && !shared.never_inline {
         return match write_now(shared, &request.bufs, request.len as usize, request.offset) {

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::error::{FileError, os};
 use crate::file::{BLOCK_MAX, FileNode, Shared, open};
-use crate::handle::Handle;
+use crate::handle::{Handle, retry};
 use crate::lane::{self, Call, Durability, Job};
 use crate::{ioctl, pool};
 
@@ -319,15 +319,6 @@ fn copy(
         rustix::fs::copy_file_range(from, Some(&mut from_offset), to, Some(&mut to_offset), len as usize)
             .map(|n| n as u64)
     })
-}
-
-fn retry<T>(mut call: impl FnMut() -> std::result::Result<T, Errno>) -> std::result::Result<T, Errno> {
-    loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            result => return result,
-        }
-    }
 }
 
 const _: () = assert!(ZERO_CHUNK.is_multiple_of(BLOCK_MAX as u64));

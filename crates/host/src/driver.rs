@@ -1,0 +1,232 @@
+//! The drivers `file` and `host_device` for the registry: options, names, creation.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cowbell_block::error::{Error, ErrorKind, Result};
+use cowbell_block::modes::Modes;
+use cowbell_block::node::NotOffered;
+use cowbell_block::options::{BoolOpt, OptionError, SizeOpt, parse};
+use cowbell_block::registry::Score;
+use cowbell_block::{
+    Access, AioMode, BoxFuture, CacheMode, CreateArgs, CreateOption, Driver, Node, OpenContext, OptionKind,
+    OptionTree, Preallocation, Registry, Request, Role,
+};
+use rustix::fs::FileType;
+use serde::Deserialize;
+
+use crate::file::{Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
+use crate::ioctl;
+use crate::lock::LockMode;
+
+/// A raw file is a whole number of these, in bytes.
+const SECTOR: u64 = 512;
+
+/// The reference's hint when none is given, in bytes: keeps images that grow by clusters in few extents.
+const EXTENT_SIZE_HINT: u64 = 1 << 20;
+
+/// Adds `file` and `host_device`.
+pub fn add_drivers(registry: &mut Registry) {
+    registry.add(FileDriver::FILE).add(FileDriver::HOST_DEVICE);
+}
+
+/// The driver of [`FileNode`], under one of its two names.
+pub struct FileDriver {
+    name: &'static str,
+    kind: FileKind,
+}
+
+impl FileDriver {
+    /// `file`: regular files.
+    pub const FILE: Self = Self { name: "file", kind: FileKind::File };
+    /// `host_device`: block devices.
+    pub const HOST_DEVICE: Self = Self { name: "host_device", kind: FileKind::Device };
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Options {
+    filename: String,
+    aio: Option<AioMode>,
+    /// A hint for the reference's submission queue; ours is flushed when the thread runs out of work.
+    #[serde(rename = "aio-max-batch", default)]
+    _aio_max_batch: SizeOpt,
+    #[serde(default)]
+    locking: Locking,
+    /// About live migration, which we do not take part in.
+    #[serde(rename = "drop-cache", default)]
+    _drop_cache: BoolOpt,
+    #[serde(rename = "x-check-cache-dropped", default)]
+    _x_check_cache_dropped: BoolOpt,
+    pr_manager: Option<String>,
+}
+
+const CREATE_OPTIONS: [CreateOption; 4] = [
+    CreateOption::new("size", OptionKind::Size, "Virtual disk size"),
+    CreateOption::new(
+        "preallocation",
+        OptionKind::Str,
+        "Preallocation mode (allowed values: off, falloc, full)",
+    ),
+    CreateOption::new("nocow", OptionKind::Bool, "Turn off copy-on-write (valid only on btrfs)"),
+    CreateOption::new(
+        "extent_size_hint",
+        OptionKind::Size,
+        "Extent size hint for the image file, 0 to disable",
+    ),
+];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateValues {
+    #[serde(default)]
+    size: SizeOpt,
+    preallocation: Option<String>,
+    #[serde(default)]
+    nocow: BoolOpt,
+    extent_size_hint: Option<SizeOpt>,
+}
+
+impl Driver for FileDriver {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn role(&self) -> Role {
+        Role::Protocol
+    }
+
+    fn probe_path(&self, path: &str) -> Score {
+        if self.kind != FileKind::Device {
+            return 0;
+        }
+        let kind = rustix::fs::stat(path).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        match kind {
+            Ok(FileType::BlockDevice | FileType::CharacterDevice) => 100,
+            _ => 0,
+        }
+    }
+
+    fn open(&self, options: OptionTree, cx: OpenContext) -> BoxFuture<Result<Arc<dyn Node>>> {
+        // Opening meets no wait that a tool could use otherwise, so it is done here and now.
+        let node = parse::<Options>(self.name, Role::Protocol, options)
+            .map_err(Error::from)
+            .and_then(|options| self.open_with(&options, &cx))
+            .map(|node| node as Arc<dyn Node>);
+        Box::pin(std::future::ready(node))
+    }
+
+    fn create_options(&self) -> &'static [CreateOption] {
+        match self.kind {
+            FileKind::Device => &CREATE_OPTIONS[..1],
+            _ => &CREATE_OPTIONS,
+        }
+    }
+
+    fn create(&self, mut args: CreateArgs, cx: OpenContext) -> BoxFuture<Result<()>> {
+        let values = args.take_typed::<CreateValues>(&CREATE_OPTIONS);
+        let filename = self.parse_filename(&args.filename);
+        let kind = self.kind;
+        Box::pin(async move {
+            let filename = filename?;
+            let filename = filename.get("filename").and_then(|name| name.as_str()).unwrap_or_default();
+            match kind {
+                FileKind::Device => prepare_device(filename, values?, &cx).await,
+                _ => create_file(filename, values?, &cx).await,
+            }
+        })
+    }
+}
+
+impl FileDriver {
+    fn open_with(&self, options: &Options, cx: &OpenContext) -> Result<Arc<FileNode>> {
+        if options.pr_manager.is_some() {
+            return Err(NotOffered { driver: self.name, what: "pr-manager" }.into());
+        }
+        let lock = match (cx.force_share, cx.no_io, cx.access) {
+            (true, ..) => Some(LockMode::READ_SHARED),
+            (false, true, Access::ReadOnly) => Some(LockMode::INSPECT),
+            _ => None,
+        };
+        let file_options = FileOptions {
+            kind: self.kind,
+            access: cx.access,
+            write_refused: if cx.auto_read_only { WriteRefused::ReadOnly } else { WriteRefused::Fail },
+            // Durable writes are the business of whoever submits at the root: metadata has to follow them.
+            cache: CacheMode { write_through: false, ..cx.cache },
+            aio: options.aio.unwrap_or(cx.aio),
+            modes: Modes::of(cx),
+            locking: options.locking,
+            lock,
+            beneath: cx.beneath().map(Path::new),
+            ..FileOptions::default()
+        };
+        FileNode::open(&options.filename, &file_options)
+    }
+}
+
+/// A preallocation mode that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("invalid parameter value: {0}")]
+struct BadPreallocation(String);
+
+fn preallocation(word: Option<&str>) -> Result<Preallocation> {
+    match word {
+        None | Some("off") => Ok(Preallocation::Off),
+        Some("metadata") => Ok(Preallocation::Metadata),
+        Some("falloc") => Ok(Preallocation::Falloc),
+        Some("full") => Ok(Preallocation::Full),
+        Some(other) => Err(Error::new(ErrorKind::InvalidInput, BadPreallocation(other.to_owned()))),
+    }
+}
+
+fn whole_sectors(size: SizeOpt) -> Result<u64> {
+    let too_large = || {
+        Error::from(OptionError::Expects {
+            key: "size".to_owned(),
+            expected: "a non-negative number below 2^64".to_owned(),
+        })
+    };
+    size.0.checked_next_multiple_of(SECTOR).ok_or_else(too_large)
+}
+
+async fn create_file(filename: &str, values: CreateValues, cx: &OpenContext) -> Result<()> {
+    let mode = preallocation(values.preallocation.as_deref())?;
+    let size = whole_sectors(values.size)?;
+    let options = FileOptions {
+        kind: FileKind::File,
+        access: Access::ReadWrite,
+        create: Create::Truncate,
+        beneath: cx.beneath().map(Path::new),
+        ..FileOptions::default()
+    };
+    let file = FileNode::open(filename, &options)?;
+    if values.nocow.0 {
+        ioctl::no_copy_on_write(file.handle());
+    }
+    let hint = values.extent_size_hint.map_or(EXTENT_SIZE_HINT, u64::from);
+    if let Some(hint) = u32::try_from(hint).ok().filter(|hint| *hint > 0) {
+        ioctl::extent_size_hint(file.handle(), hint);
+    }
+    // Dropped, not closed: nothing of an image that is only begun has to be durable, who fills it flushes it.
+    file.submit(Request::truncate(size, mode)).finish().await.result.map(drop)
+}
+
+/// A device is there already: checks that the image fits, and removes what a format left in the first sector.
+async fn prepare_device(filename: &str, values: CreateValues, cx: &OpenContext) -> Result<()> {
+    if values.preallocation.is_some() || values.nocow.0 || values.extent_size_hint.is_some() {
+        return Err(NotOffered { driver: "host_device", what: "options of creation besides the size" }.into());
+    }
+    let options = FileOptions {
+        kind: FileKind::Device,
+        access: Access::ReadWrite,
+        beneath: cx.beneath().map(Path::new),
+        ..FileOptions::default()
+    };
+    let device = FileNode::open(filename, &options)?;
+    let size = whole_sectors(values.size)?;
+    device.submit(Request::truncate(size, Preallocation::Off)).finish().await.result?;
+    let first = SECTOR.min(device.len());
+    device.submit(Request::write_zeroes(0, first)).finish().await.result?;
+    device.close().await
+}
