@@ -151,7 +151,11 @@ impl Engine {
         let mut header = self.state.lock().header.clone();
         change(&mut header);
         let (offset, fields) = header.fixed_fields();
-        self.file.write(offset, Buf::copy_of(&fields)).await?;
+        if let Err(e) = self.file.write(offset, Buf::copy_of(&fields)).await {
+            // Old values or new ones: nobody knows which the file holds (rule R9).
+            self.poisoned.store(true, Ordering::SeqCst);
+            return Err(e);
+        }
         change(&mut self.state.lock().header);
         Ok(())
     }

@@ -9,7 +9,7 @@ use cowbell_block::{Buf, Cause, DebugEvent, Result};
 
 use crate::cache::Full;
 use crate::engine::Engine;
-use crate::geometry::HostOffset;
+use crate::geometry::{HostCluster, HostOffset};
 use crate::meta::{self, MetaMap, TableKind};
 use crate::state::{Corruption, Decision, Need, State, Stop};
 use crate::table::{self, L1Entry, Ownership};
@@ -310,21 +310,25 @@ impl Engine {
             return Err(e);
         }
         let cluster = self.geometry.host_cluster(host);
-        self.decide(cause, |state| {
-            state.set_l1_entry(index, L1Entry::Table(host, Ownership::Private))?;
-            let per_table = state.geometry.slices_per_cluster();
-            let keys = index * per_table..(index + 1) * per_table;
-            state.l2.forget(keys);
-            let meta = state.meta.as_mut().ok_or(Need::Meta)?;
-            meta.add_table(TableKind::L2, cluster.0);
-            if let Some(old) = old {
-                let old = state.geometry.host_cluster(old);
-                meta.remove_table(TableKind::L2, old.0);
-                state.free_later(old..crate::geometry::HostCluster(old.0 + 1), false);
-            }
-            Ok(())
-        })
-        .await
+        let linked = self
+            .decide(cause, |state| {
+                state.set_l1_entry(index, L1Entry::Table(host, Ownership::Private))?;
+                let per_table = state.geometry.slices_per_cluster();
+                state.l2.forget(index * per_table..(index + 1) * per_table);
+                let meta = state.meta.as_mut().ok_or(Need::Meta)?;
+                meta.add_table(TableKind::L2, cluster.0);
+                if let Some(old) = old {
+                    let old = state.geometry.host_cluster(old);
+                    meta.remove_table(TableKind::L2, old.0);
+                    state.free_later(old..HostCluster(old.0 + 1), false);
+                }
+                Ok(())
+            })
+            .await;
+        if linked.is_err() {
+            self.state.lock().give_back(owned);
+        }
+        linked
     }
 
     /// Writes the content of a new L2 table: zeroes, or the shared table's entries.

@@ -126,17 +126,26 @@ impl Engine {
     pub(crate) async fn allocate_contiguous(self: &Arc<Self>, count: u64) -> Result<Vec<Owned>> {
         let mut runs: Vec<Owned> = Vec::new();
         let mut have = 0;
-        let mut discarded = Vec::new();
-        while have < count {
-            let run = self.decide(NO_CAUSE, |state| state.allocate(count - have)).await?;
-            if runs.last().is_some_and(|last| last.first + last.count != run.first) {
-                discarded.append(&mut runs);
-                have = 0;
+        let mut refused = Vec::new();
+        let mut result = Ok(());
+        while have < count && result.is_ok() {
+            match self.decide(NO_CAUSE, |state| state.allocate(count - have)).await {
+                Ok(run) => {
+                    if runs.last().is_some_and(|last| last.first + last.count != run.first) {
+                        refused.append(&mut runs);
+                        have = 0;
+                    }
+                    have += run.count;
+                    runs.push(run);
+                }
+                Err(e) => {
+                    refused.append(&mut runs);
+                    result = Err(e);
+                }
             }
-            have += run.count;
-            runs.push(run);
         }
-        discarded.into_iter().for_each(|run| self.state.lock().give_back(run));
+        refused.into_iter().for_each(|run| self.state.lock().give_back(run));
+        result?;
         Ok(runs)
     }
 }
