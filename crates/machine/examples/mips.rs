@@ -6,7 +6,6 @@
 use cowbell_machine::port::{Console, ConsoleId, Disk, MemDisk};
 use cowbell_machine::{Boot, BootModule, Engine, Exit, Machine, MachineConfig, ModuleKind, Ports};
 use std::io::Write;
-use std::time::Instant;
 
 struct Stdout;
 
@@ -15,6 +14,12 @@ impl Console for Stdout {
         let mut out = std::io::stdout().lock();
         let _closed = out.write_all(bytes).and_then(|()| out.flush());
     }
+}
+
+/// Processor time of this process: the machine may be shared.
+fn cpu_seconds() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -48,7 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     boot.modules = modules;
     let mut machine = Machine::new(&config, Ports { console: Box::new(Stdout), disks });
     machine.boot(&config, &boot)?;
-    let start = Instant::now();
+    let start = cpu_seconds();
     let exit = loop {
         match machine.run(limit) {
             Exit::Idle { for_ns: None } if input.is_some() => {
@@ -59,10 +64,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             exit => break exit,
         }
     };
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = cpu_seconds() - start;
     let count = machine.count();
     println!(
-        "{exit:?} after {count} instructions, {seconds:.3} s, {:.0} MIPS, digest {:032x}, pc {:#x}",
+        "{exit:?} after {count} instructions, {seconds:.3} CPU s, {:.0} MIPS, digest {:032x}, pc {:#x}",
         count as f64 / seconds / 1e6,
         machine.digest(),
         machine.harts()[0].pc,
