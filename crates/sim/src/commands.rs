@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use crate::engine::Engine;
 use crate::explore::{self, sequences};
 use crate::lab::{Effort, Found, Lab};
+use crate::mutants::{self, Fate};
+use crate::pairs;
 use crate::scenario::Scenario;
 use crate::shrink::{report, shrink};
 use crate::workload::{self, explored_configs};
@@ -16,6 +18,8 @@ const USAGE: &str = "\
 usage: cowbell-sim run [--seeds A..B] [--minutes N] [--keep-going]
        cowbell-sim explore [--length N] [--config I] [--minutes N] [--keep-going]
        cowbell-sim faults [--minutes N] [--keep-going]
+       cowbell-sim pairs [--minutes N] [--bound N] [--keep-going]
+       cowbell-sim mutants [--only ID]
        cowbell-sim replay FILE | --seed N";
 
 /// Options of the command line.
@@ -28,6 +32,8 @@ struct Options {
     seed: Option<u64>,
     file: Option<PathBuf>,
     keep_going: bool,
+    bound: Option<u64>,
+    only: Option<String>,
 }
 
 fn parse(args: &[String]) -> Option<Options> {
@@ -43,6 +49,8 @@ fn parse(args: &[String]) -> Option<Options> {
             "--length" => options.length = Some(args.next()?.parse().ok()?),
             "--config" => options.config = Some(args.next()?.parse().ok()?),
             "--seed" => options.seed = Some(args.next()?.parse().ok()?),
+            "--bound" => options.bound = Some(args.next()?.parse().ok()?),
+            "--only" => options.only = Some(args.next()?.clone()),
             "--keep-going" => options.keep_going = true,
             other if !other.starts_with("--") => options.file = Some(other.into()),
             _ => return None,
@@ -63,6 +71,8 @@ pub fn main(args: Vec<String>) -> ExitCode {
         "run" => session.run(),
         "explore" => session.explore(),
         "faults" => session.faults(),
+        "pairs" => session.pairs(),
+        "mutants" => session.mutants(),
         "replay" => session.replay(),
         _ => {
             eprintln!("{USAGE}");
@@ -143,6 +153,49 @@ impl Session {
         }
     }
 
+    fn pairs(&mut self) {
+        let bound = self.options.bound.unwrap_or(pairs::SCHEDULES_MAX);
+        let scenarios = pairs::scenarios();
+        let (mut complete, mut done) = (0u64, 0u64);
+        for scenario in &scenarios {
+            if self.is_over() {
+                break;
+            }
+            self.workloads += 1;
+            match pairs::all_schedules(&mut self.lab, scenario, bound) {
+                Ok(covered) => complete += u64::from(covered.complete),
+                Err(failed) => self.failed(&failed.0, &failed.1, Effort::QUICK),
+            }
+            done += 1;
+        }
+        println!("{done} of {} pairs, {complete} of them under all schedules", scenarios.len());
+    }
+
+    fn mutants(&mut self) {
+        let make_lab = || Lab::new(Rc::new(Engine::default()));
+        let mut each = |fate: &Fate| {
+            let seconds = fate.took.as_secs_f64();
+            match &fate.killed_by {
+                Some(failed) => {
+                    let found = &failed.1.failure;
+                    println!(
+                        "killed    {:28} {seconds:6.1} s {:7} scenarios: {found}",
+                        fate.id, fate.scenarios
+                    );
+                }
+                None => println!("SURVIVED  {:28} {seconds:6.1} s: {}", fate.id, fate.removes),
+            }
+        };
+        let fates = mutants::hunt(&make_lab, self.options.only.as_deref(), &mut each);
+        if fates.is_empty() {
+            println!("no mutants: build with --features mutants");
+            self.failures += 1;
+        }
+        let survivors = fates.iter().filter(|f| f.killed_by.is_none()).count();
+        println!("{} of {} mutants killed", fates.len() - survivors, fates.len());
+        self.failures += survivors as u32;
+    }
+
     fn replay(&mut self) {
         let scenario = match (self.options.seed, &self.options.file) {
             (Some(seed), _) => workload::random(seed),
@@ -163,8 +216,9 @@ impl Session {
                 println!("FAILS: {}", found.failure);
                 self.failures += 1;
                 let plain = Scenario { cut: None, ..scenario };
-                if let Ok(run) = self.lab.run(&plain) {
-                    print_log(&run.history);
+                match self.lab.run(&plain) {
+                    Ok(run) => print_log(&run.history),
+                    Err(_) => print_log(&self.lab.last),
                 }
             }
         }
@@ -222,6 +276,7 @@ impl Session {
         println!("{:>12} distinct    {:>12.0}/s", counters.judged, rate(counters.judged));
         println!("{:>12} inspected   {:>12.0}/s", counters.inspected, rate(counters.inspected));
         println!("{:>12} recoveries", figures.recoveries);
+        println!("{:>12} repairs", figures.repairs);
         println!("{:>12} faults struck", figures.faults);
         println!("{:>12} failures in {seconds:.1} s", self.failures);
     }

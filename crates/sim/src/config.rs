@@ -29,6 +29,14 @@ pub enum Prestate {
     Full,
     /// Data in every second cluster, and a snapshot of it that shares the L2 tables.
     Snapshot,
+    /// Zero clusters without storage everywhere.
+    Zero,
+    /// Zero clusters with storage everywhere.
+    ZeroAllocated,
+    /// Data that a snapshot uses too, everywhere.
+    Shared,
+    /// Compressed data everywhere.
+    Compressed,
     /// A bit of everything: data, data shared with a snapshot, zero clusters of both kinds, compressed ones.
     Mixed,
 }
@@ -39,12 +47,16 @@ const BACKINGS: [(Backing, &str); 4] = [
     (Backing::Shorter, "shorter"),
     (Backing::Longer, "longer"),
 ];
-const PRESTATES: [(Prestate, &str); 6] = [
+const PRESTATES: [(Prestate, &str); 10] = [
     (Prestate::Fresh, "fresh"),
     (Prestate::Created, "created"),
     (Prestate::Half, "half"),
     (Prestate::Full, "full"),
     (Prestate::Snapshot, "snapshot"),
+    (Prestate::Zero, "zero"),
+    (Prestate::ZeroAllocated, "zero-allocated"),
+    (Prestate::Shared, "shared"),
+    (Prestate::Compressed, "compressed"),
     (Prestate::Mixed, "mixed"),
 ];
 
@@ -118,7 +130,16 @@ impl Config {
             Backing::Shorter,
             Backing::Longer,
         ]);
-        config.prestate = PRESTATES[rng.below(6) as usize].0;
+        config.prestate = *rng.pick(&[
+            Prestate::Fresh,
+            Prestate::Created,
+            Prestate::Half,
+            Prestate::Full,
+            Prestate::Snapshot,
+            Prestate::Shared,
+            Prestate::Mixed,
+            Prestate::Mixed,
+        ]);
         if rng.one_in(2) {
             // Two slices and four blocks: everything is evicted before it is used.
             config.l2_slice_bytes = 512.max(1 << cluster_bits.min(9));
@@ -139,7 +160,8 @@ impl Config {
 
     /// Takes back what the format does not allow together.
     pub fn legalise(&mut self) {
-        let shares = matches!(self.prestate, Prestate::Snapshot | Prestate::Mixed);
+        use Prestate::{Compressed, Mixed, Shared, Snapshot};
+        let shares = matches!(self.prestate, Snapshot | Mixed | Shared | Compressed);
         if shares && self.refcount_order < 2 {
             // Shared clusters and packed compressed ones need refcounts of at least two or three.
             self.refcount_order = 2;

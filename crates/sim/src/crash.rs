@@ -47,6 +47,8 @@ struct VolatileIo {
     loose: Vec<Loose>,
     new_len: Option<u64>,
     len_order: u32,
+    /// The file must be this long to hold what was written.
+    end: u64,
 }
 
 /// The durable state of a disk as its history goes by.
@@ -153,7 +155,8 @@ impl<'a> Timeline<'a> {
             .collect();
         let new_len = io.new_len;
         let len_order = io.writes.1 + 1;
-        self.volatile.push(VolatileIo { io: number, loose, new_len, len_order });
+        let end = if matches!(io.kind, IoKind::Write | IoKind::WriteZeroes) { io.offset + io.len } else { 0 };
+        self.volatile.push(VolatileIo { io: number, loose, new_len, len_order, end });
     }
 
     fn make_durable(&mut self, covered: impl Fn(&VolatileIo) -> bool, kept: bool) {
@@ -181,6 +184,10 @@ impl<'a> Timeline<'a> {
                 {
                     *len_order = volatile.len_order;
                     durable.len = len;
+                }
+                // Another I/O may have made the file longer first; durable data is durably inside the file.
+                if volatile.len_order >= *len_order {
+                    durable.len = durable.len.max(volatile.end);
                 }
             }
             !covered

@@ -222,7 +222,8 @@ impl SimDisk {
         host: HostConfig,
         rng: Rng,
     ) -> Self {
-        let base = content.to_vec();
+        let mut base = content.to_vec();
+        base.resize(len.div_ceil(SECTOR as u64) as usize, ZERO);
         let state = State {
             host,
             rng,

@@ -108,6 +108,10 @@ impl Subject for Engine {
         inspection
     }
 
+    fn can_check(&self) -> bool {
+        true
+    }
+
     fn is_quiet(&self, node: &dyn Node) -> std::result::Result<(), String> {
         match node.as_any().downcast_ref::<Qcow2>() {
             Some(node) if !node.is_quiet() => Err("the engine is not quiet at the end".into()),

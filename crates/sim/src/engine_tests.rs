@@ -1,19 +1,27 @@
-//! The engine in the simulated world.
+//! The engine in the simulated world: a short turn of everything, for `cargo test`.
 
 use std::rc::Rc;
 
-use crate::config::Config;
+use crate::config::{Config, Prestate};
+use crate::disk::IoKind;
 use crate::engine::Engine;
+use crate::explore;
 use crate::judge::{Allowed, Case, check_guest, inspect_once};
 use crate::lab::{Effort, Lab};
 use crate::model::Model;
+use crate::pairs;
 use crate::rng::Rng;
+use crate::scenario::Scenario;
 use crate::workload;
+
+fn lab() -> Lab {
+    Lab::new(Rc::new(Engine::default()))
+}
 
 #[test]
 fn built_images_are_sound_and_hold_what_they_should() {
     let mut rng = Rng::new(11);
-    let mut lab = Lab::new(Rc::new(Engine::default()));
+    let mut lab = lab();
     let random = (0..60).map(|_| Config::random(&mut rng));
     for config in workload::explored_configs().into_iter().chain(random) {
         let built = lab.built(&config);
@@ -29,11 +37,92 @@ fn built_images_are_sound_and_hold_what_they_should() {
 
 #[test]
 fn seeds_pass_every_oracle() {
-    let mut lab = Lab::new(Rc::new(Engine::default()));
-    for seed in 0..60 {
+    let mut lab = lab();
+    for seed in 0..150 {
         let scenario = workload::random(seed);
         if let Err(found) = lab.judge(&scenario, Effort::QUICK) {
             panic!("{}\n{}", found.failure, scenario.to_text());
         }
+    }
+}
+
+#[test]
+fn single_operations_pass_every_cut() {
+    let mut lab = lab();
+    for config in workload::explored_configs().iter().step_by(3) {
+        for scenario in explore::sequences(config, 1) {
+            if let Err(found) = lab.judge(&scenario, Effort::QUICK) {
+                panic!("{}\n{}", found.failure, scenario.to_text());
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_pass_under_all_schedules() {
+    let mut lab = lab();
+    for scenario in pairs::scenarios().iter().step_by(97) {
+        if let Err(failed) = pairs::all_schedules(&mut lab, scenario, 500) {
+            panic!("{}\n{}", failed.1.failure, failed.0.to_text());
+        }
+    }
+}
+
+/// O10: the same seed has the same trace, in a laboratory of its own.
+#[test]
+fn runs_repeat() {
+    for seed in 0..100 {
+        let hash = || lab().run(&workload::random(seed)).map(|run| (run.trace_hash, run.choices)).ok();
+        assert_eq!(hash(), hash(), "seed {seed}");
+    }
+}
+
+/// Everything that failed once is tried again, and must pass now.
+#[test]
+fn scenarios_pass() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios");
+    let mut files: Vec<_> = std::fs::read_dir(directory)
+        .expect("the scenarios are there")
+        .map(|e| e.expect("listed").path())
+        .collect();
+    files.sort();
+    assert!(!files.is_empty());
+    let mut lab = lab();
+    for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "txt")) {
+        let text = std::fs::read_to_string(file).expect("readable");
+        let scenario = Scenario::parse(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        if let Err(found) = lab.judge(&scenario, Effort::FULL) {
+            panic!("{}: {}", file.display(), found.failure);
+        }
+    }
+}
+
+/// Flushes that reach the file during the last guest flush of `ops`.
+fn barriers(config: &Config, ops: &str) -> usize {
+    let text = format!("{ops}\n");
+    let scenario = Scenario { config: config.clone(), ..Scenario::parse(&text).expect("well formed") };
+    let run = lab().run(&scenario).map_err(|found| found.failure).expect("passes");
+    let times = run.guest.durable_times.borrow();
+    // The last guest flush ends at the last but one durable time (the close is the last).
+    let end = times[times.len() - 2];
+    let begin = times.len().checked_sub(3).map_or(0, |i| times[i]);
+    let ios = run.history.ios.iter();
+    ios.filter(|io| io.kind == IoKind::Flush && io.submitted > begin && io.submitted < end).count()
+}
+
+/// The steady case: at most two barriers per flush when something was allocated, one when nothing was.
+#[test]
+fn a_flush_costs_at_most_two_barriers() {
+    for (cluster_bits, sectors) in [(9, 72), (10, 264), (16, 768)] {
+        let config = Config { cluster_bits, sectors, prestate: Prestate::Half, ..Config::default() };
+        let per = config.cluster_sectors();
+        let write = |cluster: u64| format!("write {}+{per}", cluster * per);
+        let steady = format!("{}\nflush\n{}\n{}\nflush", write(1), write(3), write(5));
+        let allocating = barriers(&config, &steady);
+        assert!((1..=2).contains(&allocating), "{allocating} barriers with allocation, {cluster_bits}");
+        let in_place = barriers(&config, &format!("{}\nflush\n{}\nflush", write(0), write(2)));
+        assert_eq!(in_place, 1, "without allocation, {cluster_bits}");
+        let idle = barriers(&config, &format!("{}\nflush\nread 0+1\nflush", write(1)));
+        assert!(idle <= 1, "{idle} barriers with nothing to do");
     }
 }

@@ -157,6 +157,8 @@ pub struct World {
     pub choices: Vec<u16>,
     /// How many options each pick had.
     pub counts: Vec<u16>,
+    /// Whether the strategy is asked at all; otherwise it is always the first choice, unrecorded.
+    pub exploring: bool,
     /// Step before which the power is cut.
     pub cut_at: Option<u64>,
     clock: crate::disk::Clock,
@@ -179,6 +181,7 @@ impl World {
             steps: Vec::new(),
             choices: Vec::new(),
             counts: Vec::new(),
+            exploring: true,
             cut_at: None,
             clock,
             idle_polls: 0,
@@ -251,7 +254,7 @@ impl World {
 
     fn pick(&mut self) -> usize {
         let count = self.options.len();
-        if count == 1 {
+        if count == 1 || !self.exploring {
             return 0;
         }
         let position = self.choices.len();
@@ -296,6 +299,11 @@ impl DepthFirst {
     /// The strategy for the next run.
     pub fn strategy(&self) -> Strategy {
         Strategy::Replay(self.prefix.clone())
+    }
+
+    /// The choices the next run begins with.
+    pub fn prefix(&self) -> &[u16] {
+        &self.prefix
     }
 
     /// Learns what the run did. False when there is no schedule left.

@@ -33,6 +33,8 @@ pub struct Guest {
     pub finished: Cell<u64>,
     /// Operations that failed.
     pub failed: Cell<u64>,
+    /// Whether an image was given up without a close that succeeded.
+    pub lost: Cell<bool>,
     subject: Rc<dyn Subject>,
     config: Config,
     disk: SimDisk,
@@ -85,6 +87,7 @@ impl Guest {
             durable_times: RefCell::default(),
             finished: Cell::new(0),
             failed: Cell::new(0),
+            lost: Cell::new(false),
             clock: setup.disk.clock(),
             subject: setup.subject,
             config: setup.config,
@@ -123,7 +126,7 @@ impl Guest {
         let opened = self.subject.open(self.disk.node(), self.backing.clone(), &self.config).await;
         match opened {
             Ok(node) => *self.node.borrow_mut() = Some(node),
-            Err(_) if self.was_faulted() => {}
+            Err(_) if self.was_faulted() => self.lost.set(true),
             Err(error) => self.fail(Failure::new("O5", format!("the image does not open: {error}"))),
         }
     }
@@ -318,7 +321,7 @@ impl Guest {
         let opened = self.subject.open(self.disk.node(), self.backing.clone(), &self.config).await;
         match opened {
             Ok(node) => *self.node.borrow_mut() = Some(node),
-            Err(_) if self.was_faulted() => {}
+            Err(_) if self.was_faulted() => self.lost.set(true),
             Err(error) => self.fail(Failure::new("O5", format!("the image does not open again: {error}"))),
         }
     }
@@ -334,19 +337,19 @@ impl Guest {
         if self.was_faulted() {
             usable = node.submit(Request::flush()).finish().await.result.is_ok();
         }
-        match node.close().await {
-            Ok(()) if !usable => false,
-            Ok(()) => {
-                let now = self.instant();
-                self.model.borrow_mut().flushed(now, start);
-                self.durable_times.borrow_mut().push(now);
-                true
-            }
-            Err(error) => {
-                self.excuse("close", &error);
-                false
-            }
+        let closed = node.close().await;
+        if let Err(error) = &closed {
+            self.excuse("close", error);
         }
+        let now = self.instant();
+        if closed.is_err() || !usable {
+            self.model.borrow_mut().lost();
+            self.lost.set(true);
+            return false;
+        }
+        self.model.borrow_mut().flushed(now, start);
+        self.durable_times.borrow_mut().push(now);
+        true
     }
 
     /// Reads the whole disk, then closes the image. The answer says whether the close succeeded.

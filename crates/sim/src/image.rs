@@ -49,6 +49,10 @@ pub fn kinds(config: &Config) -> Vec<ClusterKind> {
         Prestate::Fresh | Prestate::Created => Unallocated,
         Prestate::Half | Prestate::Snapshot if cluster % 2 == 1 => Unallocated,
         Prestate::Half | Prestate::Full | Prestate::Snapshot => Data,
+        Prestate::Zero => Zero,
+        Prestate::ZeroAllocated => ZeroAllocated,
+        Prestate::Shared => Shared,
+        Prestate::Compressed => Compressed,
         Prestate::Mixed if config.version == 2 => {
             [Unallocated, Data, Shared, Compressed, Compressed][cluster as usize % 5]
         }

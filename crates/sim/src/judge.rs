@@ -150,11 +150,13 @@ impl Judge {
         Ok(true)
     }
 
-    /// What the guest reads in the present state of `set`, which was judged just now.
-    pub fn guest_of(&self, set: &CrashSet, case: &Case<'_>) -> Vec<Content> {
+    /// What the guest reads in the present state of `set`, which was judged just now, and how many clusters leak.
+    pub fn guest_of(&self, set: &CrashSet, case: &Case<'_>) -> (Vec<Content>, u64) {
         let index = self.known[&set.state().metadata_key];
-        let sources = &self.inspections[index as usize].guest;
-        sources.iter().enumerate().map(|(n, s)| s.content(set.image(), case.backing, n)).collect()
+        let Inspection { guest: sources, leaks, .. } = &self.inspections[index as usize];
+        let guest =
+            sources.iter().enumerate().map(|(n, s)| s.content(set.image(), case.backing, n)).collect();
+        (guest, *leaks)
     }
 
     fn inspect(

@@ -7,11 +7,12 @@ use std::rc::Rc;
 use crate::config::Config;
 use crate::crash::{CrashSet, Depth, Image, Survivors, Timeline};
 use crate::disk::{Clock, History, HostConfig, SimDisk};
-use crate::exec::{Pct, Stop, Strategy, World};
+use crate::exec::{Granularity, Pct, Stop, Strategy, World};
 use crate::guest::{Guest, GuestSetup};
 use crate::image::Built;
 use crate::judge::{Allowed, Case, Failure, Judge, check_guest, inspect_once};
 use crate::pool::{Content, Pool, SharedPool};
+use crate::repair;
 use crate::rng::{Concern, Rng};
 use crate::scenario::{Cut, Scenario, Schedule};
 use crate::subject::Subject;
@@ -27,6 +28,8 @@ pub struct Lab {
     built: Vec<(Config, Rc<Built>)>,
     /// Figures.
     pub figures: Figures,
+    /// The history of the last session, whatever its end.
+    pub last: History,
 }
 
 /// What was done so far.
@@ -38,6 +41,8 @@ pub struct Figures {
     pub operations: u64,
     /// Recoveries after a cut.
     pub recoveries: u64,
+    /// Repairs, each checked, repeated and cut.
+    pub repairs: u64,
     /// Faults that struck.
     pub faults: u64,
     /// How often each debug event was announced.
@@ -55,6 +60,8 @@ pub struct Start {
     pub guest: Vec<Content>,
     /// Restarts before.
     pub generation: u32,
+    /// Clusters that nobody uses.
+    pub leaks: u64,
 }
 
 /// A run that is over.
@@ -103,15 +110,17 @@ pub struct Effort {
     pub recover_one_in: u64,
     /// Whether the power is cut again during what follows a recovery.
     pub second_cut: bool,
+    /// Whether what was recovered is also checked and repaired when it has no leaks.
+    pub repair: bool,
 }
 
 impl Effort {
     /// Everything, with recovery from 2 % of the states.
-    pub const FULL: Self = Self { depth: Depth::FULL, recover_one_in: 50, second_cut: true };
+    pub const FULL: Self = Self { depth: Depth::FULL, recover_one_in: 50, second_cut: true, repair: true };
     /// For random workloads.
-    pub const QUICK: Self = Self { depth: Depth::QUICK, recover_one_in: 40, second_cut: true };
+    pub const QUICK: Self = Self { depth: Depth::QUICK, recover_one_in: 40, second_cut: true, repair: false };
     /// No recovery.
-    pub const STATES: Self = Self { depth: Depth::FULL, recover_one_in: 0, second_cut: false };
+    pub const STATES: Self = Self { depth: Depth::FULL, recover_one_in: 0, second_cut: false, repair: false };
 }
 
 /// Most recoveries from one run.
@@ -126,6 +135,7 @@ impl Lab {
             judge: Judge::default(),
             built: Vec::new(),
             figures: Figures::default(),
+            last: History::default(),
         }
     }
 
@@ -178,15 +188,19 @@ impl Lab {
     /// What the first oracle that disagrees says.
     pub fn run(&mut self, scenario: &Scenario) -> Result<Run, Found> {
         let built = self.built(&scenario.config);
-        let start = Start { image: built.image.clone(), guest: built.guest.clone(), generation: 0 };
+        let start = Start { image: built.image.clone(), guest: built.guest.clone(), generation: 0, leaks: 0 };
         self.session(scenario, &built, start)
     }
 
     fn session(&mut self, scenario: &Scenario, built: &Built, start: Start) -> Result<Run, Found> {
         let recovered = start.generation > 0;
         let (mut world, guest, disk) = self.set_up(scenario, built, start);
+        // With choices at I/O points only, opening and closing are not what is being explored.
+        let everything = scenario.granularity == Granularity::Full;
+        world.exploring = everything;
         let mut outcome = world.block_on(guest.clone().open());
         if outcome.is_ok() {
+            world.exploring = true;
             for _ in 0..scenario.lanes.max(1) {
                 world.spawn(guest.clone().lane());
             }
@@ -195,6 +209,7 @@ impl Lab {
         let mut closed = false;
         if outcome.is_ok() {
             disk.heal();
+            world.exploring = everything;
             match world.block_on(guest.clone().finish()) {
                 Ok(clean) => closed = clean,
                 Err(stop) => outcome = Err(stop),
@@ -215,14 +230,19 @@ impl Lab {
         };
         drop(world);
         if let Some(failure) = guest.failure.borrow_mut().take() {
+            self.last = run.history;
             return Err(failure.into());
         }
         match outcome {
             Err(Stop::Cut) | Ok(()) => {}
-            Err(stop) => return Err(Failure::new("O11", stop.to_string()).into()),
+            Err(stop) => {
+                self.last = run.history;
+                return Err(Failure::new("O11", stop.to_string()).into());
+            }
         }
-        if closed {
-            self.check_closed(scenario, built, &run, recovered)?;
+        if closed && let Err(found) = self.check_closed(scenario, built, &run, recovered) {
+            self.last = run.history;
+            return Err(found);
         }
         Ok(run)
     }
@@ -285,7 +305,7 @@ impl Lab {
         if let Some(corrupt) = &inspection.corrupt {
             return Err(Failure::new("O3", format!("after a clean close: {corrupt}")).into());
         }
-        if inspection.leaks > 0 && !recovered {
+        if inspection.leaks > 0 && !recovered && !run.guest.lost.get() {
             let what = format!("{} clusters leaked after a clean close", inspection.leaks);
             return Err(Failure::new("O8", what).into());
         }
@@ -338,8 +358,8 @@ impl Lab {
                     return ControlFlow::Break(());
                 }
                 Ok(true) if wants_recovery(effort, set, cuts.len()) || survivors.is_some() => {
-                    let guest = judge.guest_of(set, &case);
-                    let start = Start { image: set.image().clone(), guest, generation: 1 };
+                    let (guest, leaks) = judge.guest_of(set, &case);
+                    let start = Start { image: set.image().clone(), guest, generation: 1, leaks };
                     cuts.push((start, cut(set)));
                 }
                 Ok(_) => {}
@@ -372,13 +392,13 @@ impl Lab {
                 found.cut = Some(cut.clone());
                 found
             };
+            if self.subject.can_check() && (effort.repair || start.leaks > 0) {
+                self.figures.repairs += 1;
+                repair::check_and_repair(self, &again, &built, &start).map_err(|f| at_cut(f.into()))?;
+            }
             let run = self.session(&again, &built, start).map_err(at_cut)?;
             if effort.second_cut {
-                let second = Effort {
-                    recover_one_in: 0,
-                    second_cut: false,
-                    depth: Depth { random_masks: 4, ..Depth::QUICK },
-                };
+                let second = Effort { depth: Depth { random_masks: 4, ..Depth::QUICK }, ..Effort::STATES };
                 self.explore(&again, &run, second).map_err(at_cut)?;
             }
         }

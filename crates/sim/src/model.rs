@@ -147,6 +147,16 @@ impl Model {
         });
     }
 
+    /// The image was closed without success: what no flush covered may or may not be there from now on, and no
+    /// later flush makes any promise about it.
+    pub fn lost(&mut self) {
+        for ended in self.unflushed.drain(..) {
+            let history = &mut self.sectors[ended.sector as usize];
+            history[ended.index as usize].definite = false;
+            history.iter_mut().for_each(|w| w.replaced = None);
+        }
+    }
+
     /// Checks what a read of sector `sector` between `start` and `now` returned, and learns from it.
     ///
     /// # Errors
@@ -269,6 +279,17 @@ mod tests {
         assert!(model.read(8, 9, 0, ZERO).is_ok());
         assert!(model.read(10, 11, 0, 1).is_err(), "decided");
         assert_eq!(cut(&model, 12), [ZERO]);
+    }
+
+    #[test]
+    fn a_failed_close_keeps_only_what_was_flushed() {
+        let mut model = Model::new(&[1]);
+        let w = model.begin_write(2, 0, one(7));
+        model.end(3, w, false);
+        model.lost();
+        model.flushed(6, 5);
+        assert_eq!(cut(&model, 7), [1, 7]);
+        assert!(model.read(8, 9, 0, 1).is_ok());
     }
 
     #[test]

@@ -27,6 +27,11 @@ pub trait Subject {
     /// Looks at an image that a power cut may have left, or a clean close did.
     fn inspect(&self, image: &ImageBytes<'_>, config: &Config) -> Inspection;
 
+    /// Whether the node's `check` can be asked.
+    fn can_check(&self) -> bool {
+        false
+    }
+
     /// Whether the engine admits of itself that nothing is in progress: locks, quarantine, in-flight lists (O7).
     fn is_quiet(&self, node: &dyn Node) -> std::result::Result<(), String> {
         let _ = node;

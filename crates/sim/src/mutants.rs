@@ -1,0 +1,77 @@
+//! The test of the tests: each ordering step of the engine is switched off in turn, and an oracle must notice.
+
+use std::time::{Duration, Instant};
+
+use crate::explore::Failed;
+use crate::lab::{Effort, Lab};
+use crate::pairs;
+use crate::workload;
+
+/// Time after which a mutant counts as survivor.
+pub const SURVIVAL: Duration = Duration::from_secs(60);
+
+/// How one mutant fared.
+pub struct Fate {
+    /// Its name.
+    pub id: &'static str,
+    /// What it takes away.
+    pub removes: &'static str,
+    /// What failed, if anything did.
+    pub killed_by: Option<Box<Failed>>,
+    /// How long it took.
+    pub took: Duration,
+    /// How many scenarios it took.
+    pub scenarios: u64,
+}
+
+/// Switches each ordering step off in turn and looks for a failure. Only with the feature `mutants`; without it
+/// there is nothing to switch off, and the list is empty.
+pub fn hunt(make_lab: &dyn Fn() -> Lab, only: Option<&str>, each: &mut dyn FnMut(&Fate)) -> Vec<Fate> {
+    let mut fates = Vec::new();
+    if !cfg!(feature = "mutants") {
+        return fates;
+    }
+    for (id, removes) in cowbell_qcow2::MUTANTS.iter().filter(|(id, _)| only.is_none_or(|o| o == *id)) {
+        activate(Some(id));
+        let began = Instant::now();
+        let (killed_by, scenarios) = hunt_one(&mut make_lab(), began);
+        activate(None);
+        let fate = Fate { id, removes, killed_by, took: began.elapsed(), scenarios };
+        each(&fate);
+        fates.push(fate);
+    }
+    fates
+}
+
+#[cfg(feature = "mutants")]
+fn activate(id: Option<&str>) {
+    cowbell_block::mutant::activate(id);
+}
+
+#[cfg(not(feature = "mutants"))]
+fn activate(_: Option<&str>) {}
+
+/// Random workloads, with a pair of requests under all schedules now and then.
+fn hunt_one(lab: &mut Lab, began: Instant) -> (Option<Box<Failed>>, u64) {
+    let pairs = pairs::scenarios();
+    let mut scenarios = 0;
+    for seed in 0.. {
+        if began.elapsed() > SURVIVAL {
+            break;
+        }
+        scenarios += 1;
+        let mut scenario = workload::random(seed);
+        scenario.faults.clear();
+        if let Err(found) = lab.judge(&scenario, Effort::QUICK) {
+            return (Some(Box::new((scenario, found))), scenarios);
+        }
+        if seed % 8 == 0 {
+            let pair = &pairs[(crate::rng::mix(seed) % pairs.len() as u64) as usize];
+            scenarios += 1;
+            if let Err(failed) = pairs::all_schedules(lab, pair, 200) {
+                return (Some(failed), scenarios);
+            }
+        }
+    }
+    (None, scenarios)
+}

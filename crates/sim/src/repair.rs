@@ -1,0 +1,135 @@
+//! The engine's own `check` on what a cut left: it agrees with the independent checker (O4), its repair leaves
+//! nothing to repair and changes nothing the guest sees, and a cut inside the repair makes nothing worse (M5).
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use cowbell_block::node::{CheckReport, Fix, Node};
+
+use crate::crash::{CrashSet, Depth, Image, Timeline};
+use crate::disk::{Clock, HostConfig, SimDisk};
+use crate::exec::{Granularity, Strategy, World};
+use crate::image::Built;
+use crate::judge::{Allowed, Case, Failure, check_guest, inspect_once};
+use crate::lab::{Lab, Start};
+use crate::model::Model;
+use crate::rng::{Concern, Rng};
+use crate::scenario::Scenario;
+
+/// Checks and repairs what a cut left.
+///
+/// # Errors
+/// What the first oracle that disagrees says.
+pub fn check_and_repair(
+    lab: &mut Lab,
+    scenario: &Scenario,
+    built: &Built,
+    start: &Start,
+) -> Result<(), Failure> {
+    let clock = Clock::default();
+    let config = &scenario.config;
+    let rng = Rng::stream(scenario.seed, Concern::Host);
+    let host = HostConfig { done_one_in: 0, ..config.host.clone() };
+    let Image { sectors, len } = &start.image;
+    let disk = SimDisk::new("image", &lab.pool, &clock, sectors, *len, host.clone(), rng.clone());
+    let mut disks = vec![disk.clone()];
+    let backing = built.backing.as_ref().map(|content| {
+        let len = content.len() as u64 * 512;
+        let host = HostConfig { alignment: 1, ..host };
+        let backing = SimDisk::new("backing", &lab.pool, &clock, content, len, host, rng);
+        backing.set_read_only();
+        disks.push(backing.clone());
+        backing.node()
+    });
+    let mut world = World::new(disks, Strategy::Fifo, Granularity::IoPoints);
+    world.exploring = false;
+    let opened = world.block_on(lab.subject.open(disk.node(), backing, config));
+    let node = opened
+        .map_err(|stop| Failure::new("O11", stop.to_string()))?
+        .map_err(|error| Failure::new("O5", format!("what the cut left does not open: {error}")))?;
+
+    let first = check(&mut world, &node, Fix::None)?;
+    if first.corruptions > 0 || !config.lazy && first.leaks != start.leaks {
+        let what = format!(
+            "check says {} corruptions, {} leaks; the checker says 0 and {}: {}",
+            first.corruptions,
+            first.leaks,
+            start.leaks,
+            first.findings.join("; ")
+        );
+        return Err(Failure::new("O4", what));
+    }
+    let second = check(&mut world, &node, Fix::All)?;
+    if second.leaks_fixed != first.leaks || second.leaks > 0 || second.corruptions > 0 {
+        return Err(Failure::new("O4", format!("the repair of {} leaks says {second:?}", first.leaks)));
+    }
+    let before = disk.content();
+    let third = check(&mut world, &node, Fix::All)?;
+    if third.leaks_fixed + third.corruptions_fixed > 0 || disk.content() != before {
+        return Err(Failure::new("O4", "a second repair changes the image".to_owned()));
+    }
+    drop(node);
+
+    let allowed = Allowed::after_cut(&Model::new(&start.guest), 0);
+    let case = Case { config, backing: built.backing.as_deref(), snapshots: &built.snapshots };
+    {
+        let mut pool = lab.pool.lock();
+        let image = Image { sectors: before.0, len: before.1 };
+        let inspection = inspect_once(&*lab.subject, config, &mut pool, &image);
+        if let Some(corrupt) = &inspection.corrupt {
+            return Err(Failure::new("O3", format!("after a repair: {corrupt}")));
+        }
+        if inspection.leaks > 0 {
+            return Err(Failure::new("O8", format!("{} leaks are left after a repair", inspection.leaks)));
+        }
+        check_guest(&inspection, &case, &pool, &image, &allowed)?;
+    }
+    cut_the_repair(lab, scenario, &case, &disk, &allowed)
+}
+
+fn check(world: &mut World, node: &Arc<dyn Node>, fix: Fix) -> Result<CheckReport, Failure> {
+    world
+        .block_on(node.check(fix))
+        .map_err(|stop| Failure::new("O11", stop.to_string()))?
+        .map_err(|error| Failure::new("O4", format!("check fails: {error}")))
+}
+
+/// Every cut inside the check and repair.
+fn cut_the_repair(
+    lab: &mut Lab,
+    scenario: &Scenario,
+    case: &Case<'_>,
+    disk: &SimDisk,
+    allowed: &Allowed,
+) -> Result<(), Failure> {
+    let mut rng = Rng::stream(scenario.seed, Concern::Crash);
+    let mut pool = lab.pool.lock();
+    let (judge, subject) = (&mut lab.judge, &*lab.subject);
+    disk.with_history(|history| {
+        let mut timeline = Timeline::new(history);
+        judge.begin_run();
+        while let Some(barrier) = timeline.next_barrier() {
+            timeline.advance(barrier - 1);
+            if timeline.has_volatile() {
+                let mut set = CrashSet::new(&timeline, &pool);
+                judge.begin_cut();
+                judge.adopt(&mut set);
+                let mut failure = None;
+                let _ = set.enumerate(Depth::QUICK, &mut rng, &mut |set| match judge
+                    .state(subject, case, &mut pool, set, allowed)
+                {
+                    Ok(_) => ControlFlow::Continue(()),
+                    Err(found) => {
+                        failure = Some(found);
+                        ControlFlow::Break(())
+                    }
+                });
+                if let Some(found) = failure {
+                    return Err(Failure::new(found.oracle, format!("cut in a repair: {}", found.what)));
+                }
+            }
+            timeline.advance(barrier);
+        }
+        Ok(())
+    })
+}
