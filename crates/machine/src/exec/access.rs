@@ -20,7 +20,14 @@ pub(crate) fn load_ram(hart: &mut Hart, ram: &mut Ram, va: u64, size: usize) -> 
     if translated.whole_page && ram.watchers(page) & crate::ram::watch::POINT == 0 {
         hart.tlb.fill_load(hart.data_mode, va, page);
     }
-    ram.read_number(translated.address, size)
+    let address = translated.address;
+    Some(match size {
+        _ if !address.is_multiple_of(size as u64) => return ram.read_number(address, size),
+        1 => ram.load::<1>(page, address),
+        2 => ram.load::<2>(page, address),
+        4 => ram.load::<4>(page, address),
+        _ => ram.load::<8>(page, address),
+    })
 }
 
 /// Stores to RAM when that is all there is to it; `false`, and nothing done, otherwise.
@@ -30,11 +37,21 @@ pub(crate) fn store_ram(hart: &mut Hart, ram: &mut Ram, va: u64, size: usize, va
     }
     let Ok(translated) = translate(hart, ram, va, size as u64, AccessKind::Store) else { return false };
     let Some(page) = ram.page_of(translated.address) else { return false };
-    if translated.whole_page && ram.watchers(page) == 0 {
+    let address = translated.address;
+    if ram.watchers(page) != 0 || !address.is_multiple_of(size as u64) {
+        return ram.write(address, &value.to_le_bytes()[..size]);
+    }
+    if translated.whole_page {
         ram.set_cached(page);
         hart.tlb.fill_store(hart.data_mode, va, page);
     }
-    ram.write(translated.address, &value.to_le_bytes()[..size])
+    match size {
+        1 => ram.store_unwatched::<1>(page, address, value),
+        2 => ram.store_unwatched::<2>(page, address, value),
+        4 => ram.store_unwatched::<4>(page, address, value),
+        _ => ram.store_unwatched::<8>(page, address, value),
+    }
+    true
 }
 
 /// Loads `size` bytes, zero-extended. Misaligned loads from memory are done; devices want alignment.
