@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use crate::file::{Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
 use crate::ioctl;
-use crate::lock::LockMode;
+use crate::lock;
 
 /// A raw file is a whole number of these, in bytes.
 const SECTOR: u64 = 512;
@@ -143,9 +143,9 @@ impl FileDriver {
         if options.pr_manager.is_some() {
             return Err(NotOffered { driver: self.name, what: "pr-manager" }.into());
         }
-        let lock = match (cx.force_share, cx.no_io, cx.access) {
-            (true, ..) => Some(LockMode::READ_SHARED),
-            (false, true, Access::ReadOnly) => Some(LockMode::INSPECT),
+        let needs = match (cx.force_share, cx.no_io, cx.access) {
+            (true, ..) => Some(lock::READ_SHARED),
+            (false, true, Access::ReadOnly) => Some(lock::INSPECT),
             _ => None,
         };
         let file_options = FileOptions {
@@ -157,7 +157,7 @@ impl FileDriver {
             aio: options.aio.unwrap_or(cx.aio),
             modes: Modes::of(cx),
             locking: options.locking,
-            lock,
+            needs,
             beneath: cx.beneath().map(Path::new),
             ..FileOptions::default()
         };

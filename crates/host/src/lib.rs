@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`mod@file`] | the protocol node over a regular file or a block device |
 //! | `driver` | that node for the registry: options, creation |
-//! | [`lock`] | image locks that QEMU understands |
+//! | [`lock`], `claim` | image locks that QEMU understands, and which of them a user of an image needs |
 //! | [`exec`], [`task`], [`timer`] | futures on the thread that waits for them |
 //! | `lane`, `ring`, `pool` | calls that may wait: io_uring where it is allowed, else a few threads |
 //! | [`signal`], [`terminal`] | what a tool wants to know of its surroundings |
@@ -12,6 +12,7 @@
 //! Invariants: nothing is started before it is needed; `io::Error` and errno stay here and become
 //! [`cowbell_block::Error`] once; every `unsafe` block is a few lines long and says why it holds.
 
+mod claim;
 mod driver;
 pub mod error;
 pub mod exec;
@@ -28,11 +29,12 @@ pub mod task;
 pub mod terminal;
 pub mod timer;
 
+pub use claim::claim;
 pub use driver::{FileDriver, add_drivers};
 pub use exec::block_on;
 pub use file::{Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
 pub use lane::Lane;
-pub use lock::{LockMode, Permissions};
+pub use lock::{Needs, Permissions};
 pub use ring::is_offered as ring_is_offered;
 pub use task::spawn_local;
 pub use timer::sleep;

@@ -11,9 +11,9 @@
 //! The locks vanish when they are released or the file is closed; the bytes need not exist in the file.
 //! The modes below are what `qemu-io`, `qemu-img` and QEMU 10.0 were seen to take, by `strace`.
 
-use std::ops::{BitAnd, BitOr, Sub};
 use std::os::fd::{AsFd, AsRawFd};
 
+pub use cowbell_block::graph::{Needs, Permissions};
 use cowbell_block::{Error, ErrorKind};
 use rustix::io::Errno;
 
@@ -24,95 +24,44 @@ const NEEDED_BASE: i64 = 100;
 /// First byte of the locks for permissions not shared; QEMU's protocol.
 const UNSHARED_BASE: i64 = 200;
 
-/// A set of permissions on an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
-pub struct Permissions(u8);
+/// Permissions in the order of their bytes, with the reference's names.
+const PERMISSIONS: [(Permissions, &str); 4] = [
+    (Permissions::CONSISTENT_READ, "consistent read"),
+    (Permissions::WRITE, "write"),
+    (Permissions::WRITE_UNCHANGED, "write unchanged"),
+    (Permissions::RESIZE, "resize"),
+];
 
-impl Permissions {
-    /// Nothing.
-    pub const NONE: Self = Self(0);
-    /// Reads see what a guest would have written last.
-    pub const CONSISTENT_READ: Self = Self(1);
-    /// Content may change.
-    pub const WRITE: Self = Self(1 << 1);
-    /// Storage may be written without a change of content.
-    pub const WRITE_UNCHANGED: Self = Self(1 << 2);
-    /// The length may change.
-    pub const RESIZE: Self = Self(1 << 3);
-    /// All of them.
-    pub const ALL: Self = Self(0b1111);
+/// Takes no part in locking: `info -U`, or `info` of a raw image.
+pub const NONE: Needs = Needs::NOTHING;
+/// Reads raw content and minds nobody: `io -r` of a raw image, a raw backing file, `-U` of any image.
+pub const READ_SHARED: Needs = Needs { required: Permissions::CONSISTENT_READ, shared: Permissions::all() };
+/// Writes raw content beside other writers: `io` of a raw image.
+pub const WRITE_SHARED: Needs =
+    Needs { required: READ_SHARED.required.union(Permissions::WRITE), shared: Permissions::all() };
+/// Reads while nobody may change anything: an image format opened read-only, the source of `convert`.
+pub const READ: Needs = Needs::READ;
+/// Looks at a format's metadata only: `info` of an image format.
+pub const INSPECT: Needs = Needs { required: Permissions::empty(), shared: Needs::READ.shared };
+/// Reads, writes and grows alone: an image format opened for writing.
+pub const WRITE: Needs = Needs::WRITE;
+/// Makes the file anew: `create`, the target of `convert`.
+pub const CREATE: Needs = Needs {
+    required: Permissions::WRITE.union(Permissions::RESIZE),
+    shared: Permissions::all().difference(Permissions::RESIZE),
+};
 
-    const NAMES: [&'static str; 4] = ["consistent read", "write", "write unchanged", "resize"];
-
-    /// Whether all of `other` are in this set.
-    pub fn contains(self, other: Self) -> bool {
-        self & other == other
-    }
-
-    /// The members' positions.
-    fn positions(self) -> impl Iterator<Item = usize> {
-        (0..Self::NAMES.len()).filter(move |i| self.0 & (1 << i) != 0)
-    }
+/// The locks of `needs`, as bytes of the file.
+fn bytes(needs: Needs) -> impl Iterator<Item = i64> {
+    let place = |base: i64, i: usize| base + i as i64;
+    let needed = members(needs.required).map(move |(i, _)| place(NEEDED_BASE, i));
+    needed.chain(members(needs.shared.complement()).map(move |(i, _)| place(UNSHARED_BASE, i)))
 }
 
-impl BitOr for Permissions {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-impl BitAnd for Permissions {
-    type Output = Self;
-    fn bitand(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-}
-
-impl Sub for Permissions {
-    type Output = Self;
-    fn sub(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-}
-
-/// What a user of an image needs, and what it lets others do meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LockMode {
-    /// Permissions that are used.
-    pub needs: Permissions,
-    /// Permissions that others may use.
-    pub shares: Permissions,
-}
-
-impl LockMode {
-    /// Takes no part in locking: `info -U`, or `info` of a raw image.
-    pub const NONE: Self = Self { needs: Permissions::NONE, shares: Permissions::ALL };
-    /// Reads raw content and minds nobody: `io -r` of a raw image, a backing file, `-U` of any image.
-    pub const READ_SHARED: Self = Self { needs: Permissions::CONSISTENT_READ, shares: Permissions::ALL };
-    /// Writes raw content beside other writers: `io` of a raw image.
-    pub const WRITE_SHARED: Self = Self { needs: Permissions(0b0011), shares: Permissions::ALL };
-    /// Reads while nobody may change anything: an image format opened read-only, the source of `convert`.
-    pub const READ: Self = Self {
-        needs: Permissions::CONSISTENT_READ,
-        shares: Permissions(Permissions::CONSISTENT_READ.0 | Permissions::WRITE_UNCHANGED.0),
-    };
-    /// Looks at a format's metadata only: `info` of an image format.
-    pub const INSPECT: Self = Self { needs: Permissions::NONE, shares: Self::READ.shares };
-    /// Reads, writes and grows alone: an image format opened for writing.
-    pub const WRITE: Self = Self { needs: Permissions(0b1011), shares: Self::READ.shares };
-    /// Makes the file anew: `create`, the target of `convert`.
-    pub const CREATE: Self = Self { needs: Permissions(0b1010), shares: Permissions(0b0111) };
-
-    fn unshared(self) -> Permissions {
-        Permissions::ALL - self.shares
-    }
-
-    /// What covers both.
-    #[must_use]
-    pub fn with(self, other: Self) -> Self {
-        Self { needs: self.needs | other.needs, shares: self.shares & other.shares }
-    }
+/// The members of a set, with their places.
+fn members(set: Permissions) -> impl Iterator<Item = (usize, &'static str)> {
+    let all = PERMISSIONS.iter().enumerate();
+    all.filter(move |(_, (permission, _))| set.contains(*permission)).map(|(i, (_, name))| (i, *name))
 }
 
 /// Why a lock was not to be had. The texts are the reference's.
@@ -162,64 +111,49 @@ impl LockError {
 }
 
 /// Takes what `to` has beyond `from`, and checks `to` against all others. On failure `from` is held as before.
-pub(crate) fn prepare(
-    file: impl AsFd,
-    from: LockMode,
-    to: LockMode,
-    filename: &str,
-) -> Result<(), LockError> {
+pub(crate) fn prepare(file: impl AsFd, from: Needs, to: Needs, filename: &str) -> Result<(), LockError> {
     let result = take(&file, from, to).and_then(|()| check(&file, to, filename));
     if result.is_err() {
-        release_surplus(&file, from.with(to), from);
+        release_surplus(&file, from.and(to), from);
     }
     result
 }
 
 /// Gives up what `from` has beyond `to`, after [`prepare`] of `to`.
-pub(crate) fn commit(file: impl AsFd, from: LockMode, to: LockMode) {
-    release_surplus(&file, from.with(to), to);
+pub(crate) fn commit(file: impl AsFd, from: Needs, to: Needs) {
+    release_surplus(&file, from.and(to), to);
 }
 
-/// Takes the locks of `mode` on another description of a file whose locks `mode` we hold already: nobody to ask.
-pub(crate) fn copy(file: impl AsFd, mode: LockMode) -> Result<(), LockError> {
-    take(&file, LockMode::NONE, mode)
+/// Takes the locks of `needs` on another description of a file that we hold them on already: nobody to ask.
+pub(crate) fn copy(file: impl AsFd, needs: Needs) -> Result<(), LockError> {
+    take(&file, NONE, needs)
 }
 
-fn take(file: &impl AsFd, from: LockMode, to: LockMode) -> Result<(), LockError> {
-    let needed = (to.needs - from.needs).positions().map(|i| NEEDED_BASE + i as i64);
-    let unshared = (to.unshared() - from.unshared()).positions().map(|i| UNSHARED_BASE + i as i64);
-    for byte in needed.chain(unshared) {
+fn take(file: &impl AsFd, from: Needs, to: Needs) -> Result<(), LockError> {
+    for byte in bytes(to).filter(|byte| bytes(from).all(|held| held != *byte)) {
         set(file, libc::F_RDLCK, byte)
             .map_err(|errno| LockError::Host { byte, errno: errno.raw_os_error() })?;
     }
     Ok(())
 }
 
-fn check(file: &impl AsFd, mode: LockMode, filename: &str) -> Result<(), LockError> {
+fn check(file: &impl AsFd, needs: Needs, filename: &str) -> Result<(), LockError> {
     let held = |byte| is_held(file, byte).map_err(|e| LockError::Host { byte, errno: e.raw_os_error() });
-    for i in mode.needs.positions() {
+    for (i, permission) in members(needs.required) {
         if held(UNSHARED_BASE + i as i64)? {
-            return Err(LockError::Unshared {
-                permission: Permissions::NAMES[i],
-                filename: filename.to_owned(),
-            });
+            return Err(LockError::Unshared { permission, filename: filename.to_owned() });
         }
     }
-    for i in mode.unshared().positions() {
+    for (i, permission) in members(needs.shared.complement()) {
         if held(NEEDED_BASE + i as i64)? {
-            return Err(LockError::InUse {
-                permission: Permissions::NAMES[i],
-                filename: filename.to_owned(),
-            });
+            return Err(LockError::InUse { permission, filename: filename.to_owned() });
         }
     }
     Ok(())
 }
 
-fn release_surplus(file: &impl AsFd, from: LockMode, to: LockMode) {
-    let needed = (from.needs - to.needs).positions().map(|i| NEEDED_BASE + i as i64);
-    let unshared = (from.unshared() - to.unshared()).positions().map(|i| UNSHARED_BASE + i as i64);
-    for byte in needed.chain(unshared) {
+fn release_surplus(file: &impl AsFd, from: Needs, to: Needs) {
+    for byte in bytes(from).filter(|byte| bytes(to).all(|kept| kept != *byte)) {
         // Giving a lock back cannot conflict; a file system that took it lets it go.
         let _gone = set(file, libc::F_UNLCK, byte);
     }
@@ -265,13 +199,13 @@ mod tests {
         (open(), open(), path)
     }
 
-    fn take_all(file: &File, mode: LockMode) -> Result<(), String> {
-        prepare(file, LockMode::NONE, mode, "x").map_err(|e| e.to_string())
+    fn take_all(file: &File, needs: Needs) -> Result<(), String> {
+        prepare(file, NONE, needs, "x").map_err(|e| e.to_string())
     }
 
     #[test]
     fn modes_conflict_as_they_should() {
-        let modes = [LockMode::READ_SHARED, LockMode::WRITE_SHARED, LockMode::READ, LockMode::WRITE];
+        let modes = [READ_SHARED, WRITE_SHARED, READ, WRITE];
         let compatible = [
             [true, true, true, true],
             [true, true, false, false],
@@ -290,22 +224,22 @@ mod tests {
     #[test]
     fn the_texts_name_the_permission() {
         let (a, b, _path) = two();
-        take_all(&a, LockMode::WRITE).expect("nobody there");
-        let reader = take_all(&b, LockMode::READ).expect_err("in use");
+        take_all(&a, WRITE).expect("nobody there");
+        let reader = take_all(&b, READ).expect_err("in use");
         assert_eq!(reader, "Failed to get shared \"write\" lock\nIs another process using the image [x]?");
-        let writer = take_all(&b, LockMode::WRITE).expect_err("in use");
+        let writer = take_all(&b, WRITE).expect_err("in use");
         assert_eq!(writer, "Failed to get \"write\" lock\nIs another process using the image [x]?");
     }
 
     #[test]
     fn a_refused_change_leaves_the_old_lock() {
         let (a, b, _path) = two();
-        take_all(&a, LockMode::READ).expect("nobody there");
-        take_all(&b, LockMode::READ).expect("shared");
-        assert!(prepare(&b, LockMode::READ, LockMode::WRITE, "x").is_err());
-        assert!(take_all(&two().0, LockMode::WRITE).is_ok(), "another file");
-        commit(&a, LockMode::READ, LockMode::NONE);
-        prepare(&b, LockMode::READ, LockMode::WRITE, "x").expect("alone now");
-        assert!(take_all(&a, LockMode::READ).is_err());
+        take_all(&a, READ).expect("nobody there");
+        take_all(&b, READ).expect("shared");
+        assert!(prepare(&b, READ, WRITE, "x").is_err());
+        assert!(take_all(&two().0, WRITE).is_ok(), "another file");
+        commit(&a, READ, NONE);
+        prepare(&b, READ, WRITE, "x").expect("alone now");
+        assert!(take_all(&a, READ).is_err());
     }
 }

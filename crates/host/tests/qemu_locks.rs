@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use cowbell_block::ErrorKind;
-use cowbell_host::{FileNode, FileOptions, LockMode};
+use cowbell_host::{FileNode, FileOptions, Needs, lock};
 use tempfile::TempDir;
 
 /// A raw and a qcow2 image, if the tools are here.
@@ -63,8 +63,8 @@ impl Drop for QemuIo {
     }
 }
 
-fn open(path: &Path, options: FileOptions<'_>, mode: LockMode) -> Result<Arc<FileNode>, String> {
-    FileNode::open(path, &FileOptions { lock: Some(mode), ..options }).map_err(|e| {
+fn open(path: &Path, options: FileOptions<'_>, needs: Needs) -> Result<Arc<FileNode>, String> {
+    FileNode::open(path, &FileOptions { needs: Some(needs), ..options }).map_err(|e| {
         assert_eq!(e.kind(), ErrorKind::Busy);
         e.to_string().replace(&path.display().to_string(), "X")
     })
@@ -80,24 +80,24 @@ fn we_refuse_what_they_hold() {
     let write = format!("Failed to get \"write\" lock{HINT}");
     {
         let _writer = QemuIo::open(&["-f", "qcow2"], &qcow2);
-        assert_eq!(open(&qcow2, ro, LockMode::READ).err().as_deref(), Some(&*shared_write));
-        assert_eq!(open(&qcow2, ro, LockMode::INSPECT).err().as_deref(), Some(&*shared_write));
-        assert_eq!(open(&qcow2, rw, LockMode::WRITE).err().as_deref(), Some(&*write));
-        assert_eq!(open(&qcow2, rw, LockMode::CREATE).err().as_deref(), Some(&*write));
-        assert!(open(&qcow2, ro, LockMode::READ_SHARED).is_ok());
-        assert!(open(&qcow2, ro, LockMode::NONE).is_ok());
+        assert_eq!(open(&qcow2, ro, lock::READ).err().as_deref(), Some(&*shared_write));
+        assert_eq!(open(&qcow2, ro, lock::INSPECT).err().as_deref(), Some(&*shared_write));
+        assert_eq!(open(&qcow2, rw, lock::WRITE).err().as_deref(), Some(&*write));
+        assert_eq!(open(&qcow2, rw, lock::CREATE).err().as_deref(), Some(&*write));
+        assert!(open(&qcow2, ro, lock::READ_SHARED).is_ok());
+        assert!(open(&qcow2, ro, lock::NONE).is_ok());
     }
     {
         let _reader = QemuIo::open(&["-r", "-f", "qcow2"], &qcow2);
-        assert!(open(&qcow2, ro, LockMode::READ).is_ok());
-        assert_eq!(open(&qcow2, rw, LockMode::WRITE).err().as_deref(), Some(&*write));
+        assert!(open(&qcow2, ro, lock::READ).is_ok());
+        assert_eq!(open(&qcow2, rw, lock::WRITE).err().as_deref(), Some(&*write));
     }
     {
         let _raw_writer = QemuIo::open(&["-f", "raw"], &raw);
-        assert!(open(&raw, rw, LockMode::WRITE_SHARED).is_ok());
-        assert_eq!(open(&raw, ro, LockMode::READ).err().as_deref(), Some(&*shared_write));
+        assert!(open(&raw, rw, lock::WRITE_SHARED).is_ok());
+        assert_eq!(open(&raw, ro, lock::READ).err().as_deref(), Some(&*shared_write));
     }
-    assert!(open(&qcow2, rw, LockMode::WRITE).is_ok(), "their locks are gone with them");
+    assert!(open(&qcow2, rw, lock::WRITE).is_ok(), "their locks are gone with them");
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn they_refuse_what_we_hold() {
     let write = ["-f", "qcow2", "-c", "r 0 512"];
     let shared = "Failed to get shared \"write\" lock\nIs another process using the image [";
     {
-        let _writer = open(&qcow2, rw, LockMode::WRITE).expect("alone");
+        let _writer = open(&qcow2, rw, lock::WRITE).expect("alone");
         assert!(tool("qemu-io", &read, &qcow2).contains(shared));
         assert!(tool("qemu-io", &write, &qcow2).contains("Failed to get \"write\" lock"));
         assert!(tool("qemu-img", &["info", "-f", "qcow2"], &qcow2).contains(shared));
@@ -117,12 +117,12 @@ fn they_refuse_what_we_hold() {
         assert_eq!(tool("qemu-io", &["-U", "-r", "-f", "qcow2", "-c", "r 0 512"], &qcow2), "");
     }
     {
-        let _reader = open(&qcow2, ro, LockMode::READ).expect("alone");
+        let _reader = open(&qcow2, ro, lock::READ).expect("alone");
         assert_eq!(tool("qemu-io", &read, &qcow2), "");
         assert!(tool("qemu-io", &write, &qcow2).contains("Failed to get \"write\" lock"));
     }
     {
-        let _raw_writer = open(&raw, rw, LockMode::WRITE_SHARED).expect("alone");
+        let _raw_writer = open(&raw, rw, lock::WRITE_SHARED).expect("alone");
         assert_eq!(tool("qemu-io", &["-f", "raw", "-c", "w 0 512"], &raw), "");
         let target = raw.with_extension("copy");
         let args = ["convert", "-f", "raw", "-O", "raw"];
@@ -131,7 +131,7 @@ fn they_refuse_what_we_hold() {
         assert!(String::from_utf8_lossy(&output.stderr).contains(shared));
     }
     {
-        let node = open(&qcow2, rw, LockMode::WRITE).expect("alone");
+        let node = open(&qcow2, rw, lock::WRITE).expect("alone");
         cowbell_host::block_on(cowbell_block::Node::close(&*node)).expect("closed");
         assert_eq!(tool("qemu-io", &write, &qcow2), "", "released by close, not by drop");
         drop(node);
@@ -141,18 +141,18 @@ fn they_refuse_what_we_hold() {
 #[test]
 fn we_take_the_bytes_that_they_take() {
     let Some((_dir, raw, qcow2)) = images() else { return };
-    let cases: [(&[&str], &Path, FileOptions<'_>, LockMode); 4] = [
-        (&["-r", "-f", "raw"], &raw, FileOptions::read_only(), LockMode::READ_SHARED),
-        (&["-f", "raw"], &raw, FileOptions::read_write(), LockMode::WRITE_SHARED),
-        (&["-r", "-f", "qcow2"], &qcow2, FileOptions::read_only(), LockMode::READ),
-        (&["-f", "qcow2"], &qcow2, FileOptions::read_write(), LockMode::WRITE),
+    let cases: [(&[&str], &Path, FileOptions<'_>, Needs); 4] = [
+        (&["-r", "-f", "raw"], &raw, FileOptions::read_only(), lock::READ_SHARED),
+        (&["-f", "raw"], &raw, FileOptions::read_write(), lock::WRITE_SHARED),
+        (&["-r", "-f", "qcow2"], &qcow2, FileOptions::read_only(), lock::READ),
+        (&["-f", "qcow2"], &qcow2, FileOptions::read_write(), lock::WRITE),
     ];
-    for (args, path, options, mode) in cases {
+    for (args, path, options, needs) in cases {
         let theirs = {
             let _open = QemuIo::open(args, path);
             locked_bytes(path)
         };
-        let _ours = open(path, options, mode).expect("alone");
+        let _ours = open(path, options, needs).expect("alone");
         assert_eq!(locked_bytes(path), theirs, "{args:?}");
     }
 }

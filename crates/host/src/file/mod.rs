@@ -11,6 +11,7 @@
 //! - A failed flush is sticky. The kernel reports a failed write-back once and then forgets the data, so a
 //!   second attempt that succeeds proves nothing: writes and flushes fail until the file is reopened.
 
+mod life;
 mod open;
 mod options;
 mod probe;
@@ -33,15 +34,14 @@ use cowbell_block::{
     Operation, Request, Result,
 };
 use parking_lot::Mutex;
-use rustix::fs::OFlags;
 
 pub use options::{Create, FileKind, FileOptions, Locking, WriteRefused};
 
 use crate::error::{FileError, os};
 use crate::handle::Handle;
+use crate::lane;
 use crate::lane::{Call, Job, Lane};
-use crate::lock::{self, LockMode};
-use crate::{lane, pool};
+use crate::lock::{self, Needs};
 use open::Opened;
 use status::DataCache;
 
@@ -75,7 +75,7 @@ pub(crate) struct Shared {
     flushing: RangeLock,
     can: Abilities,
     data: DataCache,
-    lock: Mutex<Option<LockMode>>,
+    lock: Mutex<Option<Needs>>,
 }
 
 /// How a read is tried on the submitting thread.
@@ -106,8 +106,8 @@ impl FileNode {
         Ok(Arc::new_cyclic(|me| Self { shared, me: me.clone() }))
     }
 
-    /// The locks held; `None` when the file is not locked.
-    pub fn lock_mode(&self) -> Option<LockMode> {
+    /// What the locks held stand for; `None` when the file is not locked.
+    pub fn needs(&self) -> Option<Needs> {
         *self.shared.lock.lock()
     }
 
@@ -115,24 +115,24 @@ impl FileNode {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] when another process stands in the way.
-    pub fn set_lock_mode(&self, mode: LockMode) -> Result<()> {
+    pub fn set_needs(&self, needs: Needs) -> Result<()> {
         let mut lock = self.shared.lock.lock();
         let Some(held) = *lock else { return Ok(()) };
-        lock::prepare(&*self.shared.handle, held, mode, &self.shared.filename)?;
-        lock::commit(&*self.shared.handle, held, mode);
-        *lock = Some(mode);
+        lock::prepare(&*self.shared.handle, held, needs, &self.shared.filename)?;
+        lock::commit(&*self.shared.handle, held, needs);
+        *lock = Some(needs);
         Ok(())
     }
 
-    /// Takes what `mode` needs beyond the locks held, keeping both: the first half of a graph change.
-    /// [`FileNode::set_lock_mode`] with the new mode commits it and with the old one aborts it.
+    /// Takes the locks of `needs` beyond those held, keeping both: the first half of a graph change.
+    /// [`FileNode::set_needs`] with the new needs commits it and with the old ones aborts it.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] when another process stands in the way; nothing has changed then.
-    pub fn prepare_lock_mode(&self, mode: LockMode) -> Result<()> {
-        let held = self.lock_mode();
+    pub fn prepare_needs(&self, needs: Needs) -> Result<()> {
+        let held = self.needs();
         match held {
-            Some(held) => self.set_lock_mode(held.with(mode)),
+            Some(held) => self.set_needs(held.and(needs)),
             None => Ok(()),
         }
     }
@@ -367,65 +367,4 @@ fn finish(mut request: Request, work: impl Future<Output = Result<()>> + Send + 
             Err(e) => Completion::failed(bufs, e),
         }
     })
-}
-
-impl Shared {
-    /// Opens the file again, also to get rid of a sticky failure.
-    async fn reopen(&self, access: Access) -> Result<()> {
-        let state = self.handle.state();
-        if state & Handle::CLOSED != 0 {
-            return Err(FileError::Closed.into());
-        }
-        if state & (Handle::READ_ONLY | Handle::POISONED) == 0 && access == Access::ReadOnly {
-            // What was promised to be written back must not depend on the descriptor that goes away.
-            self.flush().await?;
-        }
-        let flags = if self.cache.direct { OFlags::DIRECT } else { OFlags::empty() };
-        let fd = open::again(&self.handle, access, flags).map_err(os)?;
-        let mut lock = self.lock.lock();
-        if let Some(held) = *lock {
-            let mode = adapted(held, access);
-            // Asked through the old description, which knows its own locks, and then held by both.
-            lock::prepare(&*self.handle, held, mode, &self.filename)?;
-            lock::copy(&fd, mode)?;
-            *lock = Some(mode);
-        }
-        // The old description, and with it what is surplus of its locks, is gone with this call.
-        self.handle.replace(fd).map_err(os)?;
-        self.handle.set_reopened(access);
-        let len = open::length(&*self.handle, self.is_device).map_err(os)?;
-        self.len.store(len, Ordering::Release);
-        self.data.forget();
-        Ok(())
-    }
-
-    async fn close(&self) -> Result<()> {
-        let state = self.handle.state();
-        if state & Handle::CLOSED != 0 {
-            return Ok(());
-        }
-        let flushed = match state & (Handle::READ_ONLY | Handle::POISONED) {
-            0 => self.flush().await,
-            _ => self.check_health(),
-        };
-        self.handle.set_closed();
-        if let Some(held) = self.lock.lock().take() {
-            lock::commit(&*self.handle, held, LockMode::NONE);
-        }
-        let handle = self.handle.clone();
-        // The last close of a device writes its cache back, which waits.
-        let waits = self.is_device && state & Handle::READ_ONLY == 0;
-        let released = if waits { pool::run(move || handle.release()).await } else { handle.release() };
-        flushed.and(released.map_err(os))
-    }
-}
-
-/// The locks after a change of access, when `held` were chosen for the other one.
-fn adapted(held: LockMode, access: Access) -> LockMode {
-    let writes = LockMode::WRITE.needs - LockMode::READ.needs;
-    match access {
-        Access::ReadOnly => LockMode { needs: held.needs - writes, ..held },
-        Access::ReadWrite if held == LockMode::READ_SHARED => LockMode::WRITE_SHARED,
-        Access::ReadWrite => LockMode { needs: held.needs | writes, ..held },
-    }
 }

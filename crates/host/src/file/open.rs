@@ -11,7 +11,7 @@ use crate::error::{OpenError, os};
 use crate::file::options::{Create, FileKind, FileOptions, Locking, WriteRefused};
 use crate::file::probe::{self, Alignment};
 use crate::handle::{Handle, retry};
-use crate::lock::{self, LockMode};
+use crate::lock::{self, Needs};
 use crate::ring;
 
 /// Permissions of a new file before the umask.
@@ -23,7 +23,7 @@ pub(crate) struct Opened {
     pub(crate) is_device: bool,
     pub(crate) len: u64,
     /// The locks held, if any are.
-    pub(crate) lock: Option<LockMode>,
+    pub(crate) lock: Option<Needs>,
     /// Present with direct I/O.
     pub(crate) alignment: Option<Alignment>,
     pub(crate) in_memory: bool,
@@ -181,12 +181,12 @@ fn take_locks(
     filename: &str,
     options: &FileOptions<'_>,
     access: Access,
-) -> Result<Option<LockMode>> {
+) -> Result<Option<Needs>> {
     if options.locking == Locking::Off {
         return Ok(None);
     }
-    let mode = options.lock_mode(access);
-    match lock::prepare(handle, LockMode::NONE, mode, filename) {
+    let mode = options.resolved_needs(access);
+    match lock::prepare(handle, lock::NONE, mode, filename) {
         Ok(()) => Ok(Some(mode)),
         Err(e) if options.locking == Locking::Auto && e.is_unsupported() => Ok(None),
         Err(e) => Err(e.into()),

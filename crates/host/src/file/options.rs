@@ -7,7 +7,7 @@ use cowbell_block::{Access, AioMode, CacheMode};
 use serde::Deserialize;
 
 use crate::lane::Lane;
-use crate::lock::LockMode;
+use crate::lock::{self, Needs};
 
 /// Which driver a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -78,8 +78,8 @@ pub struct FileOptions<'a> {
     pub modes: Modes,
     /// Whether image locks are taken.
     pub locking: Locking,
-    /// Which: by default those of a format's file, [`LockMode::READ`] or [`LockMode::WRITE`] by access.
-    pub lock: Option<LockMode>,
+    /// Which: by default those of a format's file, [`lock::READ`] or [`lock::WRITE`] by access.
+    pub needs: Option<Needs>,
     /// The directory that the name must not lead out of, be it by `..` or by a link. The name begins with it,
     /// unless it is `.`.
     pub beneath: Option<&'a Path>,
@@ -99,11 +99,11 @@ impl FileOptions<'_> {
     }
 
     /// The locks to take.
-    pub(crate) fn lock_mode(&self, access: Access) -> LockMode {
-        self.lock.unwrap_or(match (self.create, access) {
-            (Create::Never, Access::ReadOnly) => LockMode::READ,
-            (Create::Never, Access::ReadWrite) => LockMode::WRITE,
-            _ => LockMode::CREATE,
+    pub(crate) fn resolved_needs(&self, access: Access) -> Needs {
+        self.needs.unwrap_or(match (self.create, access) {
+            (Create::Never, Access::ReadOnly) => lock::READ,
+            (Create::Never, Access::ReadWrite) => lock::WRITE,
+            _ => lock::CREATE,
         })
     }
 }
