@@ -40,6 +40,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cowbell_block::child::{EdgeKind, NamedEdge};
 use cowbell_block::modes::Modes;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{
@@ -279,10 +280,11 @@ impl Node for Qcow2 {
         self.engine.backing.is_none()
     }
 
-    fn children(&self) -> Vec<(&'static str, Arc<dyn Node>)> {
-        let mut children = vec![("file", self.engine.file.node())];
-        children.extend(self.backing().map(|node| ("backing", node)));
-        children
+    fn edges(&self) -> Vec<NamedEdge> {
+        let edge = |role, kind, child: &Child| NamedEdge { role, kind, child: child.clone() };
+        let mut edges = vec![edge("file", EdgeKind::Storage, &self.engine.file)];
+        edges.extend(self.engine.backing.as_ref().map(|child| edge("backing", EdgeKind::Backing, child)));
+        edges
     }
 
     fn primary(&self) -> Option<Arc<dyn Node>> {
