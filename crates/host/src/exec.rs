@@ -33,6 +33,10 @@ use crate::timer::Timers;
 
 /// Runs `future` to its end on this thread.
 ///
+/// A request finds the thread's ring only if it is submitted *inside* the future: what is submitted before this
+/// is called goes to the pool. A signal that arrives while the thread sleeps makes the future be polled again,
+/// so that it can look at [the flags](crate::signal).
+///
 /// Requests to the ring that were started here are finished when this returns, also when it panics. A nested
 /// call is allowed; it runs the tasks and timers of the outer one too.
 pub fn block_on<F: Future>(future: F) -> F::Output {

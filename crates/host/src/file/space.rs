@@ -214,7 +214,12 @@ impl Shared {
 
     async fn set_length(&self, len: u64) -> Result<()> {
         let handle = self.handle.clone();
-        pool::run(move || retry(|| rustix::fs::ftruncate(&*handle, len))).await.map_err(os)?;
+        if len >= self.len() {
+            // Growing is a change of one number; giving storage back may take its time.
+            retry(|| rustix::fs::ftruncate(&*handle, len)).map_err(os)?;
+        } else {
+            pool::run(move || retry(|| rustix::fs::ftruncate(&*handle, len))).await.map_err(os)?;
+        }
         self.len.store(len, Ordering::Release);
         Ok(())
     }

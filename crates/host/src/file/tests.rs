@@ -318,6 +318,41 @@ fn a_failed_flush_sticks_until_reopened() {
 }
 
 #[test]
+fn a_flush_that_fails_is_noticed_on_every_lane_even_if_nobody_waits() {
+    for lane in LANES {
+        for waits in [true, false] {
+            let (_dir, path) = with_file(&[1; 4096]);
+            let node = open_on(&path, lane);
+            block_on(async {
+                write(&node, 0, &[2; 512]).await;
+                // A pipe in the place of the file: it cannot be flushed.
+                let file = rustix::io::fcntl_dupfd_cloexec(&*node.shared.handle, 0).expect("copied");
+                let (end, _other) = std::io::pipe().expect("made");
+                node.shared.handle.replace(end.into()).expect("replaced");
+                let flush = node.submit(Request::flush());
+                if waits {
+                    assert_eq!(flush.finish().await.result.expect_err("a pipe").errno(), 22, "{lane:?}");
+                } else {
+                    let Op::Wait(mut flush) = flush else { panic!("something is dirty") };
+                    // Started, and abandoned: mostly before it ends.
+                    let begin =
+                        std::future::poll_fn(|cx| std::task::Poll::Ready(flush.as_mut().poll(cx).is_ready()));
+                    begin.await;
+                    drop(flush);
+                    crate::timer::sleep(Duration::from_millis(20)).await;
+                }
+                node.shared.handle.replace(file).expect("replaced");
+                let error = run(&node, Request::flush()).await.expect_err("sticky");
+                assert_eq!(error.kind(), ErrorKind::Poisoned, "{lane:?}");
+                node.reopen(Access::ReadWrite).await.expect("reopened");
+                write(&node, 0, &[3; 512]).await;
+                run(&node, Request::flush()).await.expect("healthy");
+            });
+        }
+    }
+}
+
+#[test]
 fn reopening_changes_access_and_locks() {
     let (_dir, path) = with_file(&[1; 4096]);
     let node = FileNode::open(&path, &FileOptions::read_only()).expect("opened");
