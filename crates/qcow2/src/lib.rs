@@ -73,7 +73,6 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("barrier-after-entries", "a completed flush is durable"),
     ("barrier-before-reftable", "a refcount block durable before the table names it"),
     ("barrier-after-reftable", "refcounts reachable before entries rely on them"),
-    ("barrier-dirty-bit", "the dirty bit durable before an entry whose refcount is not"),
     ("reference-before-refcount", "entries written after refcounts"),
     ("l2-table-unwritten", "a new L2 table's cluster is written before it is linked"),
     ("cow-side-by-side", "writes into one fresh cluster run one after the other"),
