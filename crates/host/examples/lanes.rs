@@ -19,7 +19,7 @@ fn main() {
     let start = Instant::now();
     let offered = ring_is_offered();
     println!("probing io_uring ({offered:5})      {:8.1} us", micros(start.elapsed()));
-    let dir = tempfile::tempdir_in(".").expect("a directory");
+    let dir = tempfile::tempdir_in("/var/tmp").expect("a directory");
     let path = dir.path().join("image");
     std::fs::write(&path, vec![1; FILE_BYTES as usize]).expect("written");
     std::fs::File::open(&path).and_then(|f| f.sync_all()).expect("synced");
