@@ -10,6 +10,7 @@ mod disasm;
 mod op;
 
 pub use decode::decode;
+pub use disasm::{F_NAMES, X_NAMES};
 pub use op::{Format, Op};
 
 /// One decoded instruction.

@@ -20,6 +20,7 @@ pub mod event;
 pub mod exec;
 pub mod fdt;
 pub mod float;
+pub mod gdb;
 pub mod hart;
 pub mod isa;
 pub mod machine;

@@ -181,7 +181,7 @@ impl Machine {
             self.act_on_attention();
             self.update_lines();
             if !self.choose_hart() {
-                match self.idle(limit) {
+                match self.idle() {
                     Some(exit) => return exit,
                     None => continue,
                 }
@@ -257,7 +257,7 @@ impl Machine {
     }
 
     /// Every hart waits: skips to the next deadline, or says that the time has to be lived.
-    fn idle(&mut self, _limit: u64) -> Option<Exit> {
+    fn idle(&mut self) -> Option<Exit> {
         let deadline = self.next_deadline();
         let clock = &mut self.bus.clock;
         if deadline == u64::MAX {

@@ -4,11 +4,13 @@ use super::{Format, Insn, Op};
 use crate::csr;
 use std::fmt;
 
-const X: [&str; 32] = [
+/// Names of the integer registers in the calling convention.
+pub const X_NAMES: [&str; 32] = [
     "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4", "a5", "a6",
     "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4", "t5", "t6",
 ];
-const F: [&str; 32] = [
+/// Names of the floating-point registers in the calling convention.
+pub const F_NAMES: [&str; 32] = [
     "ft0", "ft1", "ft2", "ft3", "ft4", "ft5", "ft6", "ft7", "fs0", "fs1", "fa0", "fa1", "fa2", "fa3", "fa4",
     "fa5", "fa6", "fa7", "fs2", "fs3", "fs4", "fs5", "fs6", "fs7", "fs8", "fs9", "fs10", "fs11", "ft8",
     "ft9", "ft10", "ft11",
@@ -17,8 +19,8 @@ const F: [&str; 32] = [
 impl fmt::Display for Insn {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.op.mnemonic();
-        let x = |number: u8| X[number as usize & 31];
-        let f = |number: u8| F[number as usize & 31];
+        let x = |number: u8| X_NAMES[number as usize & 31];
+        let f = |number: u8| F_NAMES[number as usize & 31];
         let (rd, rs1, rs2, imm) = (self.rd, self.rs1, self.rs2, self.imm);
         let rm = RoundingSuffix(self.rm);
         match self.op.format() {
