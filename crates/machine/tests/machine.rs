@@ -1,0 +1,144 @@
+//! The machine's promises to its owner: exact counts, events at their instant, hosts that are late, idle time.
+
+use cowbell_machine::port::{ConsoleId, Disk, DiskReply, DiskRequest, MemDisk, NoConsole};
+use cowbell_machine::ram::RAM_BASE;
+use cowbell_machine::{Boot, BootModule, Engine, Exit, Finish, Idle, Machine, MachineConfig, Ports};
+
+const ENGINES: [Engine; 3] = [Engine::Blocks, Engine::ShortBlocks(2), Engine::Plain];
+
+fn machine(config: &MachineConfig, program: &[u32], disks: Vec<Box<dyn Disk>>) -> Machine {
+    let mut machine = Machine::new(config, Ports { console: Box::new(NoConsole), disks });
+    for (at, word) in (0..).zip(program) {
+        machine.bus_mut().ram.write(RAM_BASE + 4 * at, &word.to_le_bytes());
+    }
+    machine.harts_mut()[0].pc = RAM_BASE;
+    machine
+}
+
+fn small(engine: Engine) -> MachineConfig {
+    MachineConfig { ram_bytes: 1 << 20, engine, ..MachineConfig::default() }
+}
+
+/// `1: addi t1, t1, 1; addi t2, t2, 3; j 1b`.
+const LOOP: [u32; 3] = [0x0013_0313, 0x0033_8393, 0xff9f_f06f];
+
+#[test]
+fn a_run_stops_at_exactly_its_count() {
+    for engine in ENGINES {
+        let mut machine = machine(&small(engine), &LOOP, Vec::new());
+        for limit in [1, 2, 3, 4, 100, 101, 1000, 12_345] {
+            assert_eq!(machine.run(limit), Exit::Limit);
+            assert_eq!(machine.count(), limit);
+            let hart = &machine.harts()[0];
+            assert_eq!(hart.reg(6), limit.div_ceil(3), "{engine:?}");
+            assert_eq!(hart.pc, RAM_BASE + 4 * (limit % 3));
+        }
+        assert_eq!(machine.run(5), Exit::Limit, "a limit in the past");
+        assert_eq!(machine.count(), 12_345);
+    }
+}
+
+/// Waits for input on the UART, then notes the cycle and loops: `lui t0, 0x10000; 1: lbu t1, 5(t0);
+/// andi t1, t1, 1; beqz t1, 1b; rdcycle t2; lbu t3, 0(t0); 2: j 2b`.
+const POLL: [u32; 7] =
+    [0x1000_02b7, 0x0052_c303, 0x0013_7313, 0xfe03_0ce3, 0xc000_23f3, 0x0002_ce03, 0x0000_006f];
+
+#[test]
+fn input_arrives_at_its_count() {
+    for engine in ENGINES {
+        for pieces in [1, 7, 10_000] {
+            let mut machine = machine(&small(engine), &POLL, Vec::new());
+            machine.input_at(5000, ConsoleId::Uart, b"x");
+            while machine.count() < 6000 {
+                assert_eq!(machine.run((machine.count() + pieces).min(6000)), Exit::Limit);
+            }
+            let hart = &machine.harts()[0];
+            // The loop of three polls at count 5002 for the first time after 5000, and reads the cycle at 5005.
+            assert_eq!((hart.reg(7), hart.reg(28)), (5005, u64::from(b'x')), "{engine:?}");
+        }
+    }
+}
+
+/// Answers a request only when it was asked several times.
+struct Late {
+    disk: MemDisk,
+    refusals: u32,
+    left: u32,
+}
+
+impl Disk for Late {
+    fn len(&self) -> u64 {
+        self.disk.len()
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn submit(&mut self, token: u64, request: DiskRequest) {
+        self.left = self.refusals;
+        self.disk.submit(token, request);
+    }
+
+    fn poll(&mut self, token: u64) -> Option<DiskReply> {
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                None
+            }
+            None => self.disk.poll(token),
+        }
+    }
+}
+
+#[test]
+fn a_late_host_changes_nothing() {
+    let run = |refusals| {
+        let config = MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() };
+        let disk = Late { disk: MemDisk::new(vec![0; 65_536]), refusals, left: 0 };
+        let mut machine = machine(&config, &[], vec![Box::new(disk)]);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../guests/built/disk.elf");
+        let data = std::fs::read(path).expect("a built guest");
+        let module = BootModule { kind: None, data, bootargs: String::new() };
+        machine.boot(&config, &Boot { bios: None, modules: vec![module] }).expect("boots");
+        let mut late = 0;
+        let exit = loop {
+            match machine.run(u64::MAX) {
+                Exit::DiskLate => late += 1,
+                exit => break exit,
+            }
+        };
+        assert_eq!(exit, Exit::Finished(Finish::PowerOff(0)));
+        assert_eq!(late > 0, refusals > 0);
+        (machine.digest(), machine.count())
+    };
+    assert_eq!(run(0), run(3));
+}
+
+/// Sleeps until the timer, for ever: `csrwi mie, 0; li t0, 0x80; csrs mie, t0; 1: wfi; addi t1, t1, 1; j 1b`.
+const SLEEP: [u32; 6] = [0x3040_5073, 0x0800_0293, 0x3042_a073, 0x1050_0073, 0x0013_0313, 0xff9f_f06f];
+
+#[test]
+fn idle_time_lived_is_idle_time_warped() {
+    let run = |idle| {
+        let config = MachineConfig { idle, ..small(Engine::Blocks) };
+        let mut machine = machine(&config, &SLEEP, Vec::new());
+        machine.bus_mut().aclint.mtimecmp[0] = 1000;
+        loop {
+            match machine.run(10) {
+                Exit::Idle { for_ns: Some(ns) } => machine.pass_idle(ns.div_ceil(3)),
+                exit => break assert_eq!(exit, Exit::Limit),
+            }
+        }
+        assert!(machine.bus().clock.ticks() >= 1000);
+        machine.digest()
+    };
+    assert_eq!(run(Idle::Warp), run(Idle::Real));
+}
+
+#[test]
+fn a_sleep_without_end_is_told() {
+    let mut machine = machine(&small(Engine::Blocks), &SLEEP, Vec::new());
+    assert_eq!(machine.run(100), Exit::Idle { for_ns: None });
+    assert_eq!(machine.count(), 4);
+}
