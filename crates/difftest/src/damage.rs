@@ -1,0 +1,176 @@
+//! Damaged images: `check` of both sides must agree on the exit class and on the counters.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::config::{Config, IMAGE};
+use crate::lab::{Lab, Ran, Side};
+use crate::layout::{Field, Layout, put};
+use crate::ops;
+use crate::rng::Rng;
+
+/// Differences that were looked at and are meant to stay. One per line: `FIELD VALUE WHAT  # reason`, where
+/// `*` stands for anything.
+const REVIEWED: &str = include_str!("../reviewed.txt");
+
+/// Damages per seed: making the image costs more than checking it.
+const DAMAGES: u64 = 8;
+
+/// Builds the image of a seed, and checks it with one field after another damaged.
+pub fn run(lab: &mut Lab<'_>, seed: u64) -> Result<(), String> {
+    let mut rng = Rng::new(seed);
+    let mut config = Config::random(&mut rng);
+    // Copies of a large image cost more than they show.
+    while config.size > 4 << 20 {
+        config = Config::random(&mut rng);
+    }
+    lab.note(&format!("# d4, seed {seed}: {config:?}"));
+    let mut model = config.make(lab, Side::Theirs, &mut rng)?;
+    for number in 0..=config.snapshots {
+        let commands = ops::batch(&config, Side::Theirs, &mut model, &mut rng);
+        lab.io(Side::Theirs, &["-f", "qcow2", IMAGE], &commands)?.ok("their io")?;
+        if number < config.snapshots {
+            lab.img(Side::Theirs, &["snapshot", "-c", &format!("s{number}"), IMAGE])?.ok("their snapshot")?;
+        }
+    }
+    let image = lab.read(IMAGE)?;
+    let layout = Layout::of(&image);
+    let mut failures = String::new();
+    for number in 0..DAMAGES {
+        let Some((field, value, how)) = damage(&layout, &mut rng) else { continue };
+        let mut damaged = image.clone();
+        put(&mut damaged, &field, value);
+        let name = format!("damaged-{number}.qcow2");
+        lab.write(&name, &damaged)?;
+        let before = layout.value(&field);
+        lab.note(&format!(
+            "# {name}: {} at {:#x}: {before:#x} -> {value:#x} ({how})",
+            field.name, field.offset
+        ));
+        for difference in differences(lab, &name, &damaged, layout.cluster)? {
+            if !is_reviewed(field.name, how, &difference) {
+                let _ = write!(
+                    failures,
+                    "\n    {name}: {} {how} at {:#x}: {before:#x} -> {value:#x}: {difference}",
+                    field.name, field.offset
+                );
+            }
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures) }
+}
+
+/// A field, its new value, and what kind of value that is.
+fn damage(layout: &Layout<'_>, rng: &mut Rng) -> Option<(Field, u64, &'static str)> {
+    let fields = match rng.below(20) {
+        0..4 => layout.header(),
+        4..7 => layout.l1_entries(),
+        7..12 => layout.l2_entries(),
+        12..14 => layout.reftable_entries(),
+        14..17 => layout.refcounts(),
+        _ => layout.snapshot_fields(),
+    };
+    let field = fields.get(rng.below(fields.len() as u64) as usize)?.clone();
+    let old = layout.value(&field);
+    let landmarks = layout.landmarks();
+    let (value, how) = match (field.width, rng.below(8)) {
+        (8, 0) => (old.wrapping_add(512), "misaligned"),
+        (8, 1) => (old & 0xff00_0000_0000_01ff | 1 << 40, "outside"),
+        (8, 2 | 3) => (old & 0xff00_0000_0000_01ff | rng.pick(&landmarks), "elsewhere"),
+        (8, 4) => (old ^ 1 << 63, "copied"),
+        (8, 5) => (old ^ 1 << (56 + rng.below(6)), "reserved"),
+        (_, 6) => (0, "zero"),
+        (_, 7) => (u64::MAX, "ones"),
+        (1, _) => (rng.below(256), "random"),
+        (width, _) => (old ^ 1 << rng.below(8 * width as u64), "flip"),
+    };
+    Some((field, value, how))
+}
+
+/// What the two sides tell differently about an image.
+fn differences(lab: &mut Lab<'_>, name: &str, image: &[u8], cluster: u64) -> Result<Vec<String>, String> {
+    let args = ["check", "-f", "qcow2", "--output=json", name];
+    let theirs = lab.img(Side::Theirs, &args)?;
+    if theirs.status == 124 {
+        // The reference takes too long over some damage; there is nothing to compare with.
+        return Ok(Vec::new());
+    }
+    let ours = lab.img(Side::Ours, &args)?;
+    let mut found = Vec::new();
+    let beyond = leaks_beyond(&ours, (image.len() as u64).div_ceil(cluster));
+    // The reference does not look at refcounts of clusters beyond the file's end, and we do.
+    let ours_status = match (ours.status, beyond) {
+        (3, 1..) if counter(&parse(&ours), "leaks") == beyond => 0,
+        (status, _) => status,
+    };
+    if ours.status > 63 {
+        found.push(format!("crash: {}", ours.describe()));
+    } else if theirs.status != ours_status {
+        let first = |ran: &Ran| ran.err.lines().next().unwrap_or_default().to_owned();
+        found.push(format!(
+            "exit: theirs {} ({}), ours {} ({})",
+            theirs.status,
+            first(&theirs),
+            ours.status,
+            first(&ours)
+        ));
+    } else if matches!(theirs.status, 0 | 2 | 3) {
+        found.extend(counters(&parse(&theirs), &parse(&ours), beyond));
+    }
+    if lab.read(name)? != image {
+        found.push("write: check without repair changed the file".into());
+    }
+    Ok(found)
+}
+
+/// How many leaked clusters beyond the end of a file of so many clusters are named.
+fn leaks_beyond(ran: &Ran, clusters: u64) -> u64 {
+    let named = ran.err.lines().filter_map(|line| line.strip_prefix("Leaked cluster "));
+    let numbers = named.filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    numbers.filter(|number| *number >= clusters).count() as u64
+}
+
+fn parse(ran: &Ran) -> Value {
+    serde_json::from_str(&ran.out).unwrap_or_default()
+}
+
+/// A counter; those that are zero are left out of the JSON.
+fn counter(report: &Value, key: &str) -> u64 {
+    report[key].as_u64().unwrap_or(0)
+}
+
+/// The counters of `check`'s JSON that differ.
+fn counters(theirs: &Value, ours: &Value, leaks_beyond: u64) -> Vec<String> {
+    const KEYS: [&str; 8] = [
+        "corruptions",
+        "leaks",
+        "check-errors",
+        "image-end-offset",
+        "total-clusters",
+        "allocated-clusters",
+        "fragmented-clusters",
+        "compressed-clusters",
+    ];
+    KEYS.iter()
+        .filter(|key| !(leaks_beyond > 0 && **key == "image-end-offset"))
+        .filter_map(|key| {
+            let beyond = if *key == "leaks" { leaks_beyond } else { 0 };
+            let (theirs, ours) = (counter(theirs, key), counter(ours, key).saturating_sub(beyond));
+            (theirs != ours).then(|| format!("{key}: theirs {theirs}, ours {ours}"))
+        })
+        .collect()
+}
+
+/// Whether the list has the difference.
+fn is_reviewed(field: &str, how: &str, difference: &str) -> bool {
+    let what = difference.split(':').next().unwrap_or_default();
+    REVIEWED.lines().filter_map(|line| line.split('#').next()).any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let matches = |pattern: &str, word: &str| pattern == "*" || pattern == word;
+        match words[..] {
+            [f, h, w] => matches(f, field) && matches(h, how) && w == what,
+            _ => false,
+        }
+    })
+}

@@ -1,0 +1,165 @@
+//! Command lines on both tools: exit status, standard output and standard error must be the same.
+
+use std::fs;
+
+use crate::lab::{Lab, Ran, Side, Tools, quote};
+use crate::options::{Keep, Options};
+use crate::parity_table::{CASES, Case, Expect, FIXTURES};
+
+/// Runs the table; returns how many cases ran and how many failed.
+pub fn run(tools: &Tools, options: &Options) -> (usize, usize) {
+    let mut lab = match Lab::new(tools, &options.out.join("parity")) {
+        Ok(lab) => lab,
+        Err(error) => {
+            println!("FAILED parity: {error}");
+            return (1, 1);
+        }
+    };
+    if let Err(error) = make_fixtures(&mut lab) {
+        println!("FAILED parity: {error}");
+        return (1, 1);
+    }
+    let (mut ran, mut failed) = (0, 0);
+    for case in CASES.iter().filter(|case| case.line().contains(&options.filter)) {
+        ran += 1;
+        match run_case(&lab, tools, case) {
+            Ok(None) => {}
+            Ok(Some(difference)) => {
+                failed += 1;
+                println!("FAILED parity: {}\n{difference}", case.line());
+            }
+            Err(error) => {
+                failed += 1;
+                println!("FAILED parity: {}: {error}", case.line());
+            }
+        }
+    }
+    if options.keep == Keep::Failures && failed == 0 {
+        lab.remove();
+    }
+    (ran, failed)
+}
+
+/// The images that the cases look at, made by the reference.
+fn make_fixtures(lab: &mut Lab<'_>) -> Result<(), String> {
+    for (tool, args, input) in FIXTURES {
+        let args: Vec<&str> = args.split_whitespace().collect();
+        let ran = match *tool {
+            "img" => lab.img(Side::Theirs, &args)?,
+            "io" => lab.io(Side::Theirs, &args, input)?,
+            _ => {
+                lab.write(tool, input.as_bytes())?;
+                continue;
+            }
+        };
+        ran.ok(&quote(&args))?;
+    }
+    Ok(())
+}
+
+/// Runs a case on both sides, each in its own copy of the fixtures.
+fn run_case(fixtures: &Lab<'_>, tools: &Tools, case: &Case) -> Result<Option<String>, String> {
+    let mut results = Vec::new();
+    for side in [Side::Theirs, Side::Ours] {
+        // Both in a directory of the same name: paths are part of the output.
+        let mut lab = Lab::new(tools, &fixtures.dir.join("run"))?;
+        copy_files(fixtures, &lab)?;
+        let args: Vec<&str> = case.args.to_vec();
+        let ran = match case.tool {
+            "img" => lab.img(side, &args)?,
+            _ => lab.io(side, &args, case.input)?,
+        };
+        let mut ran = normalise(ran);
+        if let Some(file) = case.makes {
+            // What the command made is compared by what the reference finds in it.
+            let info = lab.img(Side::Theirs, &["info", file])?;
+            let check = lab.img(Side::Theirs, &["check", file])?;
+            let disk_size_out = |text: String| {
+                text.lines()
+                    .filter(|line| !line.contains("disk size:"))
+                    .map(|l| format!("{l}\n"))
+                    .collect::<String>()
+            };
+            ran.out += &disk_size_out(info.out + &info.err);
+            ran.out += &check.status.to_string();
+        }
+        results.push(ran);
+    }
+    Ok(difference(&results[0], &results[1], case.expect))
+}
+
+fn copy_files(from: &Lab<'_>, to: &Lab<'_>) -> Result<(), String> {
+    for entry in fs::read_dir(&from.dir).map_err(|e| e.to_string())?.flatten() {
+        let path = entry.path();
+        if path.is_file() && path.extension().is_none_or(|ending| ending != "io") {
+            // `cp` keeps the holes, which are part of what is reported.
+            let status = std::process::Command::new("cp")
+                .arg("--sparse=always")
+                .arg(&path)
+                .arg(&to.dir)
+                .status()
+                .map_err(|e| e.to_string())?;
+            if !status.success() {
+                return Err(format!("cp {}: {status}", path.display()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Replaces what differs from run to run: times, and what follows from them.
+fn normalise(mut ran: Ran) -> Ran {
+    ran.out = ran.out.lines().map(|line| format!("{}\n", without_times(line))).collect();
+    ran.err = ran.err.lines().map(|line| format!("{line}\n")).collect();
+    ran
+}
+
+/// `64 KiB, 1 ops; 00.02 sec (7.501 MiB/sec and 60.0090 ops/sec)` without the part after the semicolon; the
+/// machine-readable form `65536,1,0:00:00.02,1.2,3.4` without what follows the second comma.
+fn without_times(line: &str) -> String {
+    if let Some((before, after)) = line.split_once("ops; ")
+        && after.contains("ops/sec)")
+    {
+        return format!("{before}ops; TIME");
+    }
+    let fields: Vec<&str> = line.split(',').collect();
+    if fields.len() == 5 && fields[2].contains(':') {
+        return format!("{},{},TIME", fields[0], fields[1]);
+    }
+    line.to_owned()
+}
+
+fn difference(theirs: &Ran, ours: &Ran, expect: Expect) -> Option<String> {
+    let same = match expect {
+        Expect::Same => theirs == ours,
+        Expect::SameStatus => theirs.status == ours.status,
+        Expect::SameOutput => theirs.status == ours.status && theirs.out == ours.out,
+    };
+    if same {
+        return None;
+    }
+    let mut text = format!("    status: theirs {}, ours {}\n", theirs.status, ours.status);
+    for (name, theirs, ours) in [("out", &theirs.out, &ours.out), ("err", &theirs.err, &ours.err)] {
+        if theirs != ours {
+            text += &format!("    {name}, theirs:\n{}    {name}, ours:\n{}", indent(theirs), indent(ours));
+        }
+    }
+    Some(text)
+}
+
+fn indent(text: &str) -> String {
+    text.lines().take(25).map(|line| format!("      |{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_taken_out() {
+        let line = "64 KiB, 1 ops; 00.02 sec (7.501 MiB/sec and 60.0090 ops/sec)";
+        assert_eq!(without_times(line), "64 KiB, 1 ops; TIME");
+        assert_eq!(without_times("65536,1,0:00:00.02,1.2,3.4"), "65536,1,TIME");
+        assert_eq!(without_times("virtual size: 64 MiB"), "virtual size: 64 MiB");
+    }
+}
