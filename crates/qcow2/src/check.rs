@@ -97,6 +97,8 @@ struct Pass {
     counts: Counts,
     stored: Stored,
     report: CheckReport,
+    wrong_flags: Vec<String>,
+    wrong_flags_omitted: u64,
     /// Clusters with too low a refcount, and what it should be.
     too_low: Vec<(u64, u64)>,
     /// Runs of clusters with too high a refcount, and what it should be.
@@ -109,11 +111,18 @@ impl Pass {
             counts: Counts::new(),
             stored: Stored::open(engine).await?,
             report: CheckReport::default(),
+            wrong_flags: Vec::new(),
+            wrong_flags_omitted: 0,
             too_low: Vec::new(),
             too_high: Vec::new(),
         };
         pass.scan(engine).await?;
         pass.compare(engine).await?;
+        // The reference tells wrong flags after wrong refcounts.
+        let (flags, more) = (std::mem::take(&mut pass.wrong_flags), pass.wrong_flags_omitted);
+        flags.into_iter().for_each(|line| pass.corruption(line));
+        pass.report.corruptions += more;
+        pass.report.findings_omitted += more;
         Ok(pass)
     }
 
@@ -122,6 +131,14 @@ impl Pass {
             self.report.findings.push(line);
         } else {
             self.report.findings_omitted += 1;
+        }
+    }
+
+    fn wrong_flag(&mut self, line: String) {
+        if self.wrong_flags.len() < FINDINGS_MAX {
+            self.wrong_flags.push(line);
+        } else {
+            self.wrong_flags_omitted += 1;
         }
     }
 

@@ -106,7 +106,6 @@ impl Pass {
 
     /// Reads each distinct L2 table once, in file order.
     async fn scan_tables(&mut self, engine: &Arc<Engine>, mut tables: Vec<Table>) -> Result<()> {
-        // Fragmentation is told along the disk, so the last data cluster of each table is remembered by L1 index.
         tables.sort_by_key(|t| (t.offset, !t.active, t.l1_index));
         tables.dedup_by(|next, kept| {
             let same = next.offset == kept.offset;
@@ -116,7 +115,6 @@ impl Pass {
             same
         });
         let size = engine.geometry.cluster_size();
-        let mut ends: Vec<(u64, Fragments)> = Vec::new();
         let mut at = 0;
         while at < tables.len() {
             let start = tables[at].offset.0;
@@ -130,28 +128,15 @@ impl Pass {
             let piece = engine.file.read(start, (end - at) * size as usize).await?;
             for (i, table) in tables[at..end].iter().enumerate() {
                 let bytes = &piece[i * size as usize..(i + 1) * size as usize];
-                let fragments = self.scan_table(engine, table, bytes).await?;
-                if table.active {
-                    ends.push((table.l1_index, fragments));
-                }
+                self.scan_table(engine, table, bytes).await?;
             }
             piece.recycle();
             at = end;
         }
-        ends.sort_by_key(|(index, _)| *index);
-        let mut last: Option<u64> = None;
-        for (_, fragments) in ends {
-            if let (Some(last), Some(first)) = (last, fragments.first)
-                && last + size != first
-            {
-                self.report.fragmented_clusters += 1;
-            }
-            last = fragments.last.or(last);
-        }
         Ok(())
     }
 
-    async fn scan_table(&mut self, engine: &Arc<Engine>, table: &Table, bytes: &[u8]) -> Result<Fragments> {
+    async fn scan_table(&mut self, engine: &Arc<Engine>, table: &Table, bytes: &[u8]) -> Result<()> {
         let geometry = engine.geometry;
         let version = engine.state.lock().header.version;
         let cluster = geometry.host_cluster(table.offset).0;
@@ -160,7 +145,8 @@ impl Pass {
             self.check_copied_table(engine, table, cluster).await?;
         }
         let file_len = engine.file.len();
-        let mut fragments = Fragments::default();
+        // Where the next data cluster of this table would lie in a row. The reference starts anew with each table.
+        let mut expected = None;
         for (i, raw) in bytes.chunks_exact(8).enumerate() {
             let raw = u64::from_be_bytes(*raw.first_chunk().expect("eight bytes"));
             if raw == 0 {
@@ -181,9 +167,9 @@ impl Pass {
                 L2Entry::ZeroPlain => {}
                 L2Entry::Normal(host, _) | L2Entry::ZeroAllocated(host, _) => {
                     if table.active {
-                        self.report.allocated_clusters += u64::from(matches!(entry, L2Entry::Normal(..)));
-                        self.report.fragmented_clusters +=
-                            u64::from(fragments.follow(host.0, geometry.cluster_size()));
+                        self.report.allocated_clusters += 1;
+                        self.report.fragmented_clusters += u64::from(expected.is_some_and(|e| e != host.0));
+                        expected = Some(host.0 + geometry.cluster_size());
                     }
                     if !geometry.is_aligned(host) {
                         self.corruption(format!(
@@ -222,7 +208,7 @@ impl Pass {
                 }
             }
         }
-        Ok(fragments)
+        Ok(())
     }
 
     fn count_data(&mut self, engine: &Engine, host: HostOffset, file_len: u64, times: u32) {
@@ -241,7 +227,7 @@ impl Pass {
         let refcount = self.stored_refcount(engine, cluster).await?;
         let flagged = matches!(L1Entry::decode(table.raw), L1Entry::Table(_, Ownership::Private));
         if flagged != (refcount == 1) {
-            self.corruption(format!(
+            self.wrong_flag(format!(
                 "ERROR OFLAG_COPIED L2 cluster: l1_index={} l1_entry={:x} refcount={refcount}",
                 table.l1_index, table.raw
             ));
@@ -259,7 +245,7 @@ impl Pass {
     async fn check_copied_data(&mut self, engine: &Arc<Engine>, raw: u64, cluster: u64) -> Result<()> {
         let refcount = self.stored_refcount(engine, cluster).await?;
         if L2Entry::copied_flag(raw) != (refcount == 1) {
-            self.corruption(format!("ERROR OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={refcount}"));
+            self.wrong_flag(format!("ERROR OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={refcount}"));
         }
         Ok(())
     }
@@ -360,22 +346,5 @@ impl Pass {
             self.too_low.push((cluster, count));
             self.corruption(format!("ERROR cluster {cluster} refcount={refcount} reference={count}"));
         }
-    }
-}
-
-/// Whether data clusters follow each other, within one L2 table.
-#[derive(Default)]
-struct Fragments {
-    first: Option<u64>,
-    last: Option<u64>,
-}
-
-impl Fragments {
-    /// Notes the next data cluster; says whether it breaks the row.
-    fn follow(&mut self, host: u64, size: u64) -> bool {
-        let breaks = self.last.is_some_and(|last| last + size != host);
-        self.first = self.first.or(Some(host));
-        self.last = Some(host);
-        breaks
     }
 }
