@@ -22,8 +22,6 @@ const FINDINGS_MAX: usize = 100_000;
 
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
-    #[error("repairing corruptions other than refcounts is not supported in this version of cowbell")]
-    NotRefcounts,
     #[error("the image is read-only and cannot be repaired")]
     ReadOnly,
 }
@@ -31,7 +29,7 @@ enum CheckError {
 /// Checks an image, and repairs refcounts as `fix` allows.
 ///
 /// # Errors
-/// The file's; or a repair that is not there yet.
+/// The file's; or a repair of an image that is read-only.
 pub(crate) async fn run(engine: &Arc<Engine>, fix: Fix) -> Result<CheckReport> {
     if fix != Fix::None && !engine.writable.load(std::sync::atomic::Ordering::SeqCst) {
         return Err(Error::new(ErrorKind::ReadOnly, CheckError::ReadOnly));
@@ -45,10 +43,6 @@ pub(crate) async fn run(engine: &Arc<Engine>, fix: Fix) -> Result<CheckReport> {
     if fix == Fix::None {
         return Ok(pass.report);
     }
-    let broken_refcounts = pass.too_low.len() as u64;
-    if pass.report.corruptions > broken_refcounts && fix == Fix::All {
-        return Err(Error::new(ErrorKind::Unsupported, CheckError::NotRefcounts));
-    }
     let found = std::mem::take(&mut pass.report.findings);
     if fix == Fix::All {
         raise(engine, &pass).await?;
@@ -56,6 +50,9 @@ pub(crate) async fn run(engine: &Arc<Engine>, fix: Fix) -> Result<CheckReport> {
     lower(engine, &pass).await?;
     engine.settle_refcounts().await?;
     let mut after = Pass::run(engine).await?.report;
+    if fix == Fix::All && after.corruptions > 0 {
+        engine.tell("qcow2: this version of cowbell repairs refcounts only; the corruptions above remain");
+    }
     after.leaks_fixed = pass.report.leaks.saturating_sub(after.leaks);
     after.corruptions_fixed = pass.report.corruptions.saturating_sub(after.corruptions);
     after.findings.splice(0..0, found.into_iter().map(|line| line.replacen("Leaked", "Repairing", 1)));
