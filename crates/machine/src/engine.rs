@@ -12,6 +12,7 @@
 
 mod build;
 mod float_ops;
+mod fuse;
 mod int_ops;
 mod mem_ops;
 mod uop;
@@ -62,6 +63,16 @@ struct Jump {
     /// Generation and mode of the fetch TLB.
     key: u32,
     block: u32,
+}
+
+/// Why a chain of blocks ended.
+enum Chain {
+    /// The plain executor has to take the instruction at the pc.
+    Plain,
+    /// Nothing is known about the pc.
+    Lookup,
+    /// A block was left by a slot that is not linked yet.
+    Follow { block: u32, slot: usize },
 }
 
 const NO_JUMP: Jump = Jump { pc: u64::MAX, key: 0, block: NONE };
@@ -182,49 +193,54 @@ impl Blocks {
 
     /// Runs blocks from `id` on. True when the instruction at the pc is one for the plain executor.
     fn run_chain(&mut self, hart: &mut Hart, bus: &mut Bus, mut id: u32, left: &mut u64) -> bool {
-        let mut remaining = *left;
-        let step_next = loop {
-            let block = &self.blocks[id as usize];
-            if u64::from(block.len) > remaining {
-                // Overwritten, or longer than the budget.
-                break block.len != DEAD;
+        loop {
+            match self.run_linked(hart, &mut bus.ram, id, left) {
+                Chain::Plain => return true,
+                Chain::Lookup => return false,
+                Chain::Follow { block, slot } => match self.follow(hart, bus, block, slot) {
+                    NONE => return false,
+                    next => id = next,
+                },
             }
-            let Some((first, rest)) = block.ops.split_first() else { break true };
-            let flow = (first.run)(hart, &mut bus.ram, first, rest);
-            let slot = match flow {
-                Flow::Taken => 0,
-                Flow::Fall => 1,
-                Flow::Indirect => {
-                    remaining -= u64::from(block.len);
-                    let jump = &self.jumps[jump_slot(hart.pc)];
-                    if jump.pc != hart.pc || jump.key != jump_key(hart) {
-                        break false;
-                    }
-                    id = jump.block;
+        }
+    }
+
+    /// The hot loop: runs blocks as long as it is known which comes next and there is budget for it.
+    #[inline(never)]
+    fn run_linked(&self, hart: &mut Hart, ram: &mut Ram, mut id: u32, left: &mut u64) -> Chain {
+        let mut remaining = *left;
+        let end = loop {
+            let block = &self.blocks[id as usize];
+            let Some(after) = remaining.checked_sub(block.len.into()) else {
+                // Overwritten, or longer than the budget.
+                break if block.len == DEAD { Chain::Lookup } else { Chain::Plain };
+            };
+            let Some((first, rest)) = block.ops.split_first() else { break Chain::Plain };
+            let flow = (first.run)(hart, ram, first, rest);
+            if flow as u8 <= Flow::Fall as u8 {
+                remaining = after;
+                let next = block.links[flow as usize & 1];
+                if next < UNLINKABLE {
+                    id = next;
                     continue;
                 }
-                Flow::Before => {
-                    remaining -= u64::from(hart.executed);
-                    break true;
+                if next == NONE {
+                    break Chain::Follow { block: id, slot: flow as usize & 1 };
                 }
-                Flow::After => {
-                    remaining -= u64::from(hart.executed);
-                    break false;
-                }
-            };
-            remaining -= u64::from(block.len);
-            let next = block.links[slot];
-            if next < UNLINKABLE {
-                id = next;
-                continue;
+            } else if flow == Flow::Indirect {
+                remaining = after;
+            } else {
+                remaining -= u64::from(hart.executed);
+                break if flow == Flow::Before { Chain::Plain } else { Chain::Lookup };
             }
-            match self.follow(hart, bus, id, slot) {
-                NONE => break false,
-                next => id = next,
+            let jump = &self.jumps[jump_slot(hart.pc)];
+            if jump.pc != hart.pc || jump.key != jump_key(hart) {
+                break Chain::Lookup;
             }
+            id = jump.block;
         };
         *left = remaining;
-        step_next
+        end
     }
 
     /// Finds the block at the pc after leaving block `id` by `slot`, and links them if they share a page.

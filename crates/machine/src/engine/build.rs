@@ -1,7 +1,7 @@
 //! Decoding a block.
 
 use super::uop::{Flow, Handler, Uop, fall_through};
-use super::{float_ops, int_ops, mem_ops};
+use super::{float_ops, fuse, int_ops, mem_ops};
 use crate::hart::{Hart, SINK};
 use crate::isa::{Format, Insn, Op, decode};
 use crate::ram::{PAGE, Page, Ram};
@@ -24,9 +24,12 @@ pub(crate) struct Built {
 /// instructions. `None` when that is nothing at all.
 pub(crate) fn block(bytes: &Page, offset: u64, limit: u64, len_max: u32) -> Option<Built> {
     let mut ops = Vec::with_capacity(16);
+    let nothing = Insn::new(Op::Illegal, 0, 0);
     let mut at = offset;
     let mut index = 0;
     let mut ended = false;
+    // Where the last instruction jumps, relative to the block's start.
+    let mut jump = 0;
     let make = |run: Handler, insn: &Insn, index: u32, at: u64| Uop {
         run,
         imm: insn.imm64(),
@@ -43,13 +46,24 @@ pub(crate) fn block(bytes: &Page, offset: u64, limit: u64, len_max: u32) -> Opti
         match lower(&insn) {
             Lowered::Plain => break,
             Lowered::Nothing => {}
-            Lowered::Op(run) => ops.push(float_ops::with_rounding(make(run, &insn, index, at), &insn)),
+            Lowered::Op(run) => {
+                let op = float_ops::with_rounding(make(run, &insn, index, at), &insn);
+                match ops.pop_if(|(_, before): &mut (Uop, Insn)| fuse::can_follow(before, &insn)) {
+                    // A pair takes no third: what stands beside it fuses with nothing.
+                    Some((first, before)) => ops.push((fuse::constant(first, &before, &insn), nothing)),
+                    None => ops.push((op, insn)),
+                }
+            }
             Lowered::Last(run) => {
                 let mut op = make(run, &insn, index, at);
                 if insn.op != Op::Jalr {
                     op.imm = op.imm.wrapping_add(op.offset.into());
                 }
-                ops.push(op);
+                jump = op.imm;
+                match ops.pop_if(|(_, before)| fuse::counts_before(before, &insn)) {
+                    Some((_, before)) => ops.push((fuse::count_and_branch(op, &before, &insn), insn)),
+                    None => ops.push((op, insn)),
+                }
                 ended = true;
             }
         }
@@ -64,12 +78,15 @@ pub(crate) fn block(bytes: &Page, offset: u64, limit: u64, len_max: u32) -> Opti
     }
     if !ended {
         // Nothing jumps: an operation without an instruction moves the pc on.
-        let nothing = Insn::new(Op::Illegal, 0, 0);
-        ops.push(make(end_of_block, &nothing, index, at));
+        ops.push((make(end_of_block, &nothing, index, at), nothing));
     }
-    let jump = if ended { ops.last().map_or(0, |op: &Uop| op.imm) } else { 0 };
     let stays_in_page = [offset.wrapping_add(jump) < PAGE, at < PAGE];
-    Some(Built { len: index, bytes: at - offset, stays_in_page, ops: ops.into() })
+    Some(Built {
+        len: index,
+        bytes: at - offset,
+        stays_in_page,
+        ops: ops.into_iter().map(|(op, _)| op).collect(),
+    })
 }
 
 /// The instruction at a page offset, unless part of it lies in the next page.

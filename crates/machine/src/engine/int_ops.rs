@@ -44,12 +44,12 @@ pub(crate) fn integer(op: Op) -> Option<Handler> {
     }
 }
 
-fn lui(hart: &mut Hart, ram: &mut Ram, op: &Uop, rest: &[Uop]) -> Flow {
+pub(super) fn lui(hart: &mut Hart, ram: &mut Ram, op: &Uop, rest: &[Uop]) -> Flow {
     hart.x[op.rd as usize] = op.imm;
     next(hart, ram, rest)
 }
 
-fn auipc(hart: &mut Hart, ram: &mut Ram, op: &Uop, rest: &[Uop]) -> Flow {
+pub(super) fn auipc(hart: &mut Hart, ram: &mut Ram, op: &Uop, rest: &[Uop]) -> Flow {
     hart.x[op.rd as usize] = hart.pc.wrapping_add(op.offset.into()).wrapping_add(op.imm);
     next(hart, ram, rest)
 }
