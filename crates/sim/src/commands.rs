@@ -10,6 +10,7 @@ use crate::explore::{self, sequences};
 use crate::lab::{Effort, Found, Lab};
 use crate::mutants::{self, Fate};
 use crate::pairs;
+use crate::reuse;
 use crate::scenario::Scenario;
 use crate::shrink::{report, shrink};
 use crate::workload::{self, explored_configs};
@@ -167,6 +168,15 @@ impl Session {
                 Err(failed) => self.failed(&failed.0, &failed.1, Effort::QUICK),
             }
             done += 1;
+        }
+        for story in reuse::stories() {
+            if self.is_over() {
+                break;
+            }
+            self.workloads += 1;
+            if let Err(failed) = reuse::hold_up_each(&mut self.lab, &story, Effort::QUICK) {
+                self.failed(&failed.0, &failed.1, Effort::QUICK);
+            }
         }
         println!("{done} of {} pairs, {complete} of them under all schedules", scenarios.len());
     }

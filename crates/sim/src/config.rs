@@ -155,6 +155,10 @@ impl Config {
             no_fast_zeroes: rng.one_in(8),
         };
         config.legalise();
+        let block_clusters = (8u64 << config.cluster_bits) >> config.refcount_order;
+        if block_clusters <= 256 && rng.one_in(4) {
+            config = config.near_boundary(block_clusters == 64 && rng.one_in(8));
+        }
         config
     }
 
@@ -169,6 +173,23 @@ impl Config {
         if self.version == 2 {
             (self.refcount_order, self.lazy) = (4, false);
         }
+    }
+
+    /// The same with just so much data that the next few allocations need a new refcount block, or with
+    /// `whole_table` a larger refcount table. For small clusters; elsewhere it takes too large an image.
+    #[must_use]
+    pub fn near_boundary(mut self, whole_table: bool) -> Self {
+        let per_block = (8 << self.cluster_bits) >> self.refcount_order;
+        let blocks = if whole_table { self.l2_entries() } else { 1 };
+        let capacity: u64 = per_block * blocks;
+        let l1 = |clusters: u64| (clusters.div_ceil(self.l2_entries()) * 8).div_ceil(1 << self.cluster_bits);
+        let used = |clusters: u64| {
+            clusters.div_ceil(2) + clusters.div_ceil(self.l2_entries()) + l1(clusters) + 2 + blocks
+        };
+        let fitting = (1..2 * capacity).take_while(|clusters| used(*clusters) + 3 <= capacity).last();
+        self.prestate = Prestate::Half;
+        self.sectors = fitting.unwrap_or(1) * self.cluster_sectors();
+        self
     }
 
     /// Sectors in a cluster.

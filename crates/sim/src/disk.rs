@@ -276,12 +276,9 @@ impl SimDisk {
         look(&self.0.state.lock().history)
     }
 
-    /// Takes the history away; the present content becomes the durable beginning of the next one.
-    pub fn take_history(&self) -> History {
-        let mut state = self.0.state.lock();
-        assert!(state.pending.is_empty(), "the history is taken while nothing is in flight");
-        let next = History { base: state.cached.clone(), base_len: state.len, ..History::default() };
-        std::mem::replace(&mut state.history, next)
+    /// Takes the history away, at the end of the world.
+    pub fn end_history(&self) -> History {
+        std::mem::take(&mut self.0.state.lock().history)
     }
 
     /// The content as reads see it, and its length in bytes.

@@ -38,6 +38,8 @@ pub enum Strategy {
     Uniform(Rng),
     /// Random priorities with a few points of change.
     Pct(Pct),
+    /// The first choice, but this I/O of the first disk waits until nothing else can happen.
+    Stall(u32),
     /// The choices of an earlier run, then the first choice.
     Replay(Vec<u16>),
 }
@@ -261,6 +263,10 @@ impl World {
         let index = match &mut self.strategy {
             Strategy::Fifo => 0,
             Strategy::Uniform(rng) => rng.below(count as u64) as usize,
+            Strategy::Stall(io) => {
+                let stalled = |choice: &Choice| matches!(choice, Choice::Io(0, step) if step.io() == *io);
+                self.options.iter().position(|c| !stalled(c)).unwrap_or(0)
+            }
             Strategy::Pct(pct) => pct.pick(position as u64, &self.options),
             Strategy::Replay(list) => list.get(position).map_or(0, |c| usize::from(*c)).min(count - 1),
         };

@@ -11,11 +11,11 @@ use crate::exec::{Granularity, Pct, Stop, Strategy, World};
 use crate::guest::{Guest, GuestSetup};
 use crate::image::Built;
 use crate::judge::{Allowed, Case, Failure, Judge, check_guest, inspect_once};
-use crate::pool::{Content, Pool, SharedPool};
+use crate::pool::{Content, HashIndex, Pool, SharedPool};
 use crate::repair;
-use crate::rng::{Concern, Rng};
+use crate::rng::{Concern, Rng, mix};
 use crate::scenario::{Cut, Scenario, Schedule};
-use crate::subject::Subject;
+use crate::subject::{Inspection, Subject};
 
 /// What is kept from run to run: contents, images, the judge's memory.
 pub struct Lab {
@@ -28,6 +28,7 @@ pub struct Lab {
     built: Vec<(Config, Rc<Built>)>,
     /// Figures.
     pub figures: Figures,
+    closed: Closed,
     /// The history of the last session, whatever its end.
     pub last: History,
 }
@@ -49,6 +50,24 @@ pub struct Figures {
     pub events: Vec<u64>,
     /// Steps of the worlds' clocks.
     pub steps: u64,
+}
+
+/// Inspections of images that were closed in one configuration: under many schedules the end is the same.
+#[derive(Default)]
+struct Closed {
+    config: Config,
+    known: HashIndex<Inspection>,
+}
+
+impl Closed {
+    /// The image's key; what is known of another configuration is forgotten.
+    fn key(&mut self, pool: &Pool, config: &Config, image: &Image) -> u64 {
+        if self.config != *config || self.known.len() > 1000 {
+            self.known.clear();
+            self.config = config.clone();
+        }
+        image.sectors.iter().fold(mix(image.len), |key, content| mix(key ^ pool.hash(*content)))
+    }
 }
 
 /// How a session begins.
@@ -135,6 +154,7 @@ impl Lab {
             judge: Judge::default(),
             built: Vec::new(),
             figures: Figures::default(),
+            closed: Closed::default(),
             last: History::default(),
         }
     }
@@ -157,6 +177,7 @@ impl Lab {
     pub fn tidy(&mut self) {
         if self.pool.lock().len() > 200_000 {
             self.built.clear();
+            self.closed.known.clear();
             self.judge.begin_run();
             self.pool.lock().truncate(1);
         }
@@ -218,7 +239,7 @@ impl Lab {
         self.note(&disk, &guest);
         let (sectors, len) = disk.content();
         let run = Run {
-            history: disk.with_history(Clone::clone),
+            history: disk.end_history(),
             end: Image { sectors, len },
             choices: std::mem::take(&mut world.choices),
             counts: std::mem::take(&mut world.counts),
@@ -301,7 +322,10 @@ impl Lab {
         recovered: bool,
     ) -> Result<(), Found> {
         let mut pool = self.pool.lock();
-        let inspection = inspect_once(&*self.subject, &scenario.config, &mut pool, &run.end);
+        let key = self.closed.key(&pool, &scenario.config, &run.end);
+        let (closed, subject) = (&mut self.closed.known, &*self.subject);
+        let inspection =
+            closed.entry(key).or_insert_with(|| inspect_once(subject, &scenario.config, &mut pool, &run.end));
         if let Some(corrupt) = &inspection.corrupt {
             return Err(Failure::new("O3", format!("after a clean close: {corrupt}")).into());
         }
@@ -311,7 +335,7 @@ impl Lab {
         }
         let allowed = Allowed::after_cut(&run.guest.model.borrow(), run.end_time);
         let case = case(scenario, built);
-        check_guest(&inspection, &case, &pool, &run.end, &allowed)?;
+        check_guest(inspection, &case, &pool, &run.end, &allowed)?;
         Ok(())
     }
 
@@ -418,6 +442,7 @@ fn strategy(scenario: &Scenario) -> Strategy {
     let mut rng = Rng::stream(scenario.seed, Concern::Schedule);
     match &scenario.schedule {
         Schedule::Fifo => Strategy::Fifo,
+        Schedule::Stall(io) => Strategy::Stall(*io),
         Schedule::Uniform => Strategy::Uniform(rng),
         Schedule::Pct(depth) => {
             let steps = 30 * scenario.ops.len() as u64 + 30;

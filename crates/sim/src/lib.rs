@@ -20,6 +20,7 @@ pub mod mutants;
 pub mod pairs;
 pub mod pool;
 pub mod repair;
+pub mod reuse;
 pub mod rng;
 pub mod scenario;
 pub mod shrink;

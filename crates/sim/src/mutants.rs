@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::explore::Failed;
 use crate::lab::{Effort, Lab};
 use crate::pairs;
+use crate::reuse;
 use crate::workload;
 
 /// Time after which a mutant counts as survivor.
@@ -54,6 +55,7 @@ fn activate(_: Option<&str>) {}
 /// Random workloads, with a pair of requests under all schedules now and then.
 fn hunt_one(lab: &mut Lab, began: Instant) -> (Option<Box<Failed>>, u64) {
     let pairs = pairs::scenarios();
+    let mut stories = reuse::stories().into_iter();
     let mut scenarios = 0;
     for seed in 0.. {
         if began.elapsed() > SURVIVAL {
@@ -64,6 +66,14 @@ fn hunt_one(lab: &mut Lab, began: Instant) -> (Option<Box<Failed>>, u64) {
         scenario.faults.clear();
         if let Err(found) = lab.judge(&scenario, Effort::QUICK) {
             return (Some(Box::new((scenario, found))), scenarios);
+        }
+        if let Some(story) = stories.next() {
+            scenarios += 1;
+            if let Err(failed) =
+                reuse::hold_up_each(lab, &story, Effort { recover_one_in: 0, ..Effort::QUICK })
+            {
+                return (Some(failed), scenarios);
+            }
         }
         if seed % 8 == 0 {
             let pair = &pairs[(crate::rng::mix(seed) % pairs.len() as u64) as usize];

@@ -130,6 +130,8 @@ pub enum Schedule {
     Uniform,
     /// From the seed, by priorities with this depth.
     Pct(u32),
+    /// The oldest first, but this I/O waits until nothing else can happen.
+    Stall(u32),
     /// These choices, then the first.
     Choices(Vec<u16>),
 }
@@ -201,6 +203,7 @@ impl Scenario {
         match &self.schedule {
             Schedule::Fifo => out.push_str("fifo"),
             Schedule::Uniform => out.push_str("uniform"),
+            Schedule::Stall(io) => out.push_str(&format!("stall {io}")),
             Schedule::Pct(depth) => out.push_str(&format!("pct {depth}")),
             Schedule::Choices(list) => {
                 out.push_str("choices");
@@ -253,6 +256,7 @@ impl Scenario {
                     ["fifo"] => Schedule::Fifo,
                     ["uniform"] => Schedule::Uniform,
                     ["pct", depth] => Schedule::Pct(depth.parse().ok()?),
+                    ["stall", io] => Schedule::Stall(io.parse().ok()?),
                     ["choices", list @ ..] => {
                         Schedule::Choices(list.iter().map(|c| c.parse().ok()).collect::<Option<_>>()?)
                     }

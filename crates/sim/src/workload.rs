@@ -21,13 +21,19 @@ pub fn random(seed: u64) -> Scenario {
             *weight = 0;
         }
     }
-    let hot = hot_clusters(&config);
+    let mut hot = hot_clusters(&config);
+    if rng.one_in(2) {
+        // Everything about three clusters: requests meet.
+        let first = rng.between(hot.start, hot.end.saturating_sub(3).max(hot.start));
+        hot = first..hot.end.min(first + 3);
+    }
     let count = rng.between(2, 14);
     let ops = (0..count).map(|_| operation(&mut rng, &weights, &config, &hot)).collect();
     let lanes = *rng.pick(&[1, 1, 2, 2, 3, 4, 8]);
-    let schedule = match rng.below(4) {
+    let schedule = match rng.below(5) {
         0 => Schedule::Fifo,
-        1 => Schedule::Pct(rng.between(2, 4) as u32),
+        1 => Schedule::Stall(rng.below(60) as u32),
+        2 => Schedule::Pct(rng.between(2, 4) as u32),
         _ => Schedule::Uniform,
     };
     let faults = faults(&mut Rng::stream(seed, Concern::Faults));
@@ -165,7 +171,8 @@ pub fn explored_configs() -> Vec<Config> {
     let backed = Config { backing: Backing::Shorter, sectors: 262, ..base.clone() };
     configs.push(Config { prestate: Prestate::Mixed, ..backed.clone() });
     configs.push(Config { prestate: Prestate::Half, version: 2, ..backed });
-    configs.push(Config { prestate: Prestate::Created, refcount_order: 6, ..small.clone() });
+    configs.push(Config { prestate: Prestate::Created, refcount_order: 0, ..small.clone() });
+    configs.push(Config { refcount_order: 6, ..small.clone() }.near_boundary(false));
     configs.push(Config { prestate: Prestate::Snapshot, refcount_order: 1, ..small });
     configs.iter_mut().for_each(Config::legalise);
     configs

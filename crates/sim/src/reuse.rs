@@ -1,0 +1,64 @@
+//! A freed cluster in somebody else's hands: one request is under way, its cluster is freed, the freeing becomes
+//! durable, and the cluster is given to another guest cluster. Each I/O in turn is held up as long as anything
+//! else can happen, so that whoever still knows the old place meets the new owner there.
+
+use crate::config::{Backing, Config, Prestate};
+use crate::exec::Granularity;
+use crate::explore::Failed;
+use crate::lab::{Effort, Lab};
+use crate::scenario::{GuestOp, Scenario, Schedule};
+
+/// All such stories, without an I/O to hold up yet.
+pub fn stories() -> Vec<Scenario> {
+    let mut out = Vec::new();
+    let states = [Prestate::Half, Prestate::Full, Prestate::Mixed, Prestate::Snapshot, Prestate::Compressed];
+    for prestate in states {
+        for backing in [Backing::None, Backing::Raw] {
+            let config = Config { prestate, backing, cluster_bits: 10, sectors: 40, ..Config::default() };
+            // Clusters 4 and 5 are the old place, 7 (not allocated in half-full images) and 9 the new one.
+            let begins = [
+                GuestOp::Read { at: 8..10 },
+                GuestOp::Read { at: 6..14 },
+                GuestOp::Write { at: 8..9, fua: false },
+                GuestOp::Write { at: 8..11, fua: false },
+                GuestOp::Zero { at: 9..11, unmap: true, fua: false },
+            ];
+            let frees = [
+                GuestOp::Discard { at: 8..12 },
+                GuestOp::Zero { at: 8..12, unmap: true, fua: true },
+                GuestOp::Write { at: 8..12, fua: false },
+            ];
+            for begin in &begins {
+                for free in &frees {
+                    let ops = vec![
+                        begin.clone(),
+                        free.clone(),
+                        GuestOp::Flush,
+                        GuestOp::Write { at: 14..16, fua: false },
+                        GuestOp::Write { at: 19..20, fua: true },
+                    ];
+                    let seed = out.len() as u64;
+                    let (config, granularity) = (config.clone(), Granularity::IoPoints);
+                    out.push(Scenario { seed, config, lanes: 2, ops, granularity, ..Scenario::default() });
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Runs a story with each of its I/Os held up in turn, and looks at every cut. Returns the number of runs.
+///
+/// # Errors
+/// The first run that fails.
+pub fn hold_up_each(lab: &mut Lab, story: &Scenario, effort: Effort) -> Result<u64, Box<Failed>> {
+    let mut run = |scenario: Scenario| match lab.judge(&scenario, effort) {
+        Ok(run) => Ok(run.history.ios.len() as u32),
+        Err(found) => Err(Box::new((scenario, found))),
+    };
+    let ios = run(story.clone())?;
+    for io in 0..ios {
+        run(Scenario { schedule: Schedule::Stall(io), ..story.clone() })?;
+    }
+    Ok(u64::from(ios) + 1)
+}
