@@ -313,3 +313,63 @@ impl Bus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::{MemDisk, NoConsole};
+    use crate::ram::RAM_BASE;
+    use crate::virtio::{Block, DiskLatency, Entropy, VirtioConsole};
+    use proptest::prelude::*;
+
+    fn bus() -> Bus {
+        let disk = MemDisk::new(vec![0; 64 << 10]);
+        let ports = Ports { console: Box::new(NoConsole), disks: vec![Box::new(disk)] };
+        let mut bus = Bus::new(Ram::new(64 << 10), Clock::new(0), 2, 0, ports);
+        let block = Block::new(0, 64 << 10, false, DiskLatency::default());
+        let kinds =
+            [Kind::Block(block), Kind::Console(VirtioConsole::default()), Kind::Entropy(Entropy::new(1))];
+        for (slot, kind) in bus.virtio.iter_mut().zip(kinds) {
+            *slot = Transport::new(kind);
+        }
+        bus
+    }
+
+    /// An access that a driver gone mad could make: mostly to virtio registers, with values that are often
+    /// addresses in RAM or small.
+    fn access() -> impl Strategy<Value = (u64, usize, u64, bool)> {
+        let windows = prop_oneof![
+            4 => (board::VIRTIO..board::VIRTIO + 0x3000).prop_map(|address| address & !0xe00),
+            1 => board::ROM..0x10_2000u64,
+            1 => board::CLINT..board::CLINT + board::CLINT_SIZE,
+            1 => board::PLIC..board::PLIC + 0x3000,
+            1 => (board::PLIC + 0x20_0000)..(board::PLIC + 0x20_6000),
+            1 => board::UART..board::UART + 0x100,
+            1 => any::<u64>(),
+        ];
+        let value = prop_oneof![any::<u64>(), 0..16u64, (0..0x1_0000u64).prop_map(|at| RAM_BASE + at)];
+        (windows, 0..4u32, value, any::<bool>()).prop_map(|(address, shift, value, store)| {
+            (address & !((1 << shift) - 1), 1 << shift, value, store)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn devices_survive_any_driver(seed: u64, accesses in prop::collection::vec(access(), 1..400)) {
+            let mut bus = bus();
+            bus.ram.write(RAM_BASE, &Entropy::new(seed).take(64 << 10));
+            for (address, size, value, store) in accesses {
+                if store {
+                    bus.write(address, size, value);
+                } else {
+                    bus.read(address, size);
+                }
+                bus.clock.count += value % 10_000;
+                prop_assert!(bus.strike_due());
+                bus.update_lines();
+            }
+        }
+    }
+}

@@ -66,6 +66,9 @@ pub(crate) struct Turn {
 /// Instructions a hart runs before the next one's turn.
 const TURN: u64 = 10_000;
 
+/// A deadline from here on never comes, so that no timer value a guest writes can carry the clock past its end.
+const FAR: u64 = 1 << 60;
+
 impl Machine {
     /// A machine with nothing loaded: see [`crate::boot`] for that.
     pub fn new(config: &MachineConfig, ports: Ports) -> Machine {
@@ -290,10 +293,10 @@ impl Machine {
                 consider(hart.csr.stimecmp);
             }
         }
-        match self.bus.rtc.deadline_ns() {
-            Some(ns) => deadline.min(clock.instructions_in(ns)),
-            None => deadline,
+        if let Some(ns) = self.bus.rtc.deadline_ns() {
+            deadline = deadline.min(clock.instructions_in(ns));
         }
+        if deadline < FAR { deadline } else { u64::MAX }
     }
 
     /// Puts every interrupt line where devices and timers say now.

@@ -241,7 +241,7 @@ fn check(seed: u64, world: World, harts: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_programs_in_machine_mode(seed: u64) {

@@ -73,7 +73,7 @@ impl Plic {
     pub fn read(&mut self, offset: u64) -> Option<u32> {
         Some(match offset {
             0..0x1000 => self.priority.get((offset / 4) as usize).copied().unwrap_or(0),
-            0x1000..0x1080 => self.pending.get(((offset - 0x1000) / 4) as usize).copied().unwrap_or(0),
+            0x1000..0x2000 => self.pending.get(((offset - 0x1000) / 4) as usize).copied().unwrap_or(0),
             0x2000..0x20_0000 => {
                 let (context, word) = enable_position(offset);
                 self.contexts.get(context)?.enable.get(word).copied().unwrap_or(0)
