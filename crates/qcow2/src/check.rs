@@ -5,6 +5,7 @@
 //! once, in file order, with its multiplicity; so a header's claims cost nothing.
 
 mod counts;
+mod entries;
 mod scan;
 mod stored;
 

@@ -1,7 +1,5 @@
 //! Plans: what host I/O serves a guest range, decided under the lock and carried out without it.
 
-use std::ops::Range;
-
 use smallvec::SmallVec;
 
 use crate::geometry::{GuestCluster, HostCluster, HostOffset};
@@ -223,16 +221,10 @@ impl State {
                 self.free_later(cluster..HostCluster(cluster.0 + 1), punch);
             }
             L2Entry::Compressed(compressed) => {
-                let clusters = self.compressed_clusters(compressed);
+                let clusters = compressed.clusters(&self.geometry);
                 // Others may share these host clusters: only the refcount tells.
                 self.free_later(HostCluster(clusters.start)..HostCluster(clusters.end), false);
             }
         }
-    }
-
-    /// The host clusters that a compressed cluster touches.
-    pub fn compressed_clusters(&self, compressed: Compressed) -> Range<u64> {
-        let first = self.geometry.host_cluster(compressed.offset).0;
-        first..self.geometry.host_cluster(HostOffset(compressed.end().0 - 1)).0 + 1
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! qcow2 specification, *Cluster mapping* and *Refcount table*.
 
+use std::ops::Range;
+
 use crate::geometry::{Geometry, HostOffset};
 
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
@@ -131,6 +133,13 @@ impl L2Entry {
         (raw & !COPIED) | ownership.bit()
     }
 
+    /// Where the cluster lies, if the entry says nothing but that it is private data. For passes over many entries.
+    #[inline]
+    pub fn private_data(raw: u64) -> Option<HostOffset> {
+        let offset = raw & OFFSET_MASK;
+        (raw == offset | COPIED && offset != 0).then_some(HostOffset(offset))
+    }
+
     /// Whether the entry is valid and reads as zeroes in a version that has no zero clusters.
     pub fn is_zero(self) -> bool {
         matches!(self, Self::ZeroPlain | Self::ZeroAllocated(..))
@@ -156,9 +165,10 @@ impl Compressed {
         COMPRESSED | (sectors << bits) | self.offset.0
     }
 
-    /// One byte past the last sector.
-    pub fn end(self) -> HostOffset {
-        HostOffset(self.offset.0 + self.len)
+    /// The host clusters that it touches.
+    pub fn clusters(self, geometry: &Geometry) -> Range<u64> {
+        let last = HostOffset(self.offset.0 + self.len - 1);
+        geometry.host_cluster(self.offset).0..geometry.host_cluster(last).0 + 1
     }
 }
 

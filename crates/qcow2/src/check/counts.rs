@@ -55,7 +55,21 @@ impl Counts {
 
     /// Adds references to each cluster of a range.
     pub fn add_range(&mut self, clusters: Range<u64>, n: u32) {
-        clusters.for_each(|cluster| self.add(cluster, n));
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let end = ((at / CHUNK + 1) * CHUNK).min(clusters.end);
+            // Finds the chunk; what follows in it is next to it.
+            self.add(at, n);
+            let row = (at % CHUNK) as usize + 1..(at % CHUNK + (end - at)) as usize;
+            let row = &mut self.chunks[self.recent.1][row];
+            if n < u32::from(u16::MAX / 2) && row.iter().all(|c| *c < u16::MAX / 2) {
+                row.iter_mut().for_each(|c| *c += n as u16);
+            } else {
+                (at + 1..end).for_each(|cluster| self.add(cluster, n));
+            }
+            self.end = self.end.max(end);
+            at = end;
+        }
     }
 
     /// References to one cluster.

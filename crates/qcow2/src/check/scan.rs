@@ -6,10 +6,11 @@ use std::sync::Arc;
 use cowbell_block::{Buf, Result};
 
 use super::Pass;
+use super::entries::Entries;
 use crate::engine::Engine;
 use crate::geometry::{Geometry, HostCluster, HostOffset};
 use crate::refcount;
-use crate::table::{self, L1Entry, L2Entry, Ownership};
+use crate::table::{self, L1Entry, Ownership};
 
 /// Bytes read at once where tables lie side by side.
 const PIECE_BYTES: u64 = 4 << 20;
@@ -22,12 +23,12 @@ enum Owner {
 }
 
 /// An L2 table to be read: where, for which L1 index, in how many L1 tables.
-struct Table {
-    offset: HostOffset,
-    l1_index: u64,
-    raw: u64,
-    active: bool,
-    times: u32,
+pub(super) struct Table {
+    pub offset: HostOffset,
+    pub l1_index: u64,
+    pub raw: u64,
+    pub active: bool,
+    pub times: u32,
 }
 
 impl Pass {
@@ -137,90 +138,16 @@ impl Pass {
     }
 
     async fn scan_table(&mut self, engine: &Arc<Engine>, table: &Table, bytes: &[u8]) -> Result<()> {
-        let geometry = engine.geometry;
-        let version = engine.state.lock().header.version;
-        let cluster = geometry.host_cluster(table.offset).0;
+        let cluster = engine.geometry.host_cluster(table.offset).0;
         self.counts.add(cluster, table.times);
         if table.active {
             self.check_copied_table(engine, table, cluster).await?;
         }
-        let file_len = engine.file.len();
-        // Where the next data cluster of this table would lie in a row. The reference starts anew with each table.
-        let mut expected = None;
-        for (i, raw) in bytes.chunks_exact(8).enumerate() {
-            let raw = u64::from_be_bytes(*raw.first_chunk().expect("eight bytes"));
-            if raw == 0 {
-                continue;
-            }
-            let entry = L2Entry::decode(raw, &geometry);
-            if L2Entry::has_reserved_bits(raw) {
-                self.corruption(format!("ERROR found l2 entry with reserved bits set: {raw:x}"));
-            }
-            match entry {
-                L2Entry::Unallocated => {}
-                zero if version < 3 && zero.is_zero() => {
-                    let guest = (table.l1_index * geometry.l2_entries() + i as u64) << geometry.cluster_bits;
-                    self.corruption(format!(
-                        "ERROR: zero cluster entry in a version 2 image (guest offset {guest:#x})"
-                    ));
-                }
-                L2Entry::ZeroPlain => {}
-                L2Entry::Normal(host, _) | L2Entry::ZeroAllocated(host, _) => {
-                    if table.active {
-                        self.report.allocated_clusters += 1;
-                        self.report.fragmented_clusters += u64::from(expected.is_some_and(|e| e != host.0));
-                        expected = Some(host.0 + geometry.cluster_size());
-                    }
-                    if !geometry.is_aligned(host) {
-                        self.corruption(format!(
-                            "ERROR offset={:x}: Data cluster is not properly aligned; L2 entry corrupted.",
-                            host.0
-                        ));
-                        continue;
-                    }
-                    self.count_data(engine, host, file_len, table.times);
-                    if table.active {
-                        self.check_copied_data(engine, raw, geometry.host_cluster(host).0).await?;
-                    }
-                }
-                L2Entry::Compressed(compressed) => {
-                    if L2Entry::copied_flag(raw) {
-                        self.corruption(format!(
-                            "ERROR: coffset=0x{:x}: copied flag must never be set for compressed clusters",
-                            compressed.offset.0
-                        ));
-                    }
-                    let clusters = engine.state.lock().compressed_clusters(compressed);
-                    if clusters.start * geometry.cluster_size() >= file_len {
-                        self.corruption(format!(
-                            "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x{:x} size 0x{:x}",
-                            compressed.offset.0, compressed.len
-                        ));
-                        continue;
-                    }
-                    self.counts.add_range(clusters, table.times);
-                    if table.active {
-                        self.report.allocated_clusters += 1;
-                        self.report.compressed_clusters += 1;
-                        // A compressed image is fragmented by nature: the reference counts each one.
-                        self.report.fragmented_clusters += 1;
-                    }
-                }
-            }
+        let mut entries = Entries::new(engine, table, bytes);
+        while let Some(cluster) = self.scan_entries(&mut entries) {
+            self.stored.load(engine, cluster).await?;
         }
         Ok(())
-    }
-
-    fn count_data(&mut self, engine: &Engine, host: HostOffset, file_len: u64, times: u32) {
-        let size = engine.geometry.cluster_size();
-        if host.0 >= file_len {
-            self.corruption(format!(
-                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x{:x} size 0x{size:x}",
-                host.0
-            ));
-            return;
-        }
-        self.counts.add(engine.geometry.host_cluster(host).0, times);
     }
 
     async fn check_copied_table(&mut self, engine: &Arc<Engine>, table: &Table, cluster: u64) -> Result<()> {
@@ -236,18 +163,10 @@ impl Pass {
     }
 
     async fn stored_refcount(&mut self, engine: &Arc<Engine>, cluster: u64) -> Result<u64> {
-        match self.stored.get(engine, cluster) {
+        match self.stored.get(cluster) {
             Some(refcount) => Ok(refcount),
             None => self.stored.load(engine, cluster).await,
         }
-    }
-
-    async fn check_copied_data(&mut self, engine: &Arc<Engine>, raw: u64, cluster: u64) -> Result<()> {
-        let refcount = self.stored_refcount(engine, cluster).await?;
-        if L2Entry::copied_flag(raw) != (refcount == 1) {
-            self.wrong_flag(format!("ERROR OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={refcount}"));
-        }
-        Ok(())
     }
 
     /// Counts the refcount blocks themselves.

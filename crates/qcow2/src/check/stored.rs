@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cowbell_block::{Buf, Result};
 
 use crate::cache::KeyHasher;
 use crate::engine::Engine;
-use crate::geometry::HostOffset;
+use crate::geometry::{Geometry, HostOffset};
 use crate::refcount;
 use crate::table;
 
@@ -17,6 +18,7 @@ const BYTES_MAX: usize = 4 << 20;
 
 /// Looks refcounts up; blocks are kept up to a limit, oldest dropped first.
 pub(super) struct Stored {
+    geometry: Geometry,
     /// Where each block lies that can be read, by its number.
     places: Vec<(u64, HostOffset)>,
     index: HashMap<u64, usize, BuildHasherDefault<KeyHasher>>,
@@ -47,6 +49,7 @@ impl Stored {
             .await?;
         let capacity = (BYTES_MAX >> geometry.cluster_bits).max(2);
         Ok(Self {
+            geometry,
             places,
             index: HashMap::default(),
             blocks: Vec::new(),
@@ -62,23 +65,53 @@ impl Stored {
     }
 
     /// The refcount of a cluster if its block is at hand.
+    pub fn get(&mut self, cluster: u64) -> Option<u64> {
+        let order = self.geometry.refcount_order;
+        let index = cluster % self.geometry.refblock_entries();
+        self.block(cluster).map(|block| refcount::get(block, order, index))
+    }
+
+    /// Whether all these clusters have refcount 1.
+    ///
+    /// # Errors
+    /// The first cluster whose block is not at hand.
+    pub fn all_one(&mut self, clusters: Range<u64>) -> std::result::Result<bool, u64> {
+        let (order, per_block) = (self.geometry.refcount_order, self.geometry.refblock_entries());
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let end = ((at / per_block + 1) * per_block).min(clusters.end);
+            let block = self.block(at).ok_or(at)?;
+            let (from, to) = (at % per_block, at % per_block + (end - at));
+            let ones = match order {
+                4 => block[from as usize * 2..to as usize * 2].chunks_exact(2).all(|c| c == [0, 1]),
+                _ => (from..to).all(|i| refcount::get(block, order, i) == 1),
+            };
+            if !ones {
+                return Ok(false);
+            }
+            at = end;
+        }
+        Ok(true)
+    }
+
     #[inline]
-    pub fn get(&mut self, engine: &Engine, cluster: u64) -> Option<u64> {
-        let per_block = engine.geometry.refblock_entries();
-        let number = cluster / per_block;
+    fn block(&mut self, cluster: u64) -> Option<&[u8]> {
+        let number = cluster / self.geometry.refblock_entries();
         if self.recent.0 != number {
             self.recent = (number, *self.index.get(&number)?);
         }
-        let block = &self.blocks[self.recent.1].1;
-        Some(refcount::get(block, engine.geometry.refcount_order, cluster % per_block))
+        Some(&self.blocks[self.recent.1].1)
     }
 
-    /// The refcount of a cluster; 0 where no block can be read.
+    /// Brings the block that counts a cluster, and says the cluster's refcount. Where no block can be read every
+    /// refcount is 0.
     pub async fn load(&mut self, engine: &Arc<Engine>, cluster: u64) -> Result<u64> {
-        let number = cluster / engine.geometry.refblock_entries();
-        let Ok(place) = self.places.binary_search_by_key(&number, |(n, _)| *n) else { return Ok(0) };
-        let size = engine.geometry.cluster_size() as usize;
-        let block = engine.file.read(self.places[place].1.0, size).await?;
+        let number = cluster / self.geometry.refblock_entries();
+        let size = self.geometry.cluster_size() as usize;
+        let block = match self.places.binary_search_by_key(&number, |(n, _)| *n) {
+            Ok(place) => engine.file.read(self.places[place].1.0, size).await?,
+            Err(_) => Buf::zeroed(size),
+        };
         if self.blocks.len() < self.capacity {
             self.index.insert(number, self.blocks.len());
             self.blocks.push((number, block));
@@ -91,6 +124,6 @@ impl Stored {
             self.index.insert(number, at);
         }
         self.recent = (u64::MAX, 0);
-        Ok(self.get(engine, cluster).expect("just loaded"))
+        Ok(self.get(cluster).expect("just loaded"))
     }
 }
