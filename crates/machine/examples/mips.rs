@@ -1,7 +1,8 @@
 //! Runs a guest and says how fast: `mips [options] KERNEL-OR-ELF`.
 //!
 //! Options: `--bios FILE`, `--initrd FILE`, `--append TEXT`, `--disk FILE`, `--plain`, `--limit COUNT`, `--mib SIZE`,
-//! `--input TEXT` (typed once the guest is idle). The console goes to standard output.
+//! `--harts COUNT`, `--input TEXT` (typed once the guest is idle), `--shake SEED` (cuts the run into random pieces
+//! and drops all caches between them: the digest must not change). The console goes to standard output.
 
 use cowbell_machine::port::{Console, ConsoleId, Disk, MemDisk};
 use cowbell_machine::{Boot, BootModule, Engine, Exit, Machine, MachineConfig, ModuleKind, Ports};
@@ -30,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut disks: Vec<Box<dyn Disk>> = Vec::new();
     let mut limit = u64::MAX;
     let mut input = None;
+    let mut shake = None;
     let mut arguments = std::env::args().skip(1);
     let module = |kind, data| BootModule { kind, data, bootargs: String::new() };
     while let Some(argument) = arguments.next() {
@@ -43,6 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "--limit" => limit = value()?.parse()?,
             "--mib" => config.ram_bytes = value()?.parse::<u64>()? << 20,
             "--harts" => config.harts = value()?.parse()?,
+            "--shake" => shake = Some(value()?.parse::<u64>()?),
             "--input" => input = Some(value()?),
             path => modules.insert(0, module(Some(ModuleKind::Kernel), std::fs::read(path)?)),
         }
@@ -55,7 +58,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     machine.boot(&config, &boot)?;
     let start = cpu_seconds();
     let exit = loop {
-        match machine.run(limit) {
+        let piece = match &mut shake {
+            Some(state) => {
+                *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                machine.drop_caches();
+                machine.count() + (*state >> 45)
+            }
+            None => u64::MAX,
+        };
+        match machine.run(limit.min(piece)) {
+            Exit::Limit if machine.count() < limit => {}
             Exit::Idle { for_ns: None } if input.is_some() => {
                 let text = input.take().unwrap_or_default().replace("\\n", "\n");
                 machine.input(ConsoleId::Uart, text.as_bytes());
