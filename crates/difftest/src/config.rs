@@ -2,7 +2,7 @@
 
 use crate::lab::{Lab, Side};
 use crate::model::Model;
-use crate::rng::Rng;
+use cowbell_difftest::rng::Rng;
 
 /// Name of the image.
 pub const IMAGE: &str = "img.qcow2";
@@ -167,7 +167,7 @@ fn content(size: u64, cluster: u64, rng: &mut Rng) -> Vec<u8> {
             }
             _ => {
                 for word in piece.chunks_mut(8) {
-                    let value = rng.next().to_le_bytes();
+                    let value = rng.number().to_le_bytes();
                     word.copy_from_slice(&value[..word.len()]);
                 }
             }

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use crate::config::{Config, IMAGE};
 use crate::lab::{Lab, Ran, Side};
-use crate::layout::{Field, Layout, put};
 use crate::ops;
-use crate::rng::Rng;
+use cowbell_difftest::layout::{Layout, put};
+use cowbell_difftest::rng::Rng;
 
 /// Differences that were looked at and are meant to stay. One per line: `FIELD VALUE WHAT  # reason`, where
 /// `*` stands for anything.
@@ -38,7 +38,7 @@ pub fn run(lab: &mut Lab<'_>, seed: u64) -> Result<(), String> {
     let layout = Layout::of(&image);
     let mut failures = String::new();
     for number in 0..DAMAGES {
-        let Some((field, value, how)) = damage(&layout, &mut rng) else { continue };
+        let Some((field, value, how)) = layout.damage(&mut rng) else { continue };
         let mut damaged = image.clone();
         put(&mut damaged, &field, value);
         let name = format!("damaged-{number}.qcow2");
@@ -59,33 +59,6 @@ pub fn run(lab: &mut Lab<'_>, seed: u64) -> Result<(), String> {
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(failures) }
-}
-
-/// A field, its new value, and what kind of value that is.
-fn damage(layout: &Layout<'_>, rng: &mut Rng) -> Option<(Field, u64, &'static str)> {
-    let fields = match rng.below(20) {
-        0..4 => layout.header(),
-        4..7 => layout.l1_entries(),
-        7..12 => layout.l2_entries(),
-        12..14 => layout.reftable_entries(),
-        14..17 => layout.refcounts(),
-        _ => layout.snapshot_fields(),
-    };
-    let field = fields.get(rng.below(fields.len() as u64) as usize)?.clone();
-    let old = layout.value(&field);
-    let landmarks = layout.landmarks();
-    let (value, how) = match (field.width, rng.below(8)) {
-        (8, 0) => (old.wrapping_add(512), "misaligned"),
-        (8, 1) => (old & 0xff00_0000_0000_01ff | 1 << 40, "outside"),
-        (8, 2 | 3) => (old & 0xff00_0000_0000_01ff | rng.pick(&landmarks), "elsewhere"),
-        (8, 4) => (old ^ 1 << 63, "copied"),
-        (8, 5) => (old ^ 1 << (56 + rng.below(6)), "reserved"),
-        (_, 6) => (0, "zero"),
-        (_, 7) => (u64::MAX, "ones"),
-        (1, _) => (rng.below(256), "random"),
-        (width, _) => (old ^ 1 << rng.below(8 * width as u64), "flip"),
-    };
-    Some((field, value, how))
 }
 
 /// What the two sides tell differently about an image.
@@ -169,7 +142,7 @@ fn is_reviewed(field: &str, how: &str, difference: &str) -> bool {
         let words: Vec<&str> = line.split_whitespace().collect();
         let matches = |pattern: &str, word: &str| pattern == "*" || pattern == word;
         match words[..] {
-            [f, h, w] => matches(f, field) && matches(h, how) && w == what,
+            [f, h, w] => matches(f, field) && matches(h, how) && matches(w, what),
             _ => false,
         }
     })

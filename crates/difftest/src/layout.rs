@@ -1,5 +1,7 @@
 //! Where the structures of an image lie: just enough of the format to damage one on purpose.
 
+use crate::rng::Rng;
+
 /// A field of an image.
 #[derive(Clone, Debug)]
 pub struct Field {
@@ -150,6 +152,33 @@ impl<'a> Layout<'a> {
         marks.extend(self.l2_entries().iter().take(4).map(|f| get(self.bytes, f.offset, 8) & OFFSET));
         marks.retain(|mark| *mark != 0);
         marks
+    }
+
+    /// A field to damage, its new value, and what kind of value that is.
+    pub fn damage(&self, rng: &mut Rng) -> Option<(Field, u64, &'static str)> {
+        let fields = match rng.below(20) {
+            0..4 => self.header(),
+            4..7 => self.l1_entries(),
+            7..12 => self.l2_entries(),
+            12..14 => self.reftable_entries(),
+            14..17 => self.refcounts(),
+            _ => self.snapshot_fields(),
+        };
+        let field = fields.get(rng.below(fields.len() as u64) as usize)?.clone();
+        let old = self.value(&field);
+        let landmarks = self.landmarks();
+        let (value, how) = match (field.width, rng.below(8)) {
+            (8, 0) => (old.wrapping_add(512), "misaligned"),
+            (8, 1) => (old & 0xff00_0000_0000_01ff | 1 << 40, "outside"),
+            (8, 2 | 3) => (old & 0xff00_0000_0000_01ff | rng.pick(&landmarks), "elsewhere"),
+            (8, 4) => (old ^ 1 << 63, "copied"),
+            (8, 5) => (old ^ 1 << (56 + rng.below(6)), "reserved"),
+            (_, 6) => (0, "zero"),
+            (_, 7) => (u64::MAX, "ones"),
+            (1, _) => (rng.below(256), "random"),
+            (width, _) => (old ^ 1 << rng.below(8 * width as u64), "flip"),
+        };
+        Some((field, value, how))
     }
 
     /// The value of a field.

@@ -16,13 +16,11 @@ mod config;
 mod damage;
 mod judge;
 mod lab;
-mod layout;
 mod model;
 mod ops;
 mod options;
 mod parity;
 mod parity_table;
-mod rng;
 mod sequence;
 
 use std::process::ExitCode;

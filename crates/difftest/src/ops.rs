@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::config::Config;
 use crate::lab::Side;
 use crate::model::{Model, SECTOR};
-use crate::rng::Rng;
+use cowbell_difftest::rng::Rng;
 
 /// Commands for one run of the tool.
 pub struct Batch<'a> {

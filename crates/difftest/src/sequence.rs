@@ -6,7 +6,7 @@ use crate::lab::{Lab, Side};
 use crate::model::Model;
 use crate::ops;
 use crate::options::Kind;
-use crate::rng::Rng;
+use cowbell_difftest::rng::Rng;
 
 /// Runs the sequence of a seed.
 pub fn run(lab: &mut Lab<'_>, kind: Kind, seed: u64) -> Result<(), String> {
