@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         kernel.bootargs = append;
     }
     boot.modules = modules;
-    let mut machine = Machine::new(&config, Ports { console: Box::new(Stdout), disks });
+    let mut machine = Machine::new(&config, Ports { disks, ..Ports::new(Box::new(Stdout)) });
     machine.boot(&config, &boot)?;
     let start = cpu_seconds();
     let exit = loop {

@@ -291,7 +291,7 @@ mod tests {
 
     fn boot(modules: Vec<BootModule>) -> Result<Machine, BootError> {
         let config = MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() };
-        let mut machine = Machine::new(&config, Ports { console: Box::new(NoConsole), disks: Vec::new() });
+        let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole)));
         machine.boot(&config, &Boot { bios: None, modules })?;
         Ok(machine)
     }

@@ -3,7 +3,7 @@
 use crate::clock::Clock;
 use crate::device::{Aclint, Finish, Plic, Rtc, Uart, decode_finish};
 use crate::event::{Event, EventQueue};
-use crate::port::{Console, ConsoleId, Disk};
+use crate::port::{Console, ConsoleId, Disk, Network};
 use crate::ram::Ram;
 use crate::virtio::{Accepted, Kind, Notify, RingError, Transport};
 
@@ -45,6 +45,15 @@ pub struct Ports {
     pub console: Box<dyn Console>,
     /// Disks, in the order of their virtio slots.
     pub disks: Vec<Box<dyn Disk>>,
+    /// The network, when there is a card.
+    pub network: Option<Box<dyn Network>>,
+}
+
+impl Ports {
+    /// A console, and nothing else.
+    pub fn new(console: Box<dyn Console>) -> Ports {
+        Ports { console, disks: Vec::new(), network: None }
+    }
 }
 
 /// Everything a hart can reach.
@@ -192,6 +201,9 @@ impl Bus {
             Kind::Block(_) => self.serve_block(slot),
             Kind::Console(_) => self.serve_console(slot, queue),
             Kind::Entropy(_) => self.serve_entropy(slot),
+            // Buffers for receiving wait in their queue.
+            Kind::Net(_) if queue == 0 => Ok(()),
+            Kind::Net(_) => self.serve_transmit(slot),
             Kind::Empty => Ok(()),
         };
         if outcome.is_err() {
@@ -259,6 +271,34 @@ impl Bus {
         Ok(())
     }
 
+    fn serve_transmit(&mut self, slot: usize) -> Result<(), RingError> {
+        let Bus { virtio, ram, ports, .. } = self;
+        let Transport { kind: Kind::Net(net), queues, .. } = &mut virtio[slot] else { return Ok(()) };
+        let mut interrupt = false;
+        while let Some(chain) = queues[1].pop(ram)? {
+            if let (Some(frame), Some(network)) = (net.transmitted(ram, &chain), &mut ports.network) {
+                network.transmit(frame);
+            }
+            interrupt |= queues[1].push(ram, chain.head, 0)?;
+        }
+        if interrupt {
+            virtio[slot].raise_used();
+        }
+        Ok(())
+    }
+
+    fn frame_arrives(&mut self, frame: &[u8]) {
+        let Bus { virtio, ram, .. } = self;
+        for transport in virtio {
+            let Transport { kind: Kind::Net(net), queues, .. } = transport else { continue };
+            match net.receive(ram, &mut queues[0], frame) {
+                Ok(true) => transport.raise_used(),
+                Ok(false) => {}
+                Err(RingError) => transport.fail(),
+            }
+        }
+    }
+
     /// Lets the events that are due strike. `false` when one has to wait for the host.
     pub(crate) fn strike_due(&mut self) -> bool {
         while let Some(event) = self.events.due(self.clock.now()) {
@@ -272,6 +312,7 @@ impl Bus {
                         }
                     }
                 }
+                Event::Frame { bytes } => self.frame_arrives(&bytes),
                 Event::DiskDue { slot, token } => {
                     if !self.finish_disk(slot, token) {
                         return false;
@@ -319,16 +360,20 @@ mod tests {
     use super::*;
     use crate::port::{MemDisk, NoConsole};
     use crate::ram::RAM_BASE;
-    use crate::virtio::{Block, DiskLatency, Entropy, VirtioConsole};
+    use crate::virtio::{Block, DiskLatency, Entropy, Net, Queue, VirtioConsole};
     use proptest::prelude::*;
 
     fn bus() -> Bus {
         let disk = MemDisk::new(vec![0; 64 << 10]);
-        let ports = Ports { console: Box::new(NoConsole), disks: vec![Box::new(disk)] };
+        let ports = Ports { disks: vec![Box::new(disk)], ..Ports::new(Box::new(NoConsole)) };
         let mut bus = Bus::new(Ram::new(64 << 10), Clock::new(0), 2, 0, ports);
         let block = Block::new(0, 64 << 10, false, DiskLatency::default());
-        let kinds =
-            [Kind::Block(block), Kind::Console(VirtioConsole::default()), Kind::Entropy(Entropy::new(1))];
+        let kinds = [
+            Kind::Block(block),
+            Kind::Console(VirtioConsole::default()),
+            Kind::Entropy(Entropy::new(1)),
+            Kind::Net(Net::new([2; 6])),
+        ];
         for (slot, kind) in bus.virtio.iter_mut().zip(kinds) {
             *slot = Transport::new(kind);
         }
@@ -339,7 +384,7 @@ mod tests {
     /// addresses in RAM or small.
     fn access() -> impl Strategy<Value = (u64, usize, u64, bool)> {
         let windows = prop_oneof![
-            4 => (board::VIRTIO..board::VIRTIO + 0x3000).prop_map(|address| address & !0xe00),
+            4 => (board::VIRTIO..board::VIRTIO + 0x4000).prop_map(|address| address & !0xe00),
             1 => board::ROM..0x10_2000u64,
             1 => board::CLINT..board::CLINT + board::CLINT_SIZE,
             1 => board::PLIC..board::PLIC + 0x3000,
@@ -351,6 +396,48 @@ mod tests {
         (windows, 0..4u32, value, any::<bool>()).prop_map(|(address, shift, value, store)| {
             (address & !((1 << shift) - 1), 1 << shift, value, store)
         })
+    }
+
+    struct Sent(std::sync::mpsc::Sender<Vec<u8>>);
+
+    impl Network for Sent {
+        fn transmit(&mut self, frame: Vec<u8>) {
+            self.0.send(frame).expect("the test listens");
+        }
+    }
+
+    /// A card whose queues have one descriptor each, made available.
+    #[test]
+    fn frames_go_out_and_come_in_whole() {
+        const RECEIVE: u64 = RAM_BASE;
+        const TRANSMIT: u64 = RAM_BASE + 0x1000;
+        let (sender, sent) = std::sync::mpsc::channel();
+        let mut bus = bus();
+        bus.ports.network = Some(Box::new(Sent(sender)));
+        for (index, (at, writable)) in [(RECEIVE, 2u16), (TRANSMIT, 0)].into_iter().enumerate() {
+            let descriptor = [&(at + 0x800).to_le_bytes()[..], &32u32.to_le_bytes(), &writable.to_le_bytes()];
+            bus.ram.write(at, &descriptor.concat());
+            bus.ram.write(at + 0x102, &1u16.to_le_bytes());
+            let queue = &mut bus.virtio[3].queues[index];
+            let (available, used) = (at + 0x100, at + 0x200);
+            *queue = Queue::default();
+            (queue.size, queue.ready) = (4, true);
+            (queue.descriptors, queue.available, queue.used) = (at, available, used);
+        }
+        bus.ram.write(TRANSMIT + 0x80c, b"twenty bytes of data");
+        assert!(bus.write(board::VIRTIO + 0x3050, 4, 1));
+        assert_eq!(sent.try_recv().as_deref(), Ok(&b"twenty bytes of data"[..]));
+        for frame in [&b"a frame"[..], b"one without a buffer"] {
+            bus.events.push(0, Event::Frame { bytes: frame.to_vec() });
+        }
+        assert!(bus.strike_due());
+        let mut got = [0; 20];
+        bus.ram.read(RECEIVE + 0x800, &mut got);
+        assert_eq!(&got, b"\0\0\0\0\0\0\0\0\0\0\x01\0a frame\0");
+        assert_eq!(bus.ram.read_number(RECEIVE + 0x208, 4), Some(19));
+        let Kind::Net(net) = &bus.virtio[3].kind else { panic!("a network card") };
+        assert_eq!(net.dropped, 1);
+        assert!(bus.virtio[3].interrupt());
     }
 
     proptest! {

@@ -39,6 +39,8 @@ pub struct MachineConfig {
     pub seed: u64,
     /// Nanoseconds since 1970 that the real-time clock shows at the start.
     pub rtc_start_ns: u64,
+    /// Hardware address of the network card, if the ports have a network.
+    pub mac: [u8; 6],
     /// How long disk requests take.
     pub disk_latency: DiskLatency,
     /// How instructions are executed.
@@ -55,6 +57,7 @@ impl Default for MachineConfig {
             idle: Idle::Warp,
             seed: 0x636f_7762_656c_6c00,
             rtc_start_ns: 1_767_225_600_000_000_000,
+            mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
             disk_latency: DiskLatency::default(),
             engine: Engine::Blocks,
         }

@@ -16,6 +16,11 @@ pub enum Event {
         /// What.
         bytes: Vec<u8>,
     },
+    /// A frame arrives at the network card.
+    Frame {
+        /// From the destination address on.
+        bytes: Vec<u8>,
+    },
     /// A disk request is due.
     DiskDue {
         /// Slot of the virtio device.

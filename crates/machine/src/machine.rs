@@ -18,7 +18,7 @@ use crate::hart::{Hart, RunState};
 use crate::port::ConsoleId;
 use crate::ram::Ram;
 use crate::sbi;
-use crate::virtio::{Block, Entropy, Kind, Transport, VirtioConsole};
+use crate::virtio::{Block, Entropy, Kind, Net, Transport, VirtioConsole};
 
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +85,9 @@ impl Machine {
             .collect();
         kinds.push(Kind::Console(VirtioConsole::default()));
         kinds.push(Kind::Entropy(Entropy::new(config.seed)));
+        if bus.ports.network.is_some() {
+            kinds.push(Kind::Net(Net::new(config.mac)));
+        }
         for (slot, kind) in bus.virtio.iter_mut().zip(kinds) {
             *slot = Transport::new(kind);
         }
@@ -138,6 +141,11 @@ impl Machine {
     /// Types into a console when the clock stands at `at` (instructions, idle time included).
     pub fn input_at(&mut self, at: u64, console: ConsoleId, bytes: &[u8]) {
         self.bus.events.push(at, Event::Input { console, bytes: bytes.to_vec() });
+    }
+
+    /// Delivers a frame to the network card when the clock stands at `at`.
+    pub fn frame_at(&mut self, at: u64, bytes: &[u8]) {
+        self.bus.events.push(at, Event::Frame { bytes: bytes.to_vec() });
     }
 
     /// Replaces the set of addresses (as seen by the hart) before which a run stops.

@@ -1,4 +1,4 @@
-//! The machine's only doors to the outside: console output, and disks.
+//! The machine's only doors to the outside: console output, disks, and a network.
 //!
 //! What comes in goes through the event queue ([`crate::event`]) with its count; what goes out goes through these
 //! traits. None of them may decide anything about the guest's state but the contents of a disk.
@@ -33,6 +33,12 @@ pub struct NoConsole;
 
 impl Console for NoConsole {
     fn write(&mut self, _: ConsoleId, _: &[u8]) {}
+}
+
+/// Where frames of the network card go.
+pub trait Network: Send {
+    /// Takes a frame the guest sent.
+    fn transmit(&mut self, frame: Vec<u8>);
 }
 
 /// What a disk is asked to do.

@@ -1,16 +1,18 @@
-//! virtio devices behind the memory-mapped transport (version 2): block, console, entropy.
+//! virtio devices behind the memory-mapped transport (version 2): block, console, entropy, network.
 //!
 //! Guest memory is touched at two instants only: descriptors and the payload of writes at the store that notifies,
 //! the payload of reads and the used ring at completion.
 
 mod block;
 mod mmio;
+mod net;
 mod queue;
 mod stream;
 
 pub(crate) use block::Accepted;
 pub use block::{Block, DiskLatency};
 pub use mmio::{Notify, Transport};
+pub use net::Net;
 pub use queue::{Chain, Part, Queue, RingError};
 pub use stream::{Entropy, VirtioConsole};
 
@@ -25,6 +27,8 @@ pub enum Kind {
     Console(VirtioConsole),
     /// A source of (seeded) random numbers.
     Entropy(Entropy),
+    /// A network card.
+    Net(Net),
 }
 
 impl Kind {
@@ -32,6 +36,7 @@ impl Kind {
     pub const fn device_id(&self) -> u32 {
         match self {
             Kind::Empty => 0,
+            Kind::Net(_) => 1,
             Kind::Block(_) => 2,
             Kind::Console(_) => 3,
             Kind::Entropy(_) => 4,
@@ -42,6 +47,7 @@ impl Kind {
     pub const fn features(&self) -> u64 {
         match self {
             Kind::Block(block) => block.features(),
+            Kind::Net(net) => net.features(),
             _ => 0,
         }
     }
@@ -50,7 +56,7 @@ impl Kind {
     pub const fn queues(&self) -> usize {
         match self {
             Kind::Empty => 0,
-            Kind::Console(_) => 2,
+            Kind::Console(_) | Kind::Net(_) => 2,
             Kind::Block(_) | Kind::Entropy(_) => 1,
         }
     }
@@ -59,6 +65,7 @@ impl Kind {
     pub fn config_byte(&self, offset: usize) -> u8 {
         match self {
             Kind::Block(block) => block.config().get(offset).copied().unwrap_or(0),
+            Kind::Net(net) => net.mac.get(offset).copied().unwrap_or(0),
             _ => 0,
         }
     }
@@ -66,7 +73,7 @@ impl Kind {
     fn reset(&mut self) {
         match self {
             Kind::Block(block) => block.reset(),
-            Kind::Console(_) | Kind::Entropy(_) | Kind::Empty => {}
+            Kind::Console(_) | Kind::Entropy(_) | Kind::Net(_) | Kind::Empty => {}
         }
     }
 }

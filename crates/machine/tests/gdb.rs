@@ -17,7 +17,7 @@ const PROGRAM: [u32; 4] = [
 
 fn machine() -> Machine {
     let config = MachineConfig { ram_bytes: 1 << 20, ..MachineConfig::default() };
-    let mut machine = Machine::new(&config, Ports { console: Box::new(NoConsole), disks: Vec::new() });
+    let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole)));
     for (at, word) in (0..).zip(PROGRAM) {
         machine.bus_mut().ram.write(RAM_BASE + 4 * at, &word.to_le_bytes());
     }
