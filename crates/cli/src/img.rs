@@ -7,7 +7,7 @@ mod create;
 pub(crate) mod facts;
 mod info;
 mod map;
-mod target;
+pub(crate) mod target;
 
 use anyhow::{Result, bail};
 

@@ -68,7 +68,7 @@ async fn pass_by_pass(
 ) -> Result<u8> {
     let first = match pass(image, fix).await {
         Ok(report) => report,
-        Err(e) if e.kind() == ErrorKind::Unsupported => {
+        Err(e) if e.kind() == ErrorKind::Unsupported && fix == Fix::None => {
             cx.report("This image format does not support checks");
             return Ok(STATUS_UNSUPPORTED);
         }

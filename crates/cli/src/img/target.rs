@@ -16,8 +16,8 @@ use crate::context::Context;
 use crate::open::Unfinished;
 
 /// A format, and what a new image of it can be told.
-pub(super) struct Format {
-    pub(super) driver: Arc<dyn Driver>,
+pub(crate) struct Format {
+    pub(crate) driver: Arc<dyn Driver>,
     /// The format's options, then those of the protocol; the first of a name counts.
     known: Vec<CreateOption>,
     has_protocol: bool,
@@ -28,7 +28,7 @@ impl Format {
     ///
     /// # Errors
     /// There is no such format, or it cannot create.
-    pub(super) fn find(cx: &Context, name: &str, filename: Option<&str>) -> Result<Self> {
+    pub(crate) fn find(cx: &Context, name: &str, filename: Option<&str>) -> Result<Self> {
         let registry = cx.registry();
         let Some(driver) = registry.driver(name).cloned() else { bail!("Unknown file format '{name}'") };
         if driver.create_options().is_empty() {
@@ -55,7 +55,7 @@ impl Format {
     ///
     /// # Errors
     /// The first option that is unknown or has a bad value.
-    pub(super) fn options<'a>(&self, lists: impl Iterator<Item = &'a str>) -> Result<OptionTree> {
+    pub(crate) fn options<'a>(&self, lists: impl Iterator<Item = &'a str>) -> Result<OptionTree> {
         let mut tree = OptionTree::new();
         for list in lists {
             parse_create_options(list, &self.known, &mut tree).map_err(|e| match hint(&e) {
@@ -67,12 +67,12 @@ impl Format {
     }
 
     /// Whether the format knows an option of this name.
-    pub(super) fn knows(&self, name: &str) -> bool {
+    pub(crate) fn knows(&self, name: &str) -> bool {
         self.known.iter().any(|option| option.name == name)
     }
 
     /// What `-o help` prints.
-    pub(super) fn help(&self) -> String {
+    pub(crate) fn help(&self) -> String {
         let mut known = self.known.clone();
         known.sort_unstable_by_key(|option| option.name);
         let mut out = match self.has_protocol {
@@ -93,7 +93,7 @@ impl Format {
     }
 
     /// The line that `create` prints first: the options that have a value, in the format's order.
-    pub(super) fn message(&self, filename: &str, options: &OptionTree) -> String {
+    pub(crate) fn message(&self, filename: &str, options: &OptionTree) -> String {
         let mut out = format!("Formatting '{filename}', fmt={}", self.driver.name());
         for option in &self.known {
             match (options.get(option.name), option.default) {
@@ -120,7 +120,7 @@ impl Format {
     ///
     /// # Errors
     /// The driver's.
-    pub(super) async fn create(
+    pub(crate) async fn create(
         &self,
         cx: &Context,
         filename: &str,
@@ -142,7 +142,7 @@ fn hint(error: &impl std::fmt::Display) -> Option<&'static str> {
 }
 
 /// Whether the value of `-o` asks for the list of options.
-pub(super) fn asks_for_help(list: &str) -> bool {
+pub(crate) fn asks_for_help(list: &str) -> bool {
     list.split(',').any(|item| matches!(item, "help" | "?"))
 }
 
@@ -151,9 +151,9 @@ pub(super) fn asks_for_help(list: &str) -> bool {
 /// A new file gets its own name only when it is complete, by a rename: whatever ends this program before,
 /// a power cut included, leaves nothing that could be taken for the finished image. A file that is there
 /// already, a device, or a name with a protocol is filled in place, since links, owners and locks hang on it.
-pub(super) struct Staged {
+pub(crate) struct Staged {
     /// The name to create and open.
-    pub(super) name: String,
+    pub(crate) name: String,
     rename_to: Option<PathBuf>,
     guard: Option<Unfinished>,
 }
@@ -163,7 +163,7 @@ const SUFFIX: &str = ".incomplete";
 
 impl Staged {
     /// Decides about `name`.
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = Path::new(name);
         let fresh = !has_protocol(name) && std::fs::symlink_metadata(path).is_err();
         let rename_to = fresh.then(|| path.to_owned());
@@ -172,29 +172,29 @@ impl Staged {
     }
 
     /// `name` exists, and stays what it is.
-    pub(super) fn in_place(name: &str) -> Self {
+    pub(crate) fn in_place(name: &str) -> Self {
         Self { name: name.to_owned(), rename_to: None, guard: None }
     }
 
     /// Creation failed: what there is of a fresh file goes. A file that was there before is left as it is.
-    pub(super) fn failed_to_create(&self) {
+    pub(crate) fn failed_to_create(&self) {
         if self.rename_to.is_some() {
             drop(Unfinished::new(&self.name));
         }
     }
 
     /// The target exists now, and is ours.
-    pub(super) fn created(&mut self) {
+    pub(crate) fn created(&mut self) {
         self.guard = (!has_protocol(&self.name)).then(|| Unfinished::new(&self.name));
     }
 
     /// Whether giving up removes the target.
-    pub(super) fn is_removable(&self) -> bool {
+    pub(crate) fn is_removable(&self) -> bool {
         self.guard.is_some()
     }
 
     /// A message with the name that the user knows.
-    pub(super) fn reword(&self, message: &str) -> String {
+    pub(crate) fn reword(&self, message: &str) -> String {
         match &self.rename_to {
             Some(path) => message.replace(&self.name, &path.to_string_lossy()),
             None => message.to_owned(),
@@ -205,7 +205,7 @@ impl Staged {
     ///
     /// # Errors
     /// It cannot be renamed; it is removed then.
-    pub(super) fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(mut self) -> Result<()> {
         if let Some(path) = &self.rename_to {
             std::fs::rename(&self.name, path)
                 .map_err(|e| anyhow!("Could not rename '{}' to '{}': {e}", self.name, path.display()))?;
