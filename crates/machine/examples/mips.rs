@@ -1,14 +1,23 @@
 //! Runs a guest and says how fast: `mips [options] KERNEL-OR-ELF`.
 //!
 //! Options: `--bios FILE`, `--initrd FILE`, `--append TEXT`, `--disk FILE`, `--plain`, `--limit COUNT`, `--mib SIZE`,
-//! `--harts COUNT`, `--input TEXT` (typed once the guest is idle), `--shake SEED` (cuts the run into random pieces
+//! `--harts COUNT`, `--net` (a card; what it sends is only told), `--input TEXT` (typed once the guest is idle), `--shake SEED` (cuts the run into random pieces
 //! and drops all caches between them: the digest must not change). The console goes to standard output.
 
-use cowbell_machine::port::{Console, ConsoleId, Disk, MemDisk};
+use cowbell_machine::port::{Console, ConsoleId, Disk, MemDisk, Network};
 use cowbell_machine::{Boot, BootModule, Engine, Exit, Machine, MachineConfig, ModuleKind, Ports};
 use std::io::Write;
 
 struct Stdout;
+
+/// Says what the guest sends.
+struct Frames;
+
+impl Network for Frames {
+    fn transmit(&mut self, frame: Vec<u8>) {
+        println!("[{} bytes sent to {:02x?}]", frame.len(), &frame[..frame.len().min(6)]);
+    }
+}
 
 impl Console for Stdout {
     fn write(&mut self, _: ConsoleId, bytes: &[u8]) {
@@ -29,6 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut modules = Vec::new();
     let mut append = String::new();
     let mut disks: Vec<Box<dyn Disk>> = Vec::new();
+    let mut network: Option<Box<dyn Network>> = None;
     let mut limit = u64::MAX;
     let mut input = None;
     let mut shake = None;
@@ -45,6 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "--limit" => limit = value()?.parse()?,
             "--mib" => config.ram_bytes = value()?.parse::<u64>()? << 20,
             "--harts" => config.harts = value()?.parse()?,
+            "--net" => network = Some(Box::new(Frames)),
             "--shake" => shake = Some(value()?.parse::<u64>()?),
             "--input" => input = Some(value()?),
             path => modules.insert(0, module(Some(ModuleKind::Kernel), std::fs::read(path)?)),
@@ -54,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         kernel.bootargs = append;
     }
     boot.modules = modules;
-    let mut machine = Machine::new(&config, Ports { disks, ..Ports::new(Box::new(Stdout)) });
+    let mut machine = Machine::new(&config, Ports { console: Box::new(Stdout), disks, network });
     machine.boot(&config, &boot)?;
     let start = cpu_seconds();
     let exit = loop {

@@ -18,10 +18,10 @@ mod mem_ops;
 mod uop;
 
 use crate::bus::Bus;
-use crate::config::Engine;
 use crate::exec::{self, Step, fetch_page};
 use crate::hart::Hart;
 use crate::ram::{PAGE, Ram};
+pub use build::LEN_MAX;
 use uop::{Flow, Uop};
 
 /// Why the engine stopped.
@@ -37,6 +37,56 @@ pub enum Stop {
     Sbi,
     /// A store concerns decoded code or translations: see [`crate::ram::Attention`].
     Attention,
+}
+
+/// A way to execute instructions. All ways are equal but in speed; [`Plain`] says what is right, and a compiler
+/// would come in here.
+pub trait Tier: Send {
+    /// Runs at most `budget` instructions, at least one, and counts them. Stops early for what [`Stop`] names, and
+    /// before an instruction with a breakpoint, unless it is the first.
+    fn run(&mut self, hart: &mut Hart, bus: &mut Bus, budget: u64) -> Stop;
+
+    /// Replaces the set of breakpoints, given in ascending order.
+    fn set_breakpoints(&mut self, sorted: &[u64], ram: &mut Ram);
+
+    /// Forgets what was decoded from a page.
+    fn forget_page(&mut self, page: u32, ram: &mut Ram);
+
+    /// Forgets everything that was decoded.
+    fn clear(&mut self, ram: &mut Ram);
+}
+
+/// One instruction at a time, straight from memory.
+#[derive(Debug, Default)]
+pub struct Plain {
+    breakpoints: Vec<u64>,
+}
+
+impl Tier for Plain {
+    fn run(&mut self, hart: &mut Hart, bus: &mut Bus, budget: u64) -> Stop {
+        let end = bus.clock.count + budget;
+        while bus.clock.count < end {
+            match exec::step(hart, bus) {
+                Step::Changed => return Stop::Changed,
+                Step::Wait => return Stop::Wait,
+                Step::Sbi => return Stop::Sbi,
+                Step::Done if !bus.ram.attention.is_empty() => return Stop::Attention,
+                Step::Done if self.breakpoints.binary_search(&hart.pc).is_ok() => return Stop::Changed,
+                Step::Done => {}
+            }
+        }
+        Stop::Budget
+    }
+
+    fn set_breakpoints(&mut self, sorted: &[u64], _: &mut Ram) {
+        self.breakpoints = sorted.to_vec();
+    }
+
+    fn forget_page(&mut self, page: u32, ram: &mut Ram) {
+        ram.forget_code(page);
+    }
+
+    fn clear(&mut self, _: &mut Ram) {}
 }
 
 /// No block.
@@ -83,8 +133,8 @@ pub struct Blocks {
     /// For each page of RAM, the block that starts at each half-word.
     pages: Vec<Option<Box<[u32]>>>,
     jumps: Box<[Jump; JUMPS]>,
-    /// The hart that the jump cache belongs to.
-    hart: u64,
+    /// The hart that the jump cache belongs to, and the part of its generation that the keys leave out.
+    jumps_of: (u64, u64),
     len_max: u32,
     breakpoints: Vec<u64>,
 }
@@ -102,29 +152,17 @@ fn jump_slot(pc: u64) -> usize {
 
 #[inline(always)]
 fn jump_key(hart: &Hart) -> u32 {
-    hart.tlb.fetch_generation << 3 | hart.fetch_mode as u32
+    (hart.tlb.fetch_generation as u32) << 3 | hart.fetch_mode as u32
 }
 
-impl Blocks {
-    /// Nothing decoded yet.
-    pub fn new(engine: Engine) -> Blocks {
-        let len_max = match engine {
-            Engine::ShortBlocks(len) => len.clamp(1, build::LEN_MAX),
-            Engine::Blocks | Engine::Plain => build::LEN_MAX,
-        };
-        let jumps = vec![NO_JUMP; JUMPS].into_boxed_slice().try_into();
-        let jumps = jumps.unwrap_or_else(|_| Box::new([NO_JUMP; JUMPS]));
-        Blocks { blocks: Vec::new(), pages: Vec::new(), jumps, hart: 0, len_max, breakpoints: Vec::new() }
-    }
-
+impl Tier for Blocks {
     /// Blocks end before these addresses, whose instructions are run one by one.
-    pub(crate) fn set_breakpoints(&mut self, sorted: &[u64], ram: &mut Ram) {
+    fn set_breakpoints(&mut self, sorted: &[u64], ram: &mut Ram) {
         self.breakpoints = sorted.to_vec();
         self.clear(ram);
     }
 
-    /// Forgets everything.
-    pub(crate) fn clear(&mut self, ram: &mut Ram) {
+    fn clear(&mut self, ram: &mut Ram) {
         for (page, ids) in self.pages.iter().enumerate() {
             if ids.is_some() {
                 ram.forget_code(page as u32);
@@ -135,8 +173,7 @@ impl Blocks {
         self.jumps.fill(NO_JUMP);
     }
 
-    /// Forgets the blocks of a page.
-    pub(crate) fn forget_page(&mut self, page: u32, ram: &mut Ram) {
+    fn forget_page(&mut self, page: u32, ram: &mut Ram) {
         ram.forget_code(page);
         let Some(ids) = self.pages.get_mut(page as usize).and_then(Option::take) else { return };
         for id in ids.into_iter().filter(|id| *id != NONE) {
@@ -146,10 +183,10 @@ impl Blocks {
         }
     }
 
-    /// Runs at most `budget` instructions, at least one.
-    pub fn run(&mut self, hart: &mut Hart, bus: &mut Bus, budget: u64) -> Stop {
-        if self.hart != hart.id {
-            self.hart = hart.id;
+    fn run(&mut self, hart: &mut Hart, bus: &mut Bus, budget: u64) -> Stop {
+        let jumps_of = (hart.id, hart.tlb.fetch_generation >> 29);
+        if self.jumps_of != jumps_of {
+            self.jumps_of = jumps_of;
             self.jumps.fill(NO_JUMP);
         }
         let end = bus.clock.count + budget;
@@ -188,6 +225,23 @@ impl Blocks {
                     Step::Done => {}
                 }
             }
+        }
+    }
+}
+
+impl Blocks {
+    /// Nothing decoded yet; blocks will have at most `len_max` instructions, or [`LEN_MAX`].
+    pub fn new(len_max: u32) -> Blocks {
+        let len_max = len_max.clamp(1, LEN_MAX);
+        let jumps = vec![NO_JUMP; JUMPS].into_boxed_slice().try_into();
+        let jumps = jumps.unwrap_or_else(|_| Box::new([NO_JUMP; JUMPS]));
+        Blocks {
+            blocks: Vec::new(),
+            pages: Vec::new(),
+            jumps,
+            jumps_of: (0, 0),
+            len_max,
+            breakpoints: Vec::new(),
         }
     }
 

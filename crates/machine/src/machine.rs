@@ -11,9 +11,8 @@ use crate::clock::Clock;
 use crate::config::{Engine, Idle, MachineConfig};
 use crate::csr::interrupt;
 use crate::device::Finish;
-use crate::engine::{Blocks, Stop};
+use crate::engine::{Blocks, LEN_MAX, Plain, Stop, Tier};
 use crate::event::Event;
-use crate::exec::{self, Step};
 use crate::hart::{Hart, RunState};
 use crate::port::ConsoleId;
 use crate::ram::Ram;
@@ -43,17 +42,21 @@ pub enum Exit {
 }
 
 /// A whole machine.
-#[derive(Debug)]
 pub struct Machine {
     pub(crate) harts: Vec<Hart>,
     pub(crate) bus: Bus,
-    blocks: Blocks,
-    engine: Engine,
+    tier: Box<dyn Tier>,
     idle: Idle,
     turn: Turn,
     breakpoints: Vec<u64>,
     /// Do not stop at the breakpoint the run starts on.
     leave_breakpoint: bool,
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Machine").field("bus", &self.bus).finish_non_exhaustive()
+    }
 }
 
 /// Whose turn it is: state, since it decides which instruction is the next one.
@@ -94,8 +97,11 @@ impl Machine {
         Machine {
             harts: (0..count as u64).map(Hart::new).collect(),
             bus,
-            blocks: Blocks::new(config.engine),
-            engine: config.engine,
+            tier: match config.engine {
+                Engine::Plain => Box::new(Plain::default()),
+                Engine::Blocks => Box::new(Blocks::new(LEN_MAX)),
+                Engine::ShortBlocks(len) => Box::new(Blocks::new(len)),
+            },
             idle: config.idle,
             turn: Turn { hart: 0, left: TURN },
             breakpoints: Vec::new(),
@@ -152,7 +158,7 @@ impl Machine {
     pub fn set_breakpoints(&mut self, addresses: &[u64]) {
         self.breakpoints = addresses.to_vec();
         self.breakpoints.sort_unstable();
-        self.blocks.set_breakpoints(&self.breakpoints, &mut self.bus.ram);
+        self.tier.set_breakpoints(&self.breakpoints, &mut self.bus.ram);
     }
 
     /// The next run does not stop at the breakpoint it starts on.
@@ -173,7 +179,7 @@ impl Machine {
             hart.tlb.flush();
         }
         self.bus.ram.forget_tables();
-        self.blocks.clear(&mut self.bus.ram);
+        self.tier.clear(&mut self.bus.ram);
     }
 
     /// Runs until the instruction count is `limit`, or something else ends the run.
@@ -220,12 +226,7 @@ impl Machine {
             budget = budget.min(self.turn.left);
         }
         let start = self.bus.clock.count;
-        let stop = match self.engine {
-            Engine::Plain => {
-                run_plain(&mut self.harts[self.turn.hart], &mut self.bus, budget, &self.breakpoints)
-            }
-            _ => self.blocks.run(&mut self.harts[self.turn.hart], &mut self.bus, budget),
-        };
+        let stop = self.tier.run(&mut self.harts[self.turn.hart], &mut self.bus, budget);
         let executed = self.bus.clock.count - start;
         self.turn.left = self.turn.left.saturating_sub(executed);
         match stop {
@@ -337,23 +338,7 @@ impl Machine {
             }
         }
         for page in attention.code {
-            self.blocks.forget_page(page, &mut self.bus.ram);
+            self.tier.forget_page(page, &mut self.bus.ram);
         }
     }
-}
-
-/// One instruction at a time: the reference for everything else.
-fn run_plain(hart: &mut Hart, bus: &mut Bus, budget: u64, breakpoints: &[u64]) -> Stop {
-    let end = bus.clock.count + budget;
-    while bus.clock.count < end {
-        match exec::step(hart, bus) {
-            Step::Changed => return Stop::Changed,
-            Step::Wait => return Stop::Wait,
-            Step::Sbi => return Stop::Sbi,
-            Step::Done if !bus.ram.attention.is_empty() => return Stop::Attention,
-            Step::Done if breakpoints.binary_search(&hart.pc).is_ok() => return Stop::Changed,
-            Step::Done => {}
-        }
-    }
-    Stop::Budget
 }

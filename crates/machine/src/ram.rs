@@ -24,8 +24,6 @@ pub mod watch {
     pub const CODE: u8 = 1;
     /// A page walk read it.
     pub const TABLE: u8 = 2;
-    /// A debugger's watchpoint lies in it.
-    pub const POINT: u8 = 4;
     /// It may be in a store TLB; no watcher, but told here to spare searches.
     pub const CACHED: u8 = 0x80;
 }
@@ -259,11 +257,6 @@ impl Ram {
             self.attention.watched.push(page);
         }
         cached
-    }
-
-    /// Removes a watcher.
-    pub fn remove_watcher(&mut self, page: u32, who: u8) {
-        self.watch[page as usize] &= !who;
     }
 
     /// Notes that a walk for `va` read a table of `level` (0 is the last). As [`add_watcher`](Self::add_watcher).

@@ -52,7 +52,7 @@ pub(crate) struct Tlb {
     store: Box<[Entry; ENTRIES * MODES]>,
     fetch: Box<[Entry; FETCH_ENTRIES * MODES]>,
     /// Changes whenever a fetch translation may have gone; caches of block lookups compare it.
-    pub(crate) fetch_generation: u32,
+    pub(crate) fetch_generation: u64,
     /// Something was filled since the last full flush.
     filled: bool,
 }
@@ -125,7 +125,7 @@ impl Tlb {
 
     /// Forgets everything.
     pub(crate) fn flush(&mut self) {
-        self.fetch_generation = self.fetch_generation.wrapping_add(1);
+        self.fetch_generation += 1;
         if self.filled {
             self.load.fill(EMPTY);
             self.store.fill(EMPTY);
@@ -142,7 +142,7 @@ impl Tlb {
             self.store[slot(mode, va)] = EMPTY;
             self.fetch[fetch_slot(mode, va)] = EMPTY;
         }
-        self.fetch_generation = self.fetch_generation.wrapping_add(1);
+        self.fetch_generation += 1;
     }
 
     /// Forgets every way to store to a page: somebody watches it now.

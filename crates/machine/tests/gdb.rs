@@ -125,3 +125,20 @@ fn breakpoints_and_watchpoints() {
         ],
     );
 }
+
+#[test]
+fn a_debugger_may_leave_and_come_back() {
+    let mut machine = machine();
+    let first = debug(&mut machine, &["break *0x80000008", "continue", "detach"]);
+    let Some((_, ended)) = first else {
+        println!("LEFT OUT: gdb-multiarch is not installed");
+        return;
+    };
+    assert_eq!(ended, Ended::Detached);
+    // The first one's breakpoint is gone.
+    machine.run(100);
+    assert_eq!(machine.count(), 100);
+    let (output, _) = debug(&mut machine, &["p $t1", "set var $t1 = 1000", "stepi 4", "p $t1", "detach"])
+        .expect("installed");
+    assert!(output.contains("= 33") && output.contains("= 1002"), "{output}");
+}

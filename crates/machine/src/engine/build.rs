@@ -7,7 +7,7 @@ use crate::isa::{Format, Insn, Op, decode};
 use crate::ram::{PAGE, Page, Ram};
 
 /// Instructions in a block at most; the depth of calls when tail calls are not optimised.
-pub(crate) const LEN_MAX: u32 = 64;
+pub const LEN_MAX: u32 = 64;
 
 /// A decoded block.
 pub(crate) struct Built {

@@ -17,7 +17,7 @@ pub(crate) fn load_ram(hart: &mut Hart, ram: &mut Ram, va: u64, size: usize) -> 
     }
     let translated = translate(hart, ram, va, size as u64, AccessKind::Load).ok()?;
     let page = ram.page_of(translated.address)?;
-    if translated.whole_page && ram.watchers(page) & crate::ram::watch::POINT == 0 {
+    if translated.whole_page {
         hart.tlb.fill_load(hart.data_mode, va, page);
     }
     let address = translated.address;
