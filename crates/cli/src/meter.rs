@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use cowbell_jobs::Progress;
 
 use crate::context::Context;
+use crate::face::Face;
 
 /// Least change in per cent before another figure is printed.
 const STEP_PERCENT: f64 = 1.0;
@@ -18,13 +19,14 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A meter that prints if `visible`, and otherwise only when a signal asks.
+    /// A meter that prints if `visible`, or to a terminal under our own name; otherwise only when a signal asks.
     ///
     /// SIGINT and SIGTERM become a request to stop.
     pub fn new(cx: &Context, visible: bool, quiet: bool) -> Self {
         // A host that has no such signals leaves the job without them, and nothing else.
         let _ = cowbell_host::signal::catch_interrupts();
         let _ = cowbell_host::signal::catch_progress_requests();
+        let visible = visible || (cx.face == Face::Cowbell && cowbell_host::terminal::stdout_is_terminal());
         let meter =
             Self { shown: (visible && !quiet).then(|| Mutex::new(-1.0)), quiet, name: cx.name.clone() };
         meter.show(0.0);
@@ -51,7 +53,9 @@ impl Meter {
     /// Ends the line, however the job ended.
     pub fn end(&self) {
         if self.shown.is_some() {
-            println!();
+            let mut out = std::io::stdout().lock();
+            // As above.
+            let _ = writeln!(out);
         }
     }
 }

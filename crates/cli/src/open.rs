@@ -4,7 +4,7 @@ use std::io::ErrorKind as IoKind;
 
 use anyhow::{Result, anyhow, bail};
 use cowbell_block::context::OpenContext;
-use cowbell_block::naming::ImageName;
+use cowbell_block::naming::{ImageName, parse_option_list};
 use cowbell_block::node::{Access, Node};
 use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
 use cowbell_block::{Flags, Request, Root};
@@ -105,6 +105,12 @@ impl Image {
 /// # Errors
 /// `Could not open 'NAME': REASON`.
 pub async fn open(cx: &Context, how: &How<'_>) -> Result<Image> {
+    if how.force_share && how.image_opts {
+        let tree = parse_option_list(how.name)?;
+        if tree.get("force-share").is_some_and(|word| word != "on") {
+            bail!("--force-share/-U conflicts with image options");
+        }
+    }
     open_bare(cx, how).await.map_err(|e| anyhow!("Could not open '{}': {e}", how.name))
 }
 

@@ -200,7 +200,7 @@ impl IoCommand {
 /// All commands of `io`, by name.
 pub static IO_COMMANDS: [IoCommand; 32] = [
     io("abort", "", "end this program at once, as a crash would", &[], "").needs(Needs::Nothing),
-    io("aio_flush", "", "wait for all requests in flight, then flush", &[], ""),
+    io("aio_flush", "", "wait for all requests in flight", &[], ""),
     io(
         "aio_read",
         "[-Ciqrv] [-P pattern] off len [len..]",

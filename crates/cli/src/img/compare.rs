@@ -12,6 +12,7 @@ use crate::flags::{Args, img as flags};
 use crate::json;
 use crate::meter::Meter;
 use crate::open::{How, Image, cache_mode, open};
+use crate::out::Out;
 
 /// The images differ.
 const STATUS_DIFFERENT: u8 = 1;
@@ -59,10 +60,10 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
 async fn judge(cx: &Context, args: &Args, form: Form, a: Image, b: Image) -> Result<u8> {
     let quiet = args.has(&flags::QUIET);
     let mode = if args.has(&flags::STRICT) { Mode::Strict } else { Mode::Content };
-    let meter = Meter::new(cx, args.has(&flags::PROGRESS), quiet);
+    let meter = Meter::new(cx, args.has(&flags::PROGRESS), quiet || form == Form::Json);
     let say = |text: &str| {
         if !quiet && form == Form::Human {
-            println!("{text}");
+            Out::new().line(text);
         }
     };
     let found = compare(&a.root, &b.root, mode, &meter, || say("Warning: Image size mismatch!")).await;
@@ -71,7 +72,7 @@ async fn judge(cx: &Context, args: &Args, form: Form, a: Image, b: Image) -> Res
             let (text, status) = words(*verdict);
             say(&text);
             if form == Form::Json && !quiet {
-                print!("{}", json::text(&json_value(*verdict, &a, &b)));
+                Out::new().put(&json::text(&json_value(*verdict, &a, &b)));
             }
             status
         }

@@ -265,8 +265,8 @@ async fn copy(
     };
     let options = Options { start, ..plan.options };
     let quiet = args.has(&flags::QUIET);
-    let on_terminal = cx.face == Face::Cowbell && cowbell_host::terminal::stdout_is_terminal();
-    let meter = Meter::new(cx, args.has(&flags::PROGRESS) || on_terminal, quiet);
+    let json = form(args, &flags::OUTPUT_MORE)? == Form::Json;
+    let meter = Meter::new(cx, args.has(&flags::PROGRESS), quiet || json);
     let limited = plan.pace.map(Limited::new);
     let pace: &dyn Pace = match &limited {
         Some(limited) => limited,

@@ -1,8 +1,12 @@
 //! open and close, and the options that `io` itself shares with them.
 
+use std::sync::Arc;
+
 use anyhow::{Result, anyhow, bail};
-use cowbell_block::node::Access;
+use cowbell_block::node::{Access, Node};
 use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
+use cowbell_block::{Child, Root};
+use cowbell_host::{Create, FileNode, FileOptions, Locking};
 
 use super::session::Session;
 use super::shell::{Done, Failed};
@@ -23,9 +27,6 @@ pub(super) struct Settings {
     aio: AioMode,
     snapshot: bool,
 }
-
-/// A temporary overlay, removed with the session.
-pub(super) struct Overlay;
 
 impl Settings {
     /// The options of the program.
@@ -79,17 +80,13 @@ impl Settings {
 ///
 /// # Errors
 /// `can't open device NAME: REASON`.
-pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Result<(Image, Option<Overlay>)> {
-    if settings.snapshot {
-        bail!(
-            "can't open device {name}: temporary overlays (-s) are not available in this version of cowbell"
-        );
-    }
+pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Result<Image> {
     let how = How {
         name,
         format: settings.format.as_deref(),
         image_opts: settings.image_opts,
-        access: settings.access,
+        // Below a temporary overlay nothing is written.
+        access: if settings.snapshot { Access::ReadOnly } else { settings.access },
         force_share: settings.force_share,
         cache: settings.cache,
         discard: settings.discard,
@@ -97,10 +94,40 @@ pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Resul
         purpose: Purpose::Data,
     };
     let image = open_bare(cx, &how).await.map_err(|e| anyhow!("can't open device {name}: {e}"))?;
+    if settings.snapshot {
+        let node = overlay(image.node()).await.map_err(|e| anyhow!("can't open device {name}: {e}"))?;
+        return Ok(Image { root: Root::new(node), ..image });
+    }
     if image.probed_raw && settings.access == Access::ReadWrite {
         warn_probed_raw(name);
     }
-    Ok((image, None))
+    Ok(image)
+}
+
+/// A temporary overlay on `backing`. Its file has no name any more when this returns, so that nothing of it
+/// is left, however the program ends.
+async fn overlay(backing: Arc<dyn Node>) -> cowbell_block::Result<Arc<dyn Node>> {
+    let path = std::env::temp_dir().join(format!("cowbell-overlay-{}", std::process::id()));
+    let options = FileOptions {
+        access: Access::ReadWrite,
+        create: Create::New,
+        locking: Locking::Off,
+        // It ends with the program: durability would be for nobody.
+        cache: CacheMode::UNSAFE,
+        ..FileOptions::default()
+    };
+    let file: Arc<dyn Node> = FileNode::open(&path, &options)?;
+    // A name that cannot be removed is left behind, and does no harm.
+    let _ = std::fs::remove_file(&path);
+    let size = backing.len();
+    cowbell_qcow2::create(
+        &Child::new(file.clone()),
+        &cowbell_qcow2::CreateOptions { size, ..cowbell_qcow2::CreateOptions::default() },
+    )
+    .await?;
+    let options =
+        cowbell_qcow2::OpenOptions { access: Access::ReadWrite, ..cowbell_qcow2::OpenOptions::default() };
+    Ok(cowbell_qcow2::Qcow2::open(file, Some(backing), options).await?)
 }
 
 /// The command `open`.

@@ -29,17 +29,11 @@ pub(super) struct Session<'a> {
     pub(super) cx: &'a Context,
     /// Buffers are placed badly on purpose.
     pub(super) misalign: bool,
-    image: Option<Held>,
+    image: Option<Image>,
     printer: Printer,
     /// Somebody watches: each command's output is shown at once.
     live: bool,
     in_flight: Vec<JoinHandle<()>>,
-}
-
-/// The image, and the temporary overlay above it if there is one.
-struct Held {
-    image: Image,
-    _overlay: Option<opening::Overlay>,
 }
 
 /// How the session goes on after a command.
@@ -85,12 +79,12 @@ impl<'a> Session<'a> {
 
     /// The open image.
     pub(super) fn image(&self) -> Option<&Image> {
-        self.image.as_ref().map(|held| &held.image)
+        self.image.as_ref()
     }
 
     /// The open image, writable.
     pub(super) fn image_mut(&mut self) -> Option<&mut Image> {
-        self.image.as_mut().map(|held| &mut held.image)
+        self.image.as_mut()
     }
 
     /// Opens an image in place of none.
@@ -98,8 +92,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// `can't open device NAME: REASON`.
     pub(super) async fn open(&mut self, name: &str, settings: &Settings) -> Result<()> {
-        let (image, overlay) = opening::open(self.cx, name, settings).await?;
-        self.image = Some(Held { image, _overlay: overlay });
+        self.image = Some(opening::open(self.cx, name, settings).await?);
         Ok(())
     }
 
@@ -110,7 +103,7 @@ impl<'a> Session<'a> {
     pub(super) async fn close(&mut self) -> Result<()> {
         self.wait_for_all().await;
         match self.image.take() {
-            Some(held) => held.image.close().await,
+            Some(image) => image.close().await,
             None => Ok(()),
         }
     }
