@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use cowbell_block::DebugEvent;
+
 use crate::engine::Engine;
 use crate::explore::{self, sequences};
-use crate::lab::{Effort, Found, Lab};
+use crate::lab::{Effort, Found, Lab, SETTINGS};
 use crate::mutants::{self, Fate};
 use crate::pairs;
 use crate::reuse;
@@ -80,6 +82,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
             return ExitCode::from(2);
         }
     }
+    session.lab.figures.book();
     session.print_figures();
     if session.failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -87,12 +90,19 @@ pub fn main(args: Vec<String>) -> ExitCode {
 /// Most different failures that are shrunk in one session.
 const FAILURES_MAX: u32 = 20;
 
+/// One in so many seeds is run twice more, to compare the traces.
+const REPEAT_ONE_IN: u64 = 20;
+
 struct Session {
     options: Options,
     lab: Lab,
     began: Instant,
     workloads: u64,
     failures: u32,
+    /// What the explorer went through.
+    explored: Option<&'static str>,
+    /// Seeds that were run twice.
+    repeated: u64,
     /// What failed already, to tell a new failure from the same one again.
     known: Vec<String>,
 }
@@ -100,7 +110,16 @@ struct Session {
 impl Session {
     fn new(options: Options) -> Self {
         let lab = Lab::new(Rc::new(Engine::default()));
-        Self { options, lab, began: Instant::now(), workloads: 0, failures: 0, known: Vec::new() }
+        Self {
+            options,
+            lab,
+            began: Instant::now(),
+            workloads: 0,
+            failures: 0,
+            explored: None,
+            repeated: 0,
+            known: Vec::new(),
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -118,13 +137,29 @@ impl Session {
             if self.is_over() {
                 break;
             }
-            self.try_one(&workload::random(seed), Effort::QUICK);
+            let scenario = workload::random(seed);
+            self.try_one(&scenario, Effort::QUICK);
+            if seed % REPEAT_ONE_IN == 0 {
+                self.repeat(&scenario);
+            }
+        }
+    }
+
+    /// O10: the same run has the same trace.
+    fn repeat(&mut self, scenario: &Scenario) {
+        let hash = || Lab::new(Rc::new(Engine::default())).run(scenario).ok().map(|run| run.trace_hash);
+        let (first, second) = (hash(), hash());
+        self.repeated += 1;
+        if first != second {
+            self.failures += 1;
+            println!("FAILURE O10: two runs differ\n{}", scenario.to_text());
         }
     }
 
     fn explore(&mut self) {
         let configs = explored_configs();
         let longest = self.options.length.unwrap_or(2);
+        self.explored = Some("stopped before the end");
         for length in 1..=longest {
             for (index, config) in configs.iter().enumerate() {
                 if self.options.config.is_some_and(|only| only != index) {
@@ -138,6 +173,7 @@ impl Session {
                 }
             }
         }
+        self.explored = Some("all of them");
     }
 
     fn faults(&mut self) {
@@ -289,6 +325,48 @@ impl Session {
         println!("{:>12} repairs", figures.repairs);
         println!("{:>12} faults struck", figures.faults);
         println!("{:>12} failures in {seconds:.1} s", self.failures);
+        self.print_coverage();
+        self.print_targets(seconds);
+    }
+
+    fn print_coverage(&self) {
+        let figures = &self.lab.figures;
+        println!("configurations covered: {}", figures.configs);
+        for key in SETTINGS {
+            let values = figures.settings.iter().filter(|((k, _), _)| *k == key);
+            let list: Vec<String> = values.map(|((_, value), runs)| format!("{value} ({runs})")).collect();
+            println!("  {key:15} {}", list.join(", "));
+        }
+        let events = self.lab.figures.events.iter().zip(DebugEvent::ALL);
+        let hit: Vec<&str> = events.filter(|(count, _)| **count > 0).map(|(_, event)| event.name()).collect();
+        println!("debug events seen: {} of 47: {}", hit.len(), hit.join(" "));
+    }
+
+    /// The targets of `reliability.md` that this run says something about.
+    fn print_targets(&self, seconds: f64) {
+        let counters = self.lab.judge.counters;
+        let figures = &self.lab.figures;
+        let recovered = 100.0 * figures.recoveries as f64 / counters.judged.max(1) as f64;
+        let verdict = if self.failures == 0 { "0 violations" } else { "VIOLATIONS" };
+        println!("targets:");
+        println!("  T1  crash states                 {} of 200,000 per CI run, {verdict}", counters.states);
+        println!(
+            "  T2  states per second            {:.0} of 50,000 (with everything else this run did)",
+            counters.states as f64 / seconds
+        );
+        if let Some(longest) = self.explored {
+            println!("  T3  exhaustive sequences         {} workloads, {longest}", self.workloads);
+        }
+        println!("  T4  recovered and cut again      {recovered:.2} % of distinct states, 1 % asked");
+        println!(
+            "  T6  schedules per second         {:.0} of 20,000 (with everything else this run did)",
+            figures.runs as f64 / seconds
+        );
+        if self.repeated > 0 {
+            println!("  T7  seeds run twice              {} of 100, traces equal", self.repeated);
+        }
+        println!("  T8  faults struck                {}, {verdict}", figures.faults);
+        println!("  T18 leaks after a clean close    {}", if self.failures == 0 { "0" } else { "see above" });
     }
 }
 

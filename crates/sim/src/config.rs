@@ -112,14 +112,16 @@ impl Config {
     /// A random configuration.
     pub fn random(rng: &mut Rng) -> Self {
         let version = if rng.one_in(4) { 2 } else { 3 };
-        let cluster_bits = *rng.pick(&[9, 9, 10, 10, 10, 12, 12, 16]);
+        let cluster_bits =
+            if rng.one_in(200) { 21 } else { *rng.pick(&[9, 9, 9, 10, 10, 10, 10, 12, 12, 12, 16, 16]) };
         let refcount_order = if version == 2 { 4 } else { *rng.pick(&[0, 1, 2, 3, 4, 4, 4, 5, 6]) };
         let mut config = Self { version, cluster_bits, refcount_order, ..Self::default() };
         config.sectors = match cluster_bits {
             9 => *rng.pick(&[16, 72]),
             10 => *rng.pick(&[32, 264, 263]),
             12 => *rng.pick(&[96, 93]),
-            _ => *rng.pick(&[768, 760]),
+            16 => *rng.pick(&[768, 760]),
+            _ => 2 * 4096 + 5,
         };
         config.lazy = version == 3 && rng.one_in(4);
         config.backing = *rng.pick(&[
@@ -157,7 +159,7 @@ impl Config {
         config.legalise();
         let block_clusters = (8u64 << config.cluster_bits) >> config.refcount_order;
         if block_clusters <= 256 && rng.one_in(4) {
-            config = config.near_boundary(block_clusters == 64 && rng.one_in(8));
+            config = config.near_boundary(block_clusters == 64 && rng.one_in(3));
         }
         config
     }
@@ -252,6 +254,11 @@ impl Config {
             ("no_discard", bit(self.host.no_discard)),
             ("no_fast_zeroes", bit(self.host.no_fast_zeroes)),
         ]
+    }
+
+    /// The value of one key, as in the text form.
+    pub fn value_of(&self, key: &str) -> String {
+        self.fields().into_iter().find(|(k, _)| *k == key).map_or_else(String::new, |(_, value)| value)
     }
 
     /// Reads what [`Config::to_text`] wrote.

@@ -35,7 +35,7 @@ impl Default for Engine {
 
 impl ReadAt for ImageBytes<'_> {
     fn len(&self) -> u64 {
-        ImageBytes::len(self)
+        self.bytes()
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {

@@ -29,9 +29,10 @@ fn built_images_are_sound_and_hold_what_they_should() {
         let inspection = inspect_once(&*lab.subject, &config, &mut pool, &built.image);
         assert_eq!((inspection.corrupt.as_deref(), inspection.leaks), (None, 0), "{}", config.to_text());
         let backing = built.backing.as_deref();
-        let case = Case { config: &config, backing, snapshots: &built.snapshots };
+        let case = Case { config: &config, backing, snapshots: &built.snapshots, leaks_max: 0 };
         let allowed = Allowed::after_cut(&Model::new(&built.guest), 0);
-        check_guest(&inspection, &case, &pool, &built.image, &allowed).expect(&config.to_text());
+        check_guest(&inspection, &case, &pool, &built.image, &allowed)
+            .unwrap_or_else(|f| panic!("{f}: {}", config.to_text()));
     }
 }
 

@@ -2,12 +2,13 @@
 //! reference disk.
 
 use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 use cowbell_block::node::Node;
-use cowbell_block::request::{Cause, ExtentFlags, Flags, Outcome, Request};
+use cowbell_block::request::{Cause, Completion, ExtentFlags, Flags, Outcome, Request};
 use cowbell_block::{Buf, Bufs, ErrorKind};
 
 use crate::config::Config;
@@ -29,12 +30,15 @@ pub struct Guest {
     pub failure: RefCell<Option<Failure>>,
     /// Times at which a flush or a write with FUA completed.
     pub durable_times: RefCell<Vec<u64>>,
+    /// Begin and end of every flush, and of every close, that succeeded.
+    pub flushes: RefCell<Vec<(u64, u64)>>,
     /// Operations that ended.
     pub finished: Cell<u64>,
     /// Operations that failed.
     pub failed: Cell<u64>,
     /// Whether an image was given up without a close that succeeded.
     pub lost: Cell<bool>,
+    abandoned: RefCell<Vec<Ticket>>,
     subject: Rc<dyn Subject>,
     config: Config,
     disk: SimDisk,
@@ -45,6 +49,33 @@ pub struct Guest {
     pool: SharedPool,
     clock: Clock,
     queue: RefCell<Queue>,
+}
+
+/// Waits for a completion, for so many polls at most.
+struct Patience<F> {
+    working: Pin<Box<F>>,
+    polls: Option<u8>,
+}
+
+impl<F: Future<Output = Completion>> Future for Patience<F> {
+    type Output = Option<Completion>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Completion>> {
+        if self.polls == Some(0) {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(completion) = self.working.as_mut().poll(cx) {
+            return Poll::Ready(Some(completion));
+        }
+        match &mut self.polls {
+            Some(1) => Poll::Ready(None),
+            Some(left) => {
+                *left -= 1;
+                Poll::Pending
+            }
+            None => Poll::Pending,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -85,9 +116,11 @@ impl Guest {
             node: RefCell::new(None),
             failure: RefCell::new(None),
             durable_times: RefCell::default(),
+            flushes: RefCell::default(),
             finished: Cell::new(0),
             failed: Cell::new(0),
             lost: Cell::new(false),
+            abandoned: RefCell::default(),
             clock: setup.disk.clock(),
             subject: setup.subject,
             config: setup.config,
@@ -173,6 +206,10 @@ impl Guest {
             return self.reopen().await;
         }
         let Some(node) = self.node.borrow().clone() else { return };
+        let (op, patience) = match op {
+            GuestOp::Abandon { polls, op } => (&**op, Some(*polls)),
+            op => (op, None),
+        };
         let cause = Cause { request: u64::from(number), origin: 0 };
         match op {
             GuestOp::Write { at, fua } => {
@@ -189,7 +226,7 @@ impl Guest {
                 let ticket =
                     self.model.borrow_mut().begin_write(self.instant(), at.start, values.into_iter());
                 let request = Request::write(at.start * SECTOR as u64, buf);
-                self.mutate(&*node, request, ticket, *fua, cause).await;
+                self.mutate(&*node, request.caused_by(cause), ticket, *fua, patience).await;
             }
             GuestOp::Zero { at, unmap, fua } => {
                 let zeroes = std::iter::repeat_n(ZERO, (at.end - at.start) as usize);
@@ -197,26 +234,37 @@ impl Guest {
                 let flags = if *unmap { Flags::MAY_UNMAP } else { Flags::empty() };
                 let len = (at.end - at.start) * SECTOR as u64;
                 let request = Request::write_zeroes(at.start * SECTOR as u64, len).with_flags(flags);
-                self.mutate(&*node, request, ticket, *fua, cause).await;
+                self.mutate(&*node, request.caused_by(cause), ticket, *fua, patience).await;
             }
             GuestOp::Discard { at } => {
                 let ticket = self.model.borrow_mut().begin_discard(self.instant(), at.clone());
                 let len = (at.end - at.start) * SECTOR as u64;
                 let request = Request::discard(at.start * SECTOR as u64, len);
-                self.mutate(&*node, request, ticket, false, cause).await;
+                self.mutate(&*node, request.caused_by(cause), ticket, false, patience).await;
             }
             GuestOp::Read { at } => self.read(&*node, at.clone(), cause).await,
             GuestOp::Status { at } => self.status(&*node, at.clone(), cause).await,
             GuestOp::Flush => self.flush(&*node, cause).await,
-            GuestOp::Wait | GuestOp::Reopen => {}
+            GuestOp::Wait | GuestOp::Reopen | GuestOp::Abandon { .. } => {}
         }
     }
 
-    async fn mutate(&self, node: &dyn Node, request: Request, ticket: Ticket, fua: bool, cause: Cause) {
+    async fn mutate(
+        &self,
+        node: &dyn Node,
+        request: Request,
+        ticket: Ticket,
+        fua: bool,
+        patience: Option<u8>,
+    ) {
         let discard = matches!(request.op, cowbell_block::Operation::Discard);
         let name = request.op.name();
         let flags = if fua { Flags::FUA } else { Flags::empty() };
-        let completion = node.submit(request.with_flags(flags).caused_by(cause)).finish().await;
+        let working = node.submit(request.with_flags(flags)).finish();
+        let Some(completion) = Patience { working: Box::pin(working), polls: patience }.await else {
+            self.abandoned.borrow_mut().push(ticket);
+            return self.model.borrow_mut().abandon(ticket);
+        };
         let now = self.instant();
         match completion.result {
             Ok(_) => {
@@ -251,6 +299,7 @@ impl Guest {
             Ok(_) => {
                 self.model.borrow_mut().flushed(now, start);
                 self.durable_times.borrow_mut().push(now);
+                self.flushes.borrow_mut().push((start, now));
             }
             Err(error) => self.excuse("flush", &error),
         }
@@ -329,19 +378,23 @@ impl Guest {
     /// Closes the image. A close that succeeds has flushed, unless a flush just before it failed. Returns
     /// whether it did.
     async fn close_node(&self, node: Arc<dyn Node>) -> bool {
-        if let Err(what) = self.subject.is_quiet(&*node) {
-            self.fail(Failure::new("O7", what));
-        }
         let start = self.instant();
         let mut usable = true;
         if self.was_faulted() {
             usable = node.submit(Request::flush()).finish().await.result.is_ok();
         }
         let closed = node.close().await;
+        if let Err(what) = self.subject.is_quiet(&*node) {
+            self.fail(Failure::new("O7", what));
+        }
         if let Err(error) = &closed {
             self.excuse("close", error);
         }
         let now = self.instant();
+        // What was abandoned has happened by now, or never will.
+        for ticket in self.abandoned.borrow_mut().drain(..) {
+            self.model.borrow_mut().fail(now, ticket);
+        }
         if closed.is_err() || !usable {
             self.model.borrow_mut().lost();
             self.lost.set(true);
@@ -349,6 +402,7 @@ impl Guest {
         }
         self.model.borrow_mut().flushed(now, start);
         self.durable_times.borrow_mut().push(now);
+        self.flushes.borrow_mut().push((start, now));
         true
     }
 
@@ -364,7 +418,7 @@ impl Guest {
 
     /// Reads the whole disk.
     pub async fn read_all(&self, node: &dyn Node) {
-        let sectors = self.model.borrow().len();
+        let sectors = self.model.borrow().sectors();
         let cause = Cause { request: u64::from(u32::MAX), origin: 0 };
         for first in (0..sectors).step_by(128) {
             self.read(node, first..(first + 128).min(sectors), cause).await;

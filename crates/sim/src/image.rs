@@ -239,7 +239,7 @@ impl<'a> Writer<'a> {
         }
         self.put(offset, &out[..len]);
         let end = offset + len as u64;
-        self.packed = (end % size != 0 && len as u64 <= size).then_some(end);
+        self.packed = (!end.is_multiple_of(size) && len as u64 <= size).then_some(end);
         let additional = (end - 1) / 512 - offset / 512;
         let shift = 62 - (self.config.cluster_bits - 8);
         COMPRESSED | additional << shift | offset

@@ -55,7 +55,7 @@ impl Allowed {
     /// After a power cut at `time`.
     pub fn after_cut(model: &Model, time: u64) -> Self {
         let mut allowed = Self::default();
-        for sector in 0..model.len() {
+        for sector in 0..model.sectors() {
             allowed.starts.push(allowed.values.len() as u32);
             model.allowed_after_cut(time, sector, &mut allowed.values);
         }
@@ -77,6 +77,8 @@ pub struct Case<'a> {
     pub backing: Option<&'a [Content]>,
     /// What the guest of each snapshot must read.
     pub snapshots: &'a [Vec<Content>],
+    /// Most clusters that may be lost (O8).
+    pub leaks_max: u64,
 }
 
 /// Counters for the table of figures.
@@ -146,6 +148,10 @@ impl Judge {
         if let Some(corrupt) = &inspection.corrupt {
             return Err(Failure::new("O3", corrupt.clone()));
         }
+        if inspection.leaks > case.leaks_max {
+            let what = format!("{} clusters leak, {} may", inspection.leaks, case.leaks_max);
+            return Err(Failure::new("O8", what));
+        }
         check_guest(inspection, case, pool, set.image(), allowed)?;
         Ok(true)
     }
@@ -167,11 +173,11 @@ impl Judge {
         set: &mut CrashSet,
     ) -> u32 {
         self.counters.inspected += 1;
-        let before = self.metadata.len();
+        let before = self.metadata.count();
         let bytes = ImageBytes::new(set.image(), pool, &mut self.metadata);
         let mut inspection = subject.inspect(&bytes, case.config);
         inspection.settle(pool);
-        if self.metadata.len() != before {
+        if self.metadata.count() != before {
             self.known.clear();
             self.inspections.clear();
             set.mark_metadata(|sector| self.metadata.contains(sector));

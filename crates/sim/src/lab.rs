@@ -1,6 +1,7 @@
 //! Runs scenarios and judges what they leave: while they run (O1, O7, O11), when they end (O3, O8), and at every
 //! cut that their history allows (O2, O3, O6), with recovery and a second cut for some of them (O5).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
@@ -48,9 +49,28 @@ pub struct Figures {
     pub faults: u64,
     /// How often each debug event was announced.
     pub events: Vec<u64>,
+    /// Different configurations, counted when they change.
+    pub configs: u64,
+    /// Runs per value of each setting.
+    pub settings: BTreeMap<(&'static str, String), u64>,
+    last_config: Option<(Config, u64)>,
     /// Steps of the worlds' clocks.
     pub steps: u64,
 }
+
+impl Figures {
+    /// Brings [`Figures::settings`] up to date.
+    pub fn book(&mut self) {
+        let Some((config, runs)) = self.last_config.take() else { return };
+        for key in SETTINGS {
+            *self.settings.entry((key, config.value_of(key))).or_insert(0) += runs;
+        }
+    }
+}
+
+/// The settings whose values are counted.
+pub const SETTINGS: [&str; 7] =
+    ["version", "cluster_bits", "refcount_order", "lazy", "backing", "prestate", "alignment"];
 
 /// Inspections of images that were closed in one configuration: under many schedules the end is the same.
 #[derive(Default)]
@@ -137,9 +157,19 @@ impl Effort {
     /// Everything, with recovery from 2 % of the states.
     pub const FULL: Self = Self { depth: Depth::FULL, recover_one_in: 50, second_cut: true, repair: true };
     /// For random workloads.
-    pub const QUICK: Self = Self { depth: Depth::QUICK, recover_one_in: 40, second_cut: true, repair: false };
+    pub const QUICK: Self = Self { depth: Depth::QUICK, recover_one_in: 30, second_cut: true, repair: false };
     /// No recovery.
     pub const STATES: Self = Self { depth: Depth::FULL, recover_one_in: 0, second_cut: false, repair: false };
+}
+
+/// Where a run is cut.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    time: u64,
+    /// Only this state, instead of many.
+    survivors: Option<&'a Survivors>,
+    /// Clusters that were lost before the run.
+    leaks_before: u64,
 }
 
 /// Most recoveries from one run.
@@ -175,7 +205,7 @@ impl Lab {
 
     /// Forgets contents when there are too many. Only between runs.
     pub fn tidy(&mut self) {
-        if self.pool.lock().len() > 200_000 {
+        if self.pool.lock().count() > 200_000 {
             self.built.clear();
             self.closed.known.clear();
             self.judge.begin_run();
@@ -192,11 +222,12 @@ impl Lab {
         self.tidy();
         let run = self.run(scenario)?;
         match &scenario.cut {
-            None => self.explore(scenario, &run, effort)?,
+            None => self.explore(scenario, &run, effort, 0)?,
             Some(cut) => {
                 let mut cuts = Vec::new();
                 self.judge.begin_run();
-                self.one_cut(scenario, &run, cut.step, cut.survivors.as_ref(), effort, &mut cuts)?;
+                let place = Place { time: cut.step, survivors: cut.survivors.as_ref(), leaks_before: 0 };
+                self.one_cut(scenario, &run, place, effort, &mut cuts)?;
                 self.recover_all(scenario, cuts, effort)?;
             }
         }
@@ -237,6 +268,7 @@ impl Lab {
             }
         }
         self.note(&disk, &guest);
+        self.note_config(&scenario.config);
         let (sectors, len) = disk.content();
         let run = Run {
             history: disk.end_history(),
@@ -313,6 +345,20 @@ impl Lab {
         }
     }
 
+    /// Counts runs per setting; runs of one configuration come in a row and are booked together.
+    fn note_config(&mut self, config: &Config) {
+        let figures = &mut self.figures;
+        if let Some((last, runs)) = &mut figures.last_config
+            && last == config
+        {
+            *runs += 1;
+            return;
+        }
+        figures.book();
+        figures.configs += 1;
+        figures.last_config = Some((config.clone(), 1));
+    }
+
     /// A closed image is sound, without leaks, and holds what the guest wrote.
     fn check_closed(
         &mut self,
@@ -343,11 +389,18 @@ impl Lab {
     ///
     /// # Errors
     /// What the first oracle that disagrees says, with the cut.
-    pub fn explore(&mut self, scenario: &Scenario, run: &Run, effort: Effort) -> Result<(), Found> {
+    pub fn explore(
+        &mut self,
+        scenario: &Scenario,
+        run: &Run,
+        effort: Effort,
+        leaks_before: u64,
+    ) -> Result<(), Found> {
         let mut cuts = Vec::new();
         self.judge.begin_run();
         for time in cut_times(run) {
-            self.one_cut(scenario, run, time, None, effort, &mut cuts)?;
+            let place = Place { time, survivors: None, leaks_before };
+            self.one_cut(scenario, run, place, effort, &mut cuts)?;
         }
         self.recover_all(scenario, cuts, effort)
     }
@@ -357,13 +410,14 @@ impl Lab {
         &mut self,
         scenario: &Scenario,
         run: &Run,
-        time: u64,
-        survivors: Option<&Survivors>,
+        place: Place<'_>,
         effort: Effort,
         cuts: &mut Vec<(Start, Cut)>,
     ) -> Result<(), Found> {
+        let Place { time, survivors, leaks_before } = place;
         let built = self.built(&scenario.config);
-        let case = case(scenario, &built);
+        let leaks_max = leak_bound(scenario, run, time).saturating_add(leaks_before);
+        let case = Case { leaks_max, ..case(scenario, &built) };
         let mut timeline = Timeline::new(&run.history);
         timeline.advance(time);
         let allowed = Allowed::after_cut(&run.guest.model.borrow(), time);
@@ -409,6 +463,7 @@ impl Lab {
     ) -> Result<(), Found> {
         let built = self.built(&scenario.config);
         for (start, cut) in cuts {
+            let leaks = start.leaks;
             let again = Scenario { faults: Vec::new(), cut: None, ..scenario.clone() };
             self.figures.recoveries += 1;
             let at_cut = |mut found: Found| {
@@ -423,7 +478,7 @@ impl Lab {
             let run = self.session(&again, &built, start).map_err(at_cut)?;
             if effort.second_cut {
                 let second = Effort { depth: Depth { random_masks: 4, ..Depth::QUICK }, ..Effort::STATES };
-                self.explore(&again, &run, second).map_err(at_cut)?;
+                self.explore(&again, &run, second, leaks).map_err(at_cut)?;
             }
         }
         Ok(())
@@ -431,11 +486,14 @@ impl Lab {
 }
 
 fn wants_recovery(effort: Effort, set: &CrashSet, taken: usize) -> bool {
-    effort.recover_one_in > 0 && taken < RECOVERIES_MAX && set.state().key % effort.recover_one_in == 0
+    effort.recover_one_in > 0
+        && taken < RECOVERIES_MAX
+        && set.state().key.is_multiple_of(effort.recover_one_in)
 }
 
 fn case<'a>(scenario: &'a Scenario, built: &'a Built) -> Case<'a> {
-    Case { config: &scenario.config, backing: built.backing.as_deref(), snapshots: &built.snapshots }
+    let backing = built.backing.as_deref();
+    Case { config: &scenario.config, backing, snapshots: &built.snapshots, leaks_max: u64::MAX }
 }
 
 fn strategy(scenario: &Scenario) -> Strategy {
@@ -450,6 +508,29 @@ fn strategy(scenario: &Scenario) -> Strategy {
         }
         Schedule::Choices(list) => Strategy::Replay(list.clone()),
     }
+}
+
+/// Most clusters that may leak after a cut at `time`: those written since the last flush that completed began,
+/// whose pointers may be lost, and those that mutations since the flush before it may have freed, since
+/// counting down rides in the next flush. Lazy refcounts and failed I/Os make no such promise.
+fn leak_bound(scenario: &Scenario, run: &Run, time: u64) -> u64 {
+    if scenario.config.lazy || run.faults_struck > 0 {
+        return u64::MAX;
+    }
+    let flushes = run.guest.flushes.borrow();
+    let before: Vec<u64> = flushes.iter().filter(|(_, end)| *end <= time).map(|(start, _)| *start).collect();
+    let last = before.last().copied().unwrap_or(0);
+    let last_but_one = before.len().checked_sub(2).map_or(0, |i| before[i]);
+    let bits = scenario.config.cluster_bits;
+    let mut written = BTreeSet::new();
+    for io in run.history.ios.iter().filter(|io| io.is_mutation() && io.applied.is_some_and(|t| t > last)) {
+        written.extend(io.offset >> bits..(io.offset + io.len).div_ceil(1 << bits));
+    }
+    let model = run.guest.model.borrow();
+    let per = scenario.config.cluster_sectors();
+    let freed: u64 = model.touched_since(last_but_one).map(|at| at.end.div_ceil(per) - at.start / per).sum();
+    // A table that a write made its own leaves the shared one behind.
+    written.len() as u64 + freed + 4
 }
 
 /// The times just before something became durable, the times at which the guest was promised durability, and

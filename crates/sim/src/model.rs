@@ -31,7 +31,6 @@ pub struct Ticket(usize);
 
 struct Open {
     sectors: Range<u64>,
-    start: u64,
     /// Index of the write in each sector's history.
     at: Vec<u32>,
 }
@@ -72,7 +71,7 @@ impl Model {
     }
 
     /// Number of sectors.
-    pub fn len(&self) -> u64 {
+    pub fn sectors(&self) -> u64 {
         self.sectors.len() as u64
     }
 
@@ -101,13 +100,13 @@ impl Model {
             let write = Write { value, start: now, end: NEVER, definite, durable_at: NEVER, replaced: None };
             history.push(write);
         }
-        self.open.push(Open { sectors: first..first + at.len() as u64, start: now, at });
+        self.open.push(Open { sectors: first..first + at.len() as u64, at });
         Ticket(self.open.len() - 1)
     }
 
     /// The mutation completed; with `fua` it is durable now.
     pub fn end(&mut self, now: u64, ticket: Ticket, fua: bool) {
-        let Open { sectors, at, .. } = &self.open[ticket.0];
+        let Open { sectors, at } = &self.open[ticket.0];
         for (sector, index) in sectors.clone().zip(at) {
             let write = &mut self.sectors[sector as usize][*index as usize];
             write.end = write.end.min(now);
@@ -121,7 +120,7 @@ impl Model {
 
     /// The mutation failed: each sector is old or new from now on.
     pub fn fail(&mut self, now: u64, ticket: Ticket) {
-        let Open { sectors, at, .. } = &self.open[ticket.0];
+        let Open { sectors, at } = &self.open[ticket.0];
         for (sector, index) in sectors.clone().zip(at) {
             let write = &mut self.sectors[sector as usize][*index as usize];
             write.definite = false;
@@ -129,9 +128,22 @@ impl Model {
         }
     }
 
-    /// When the mutation began.
-    pub fn started(&self, ticket: Ticket) -> u64 {
-        self.open[ticket.0].start
+    /// The sectors of every mutation that began after `time`.
+    pub fn touched_since(&self, time: u64) -> impl Iterator<Item = &Range<u64>> {
+        let began = move |open: &&Open| {
+            let first =
+                open.at.first().map(|index| self.sectors[open.sectors.start as usize][*index as usize]);
+            first.is_some_and(|write| write.start > time)
+        };
+        self.open.iter().filter(began).map(|open| &open.sectors)
+    }
+
+    /// Nobody waits for the mutation any more: it may still happen at any time.
+    pub fn abandon(&mut self, ticket: Ticket) {
+        let Open { sectors, at } = &self.open[ticket.0];
+        for (sector, index) in sectors.clone().zip(at) {
+            self.sectors[sector as usize][*index as usize].definite = false;
+        }
     }
 
     /// A flush that began at `start` completed: everything that had ended by then is durable.

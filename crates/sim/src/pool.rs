@@ -89,8 +89,8 @@ impl Pool {
         self.hashes[id as usize]
     }
 
-    /// Number of contents.
-    pub fn len(&self) -> usize {
+    /// Number of contents, the sector of zeroes among them.
+    pub fn count(&self) -> usize {
         self.sectors.len()
     }
 
@@ -138,6 +138,6 @@ mod tests {
         assert_eq!(pool.intern(&[1; SECTOR]), a);
         assert_eq!(pool.bytes(a), &[1; SECTOR]);
         pool.truncate(1);
-        assert_eq!((pool.len(), pool.intern(&[2; SECTOR])), (1, 1));
+        assert_eq!((pool.count(), pool.intern(&[2; SECTOR])), (1, 1));
     }
 }

@@ -71,7 +71,10 @@ pub fn check_and_repair(
     drop(node);
 
     let allowed = Allowed::after_cut(&Model::new(&start.guest), 0);
-    let case = Case { config, backing: built.backing.as_deref(), snapshots: &built.snapshots };
+    // A repair takes leaks away and makes none.
+    let leaks_max = start.leaks;
+    let backing = built.backing.as_deref();
+    let case = Case { config, backing, snapshots: &built.snapshots, leaks_max };
     {
         let mut pool = lab.pool.lock();
         let image = Image { sectors: before.0, len: before.1 };

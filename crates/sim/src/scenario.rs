@@ -44,6 +44,11 @@ pub enum GuestOp {
         at: Range<u64>,
     },
     Flush,
+    /// Starts the operation and forgets it after so many polls: whoever waits may stop, the work must not.
+    Abandon {
+        polls: u8,
+        op: Box<GuestOp>,
+    },
     /// Waits for everything before it.
     Wait,
     /// Closes and opens the image; waits for everything before it.
@@ -61,6 +66,7 @@ impl GuestOp {
         match self {
             Self::Write { at, .. } | Self::Zero { at, .. } => Some(at),
             Self::Discard { at } | Self::Read { at } | Self::Status { at } => Some(at),
+            Self::Abandon { op, .. } => op.range(),
             Self::Flush | Self::Wait | Self::Reopen => None,
         }
     }
@@ -72,6 +78,7 @@ impl GuestOp {
         match &mut op {
             Self::Write { at, .. } | Self::Zero { at, .. } => *at = range,
             Self::Discard { at } | Self::Read { at } | Self::Status { at } => *at = range,
+            Self::Abandon { op, .. } => **op = op.with_range(range),
             Self::Flush | Self::Wait | Self::Reopen => {}
         }
         op
@@ -80,6 +87,7 @@ impl GuestOp {
     fn to_text(&self) -> String {
         let range = self.range().map_or(String::new(), |r| format!(" {}+{}", r.start, r.end - r.start));
         let (name, flags) = match self {
+            Self::Abandon { polls, op } => return format!("abandon {polls} {}", op.to_text()),
             Self::Write { fua, .. } => ("write", if *fua { " fua" } else { "" }),
             Self::Zero { unmap, fua, .. } => (
                 "zero",
@@ -113,6 +121,10 @@ impl GuestOp {
             "discard" => Self::Discard { at: range()? },
             "read" => Self::Read { at: range()? },
             "status" => Self::Status { at: range()? },
+            "abandon" => {
+                let op = Box::new(Self::parse(words.get(2..)?)?);
+                Self::Abandon { polls: words.get(1)?.parse().ok()?, op }
+            }
             "flush" => Self::Flush,
             "wait" => Self::Wait,
             "reopen" => Self::Reopen,
@@ -282,7 +294,9 @@ impl Scenario {
             let range = op
                 .range()
                 .map_or(String::new(), |r| format!("{} {}", r.start * 512, (r.end - r.start) * 512));
+            let op = if let GuestOp::Abandon { op, .. } = op { op } else { op };
             out.push_str(&match op {
+                GuestOp::Abandon { .. } => String::new(),
                 GuestOp::Write { fua, .. } => {
                     format!("{aio}write {}-P {pattern} {range}\n", if *fua { "-f " } else { "" })
                 }
@@ -334,7 +348,7 @@ mod tests {
     #[test]
     fn text_and_back() {
         let text = "seed 42\nconfig cluster_bits=9 sectors=72\nlanes 2\nwrite 0+8 fua\nzero 3+1 unmap\n\
-                    discard 8+8\nflush\nreopen\nfault nth 12 eio once\nfault tag l2_update 1 short sticky\n\
+                    discard 8+8\nflush\nabandon 2 write 3+1\nreopen\nfault nth 12 eio once\nfault tag l2_update 1 short sticky\n\
                     schedule full choices 0 1 0 2\ncut 57 keep len 3:0-2,5:0-1\n";
         let scenario = Scenario::parse(text).expect("well formed");
         assert_eq!(scenario.to_text(), text);

@@ -115,7 +115,7 @@ impl SectorSet {
     }
 
     /// Number of members.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.count
     }
 
@@ -145,7 +145,7 @@ impl<'a> ImageBytes<'a> {
     }
 
     /// Length in bytes.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.image.len
     }
 
