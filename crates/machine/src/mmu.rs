@@ -101,15 +101,25 @@ pub fn translate(
     Ok(Translated { address, whole_page: verdict.whole_page })
 }
 
-fn walk(hart: &Hart, ram: &mut Ram, va: u64, kind: AccessKind, privilege: Privilege) -> Result<u64, Cause> {
+fn walk(
+    hart: &mut Hart,
+    ram: &mut Ram,
+    va: u64,
+    kind: AccessKind,
+    privilege: Privilege,
+) -> Result<u64, Cause> {
     let satp = hart.csr.satp;
     let levels = (satp >> 60) as u32 - 5;
     let width = 12 + 9 * levels;
     if (va as i64) << (64 - width) >> (64 - width) != va as i64 {
         return Err(kind.page_fault());
     }
-    let mut table = (satp & ((1 << 44) - 1)) * PAGE;
-    for level in (0..levels).rev() {
+    let known = hart.tlb.leaf_table(va);
+    let (mut table, first) = match known {
+        Some(table) => (table, 1),
+        None => ((satp & ((1 << 44) - 1)) * PAGE, levels),
+    };
+    for level in (0..first).rev() {
         let shift = 12 + 9 * level;
         let at = table + (va >> shift & 0x1ff) * 8;
         let page = ram.page_of(at).ok_or(kind.access_fault())?;
@@ -136,6 +146,9 @@ fn walk(hart: &Hart, ram: &mut Ram, va: u64, kind: AccessKind, privilege: Privil
             return Err(kind.page_fault());
         }
         table = target;
+        if level == 1 {
+            hart.tlb.fill_leaf_table(va, table);
+        }
     }
     Err(kind.page_fault())
 }

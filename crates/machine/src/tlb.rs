@@ -10,6 +10,8 @@ use crate::ram::Stale;
 const ENTRIES: usize = 1024;
 const FETCH_ENTRIES: usize = 256;
 const MODES: usize = 8;
+/// Regions whose last-level table is remembered, so that a miss reads one entry instead of up to five.
+const WALKS: usize = 64;
 /// Matches no address: a tag's low twelve bits are zero or an alignment error.
 const NO_TAG: u64 = u64::MAX;
 
@@ -51,6 +53,8 @@ pub(crate) struct Tlb {
     load: Box<[Entry; ENTRIES * MODES]>,
     store: Box<[Entry; ENTRIES * MODES]>,
     fetch: Box<[Entry; FETCH_ENTRIES * MODES]>,
+    /// Where the last-level table of a 2 MiB region lies: the region's number, and the table's address.
+    walks: [(u64, u64); WALKS],
     /// Changes whenever a fetch translation may have gone; caches of block lookups compare it.
     pub(crate) fetch_generation: u64,
     /// Something was filled since the last full flush.
@@ -81,7 +85,14 @@ fn boxed<const N: usize>() -> Box<[Entry; N]> {
 
 impl Tlb {
     pub(crate) fn new() -> Tlb {
-        Tlb { load: boxed(), store: boxed(), fetch: boxed(), fetch_generation: 1, filled: false }
+        Tlb {
+            load: boxed(),
+            store: boxed(),
+            fetch: boxed(),
+            walks: [(NO_TAG, 0); WALKS],
+            fetch_generation: 1,
+            filled: false,
+        }
     }
 
     /// The page to load `SIZE` bytes from, if known and the address is aligned.
@@ -123,6 +134,18 @@ impl Tlb {
         self.filled = true;
     }
 
+    /// The last-level table for an address, if a walk found it since the last flush. No change of one entry of a
+    /// last-level table concerns it, and any other change of a table flushes.
+    pub(crate) fn leaf_table(&self, va: u64) -> Option<u64> {
+        let (region, table) = self.walks[(va >> 21) as usize % WALKS];
+        (region == va >> 21).then_some(table)
+    }
+
+    pub(crate) fn fill_leaf_table(&mut self, va: u64, table: u64) {
+        self.walks[(va >> 21) as usize % WALKS] = (va >> 21, table);
+        self.filled = true;
+    }
+
     /// Forgets everything.
     pub(crate) fn flush(&mut self) {
         self.fetch_generation += 1;
@@ -130,6 +153,7 @@ impl Tlb {
             self.load.fill(EMPTY);
             self.store.fill(EMPTY);
             self.fetch.fill(EMPTY);
+            self.walks.fill((NO_TAG, 0));
             self.filled = false;
         }
     }
