@@ -10,7 +10,7 @@ use cowbell_jobs::convert::{
 use cowbell_jobs::{Error, Pace, Unpaced};
 use serde_json::json;
 
-use super::target::{Format, Staged, asks_for_help};
+use super::target::{Format, Staged, asks_for_help, check_lists};
 use super::{Form, form, size};
 use crate::context::{Context, Reported};
 use crate::face::Face;
@@ -47,6 +47,7 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let form = form(args, &flags::OUTPUT_MORE)?;
     let (options, pace) = numbers(cx, args)?;
     let target_format = args.value(&flags::TARGET_FORMAT).unwrap_or("raw");
+    check_lists(args.values(&flags::OPTIONS))?;
     if args.values(&flags::OPTIONS).any(asks_for_help) {
         let name = if args.operands.len() > 1 { args.operands.last() } else { None };
         let format = Format::find(cx, target_format, name.map(String::as_str))?;

@@ -6,7 +6,7 @@ use cowbell_block::options::OptionTree;
 use cowbell_host::block_on;
 use serde_json::{Value, json};
 
-use super::target::{Format, asks_for_help};
+use super::target::{Format, asks_for_help, check_lists};
 use super::{Form, form, size};
 use crate::context::{Context, usage};
 use crate::flags::{Args, img as flags};
@@ -18,6 +18,7 @@ use crate::size::SIZE_MAX;
 pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let form = form(args, &flags::OUTPUT_MORE)?;
     let format = args.value(&flags::FORMAT).unwrap_or("raw");
+    check_lists(args.values(&flags::OPTIONS))?;
     if args.values(&flags::OPTIONS).any(asks_for_help) {
         let format = Format::find(cx, format, args.operands.first().map(String::as_str))?;
         Out::new().put(&format.help());

@@ -146,6 +146,17 @@ pub(crate) fn asks_for_help(list: &str) -> bool {
     list.split(',').any(|item| matches!(item, "help" | "?"))
 }
 
+/// Refuses `-o` values that would hide a mistake: an empty list, or one that ends in the middle.
+///
+/// # Errors
+/// Names the list.
+pub(crate) fn check_lists<'a>(mut lists: impl Iterator<Item = &'a str>) -> Result<()> {
+    match lists.find(|list| list.is_empty() || list.starts_with(',') || list.ends_with(',')) {
+        Some(list) => bail!("Invalid option list: {list}"),
+        None => Ok(()),
+    }
+}
+
 /// The name under which a target is filled.
 ///
 /// A new file gets its own name only when it is complete, by a rename: whatever ends this program before,
