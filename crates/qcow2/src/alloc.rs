@@ -65,8 +65,22 @@ impl State {
             assert!(freed, "the slice of refcounts was just found");
             self.hint = self.hint.min(owned.first);
         } else {
-            self.released.push(Freed { clusters: owned.clusters(), epoch: NOBODY, punch: false });
+            self.give_back_all(owned.clusters());
         }
+    }
+
+    /// Takes back any clusters that nothing refers to, at the next flush.
+    pub fn give_back_all(&mut self, clusters: Range<u64>) {
+        self.released.push(Freed { clusters, epoch: NOBODY, punch: false });
+    }
+
+    /// How many clusters are free from this one on, in its slice of refcounts. Where no block counts them, none is.
+    pub fn free_from(&mut self, cluster: u64) -> Decision<u64> {
+        let per_slice = self.geometry.refslice_entries();
+        let Some(slot) = self.refblock_slot(cluster)? else { return Ok(0) };
+        let (block, order) = (self.refblocks.bytes(slot), self.geometry.refcount_order);
+        let rest = cluster % per_slice..per_slice;
+        Ok(rest.take_while(|index| refcount::get(block, order, *index) == 0).count() as u64)
     }
 
     fn find_free(&mut self, count: u64) -> Decision<Range<u64>> {

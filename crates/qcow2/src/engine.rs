@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use cowbell_block::range_lock::{LockMode, RangeLock};
 use cowbell_block::{BoxFuture, Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result};
@@ -42,6 +42,9 @@ pub(crate) struct Engine {
     pub notice: Option<Notice>,
     orphans: Mutex<Vec<BoxFuture<Completion>>>,
     orphan_count: AtomicUsize,
+    /// Requests that wait, and could drive orphans.
+    waiters: Mutex<Vec<(u64, Waker)>>,
+    next_waiter: AtomicU64,
 }
 
 /// Queues for things that are loaded or made once.
@@ -105,6 +108,8 @@ impl Engine {
             notice,
             orphans: Mutex::default(),
             orphan_count: AtomicUsize::new(0),
+            waiters: Mutex::default(),
+            next_waiter: AtomicU64::new(0),
         }
     }
 
@@ -193,7 +198,22 @@ impl Engine {
 
     /// Wraps a mutation so that dropping it stops the waiting, not the work.
     pub fn keep(self: &Arc<Self>, work: impl Future<Output = Completion> + Send + 'static) -> Op {
-        Op::Wait(Box::pin(Kept { engine: self.clone(), work: Some(Box::pin(work)), started: false }))
+        self.attend(work, Abandoned::Kept)
+    }
+
+    /// Wraps a request that changes nothing: dropping it drops the work as well.
+    pub fn wait(self: &Arc<Self>, work: impl Future<Output = Completion> + Send + 'static) -> Op {
+        self.attend(work, Abandoned::Dropped)
+    }
+
+    fn attend(
+        self: &Arc<Self>,
+        work: impl Future<Output = Completion> + Send + 'static,
+        abandoned: Abandoned,
+    ) -> Op {
+        let id = self.next_waiter.fetch_add(1, Ordering::Relaxed);
+        let engine = self.clone();
+        Op::Wait(Box::pin(Attended { engine, id, work: Some(Box::pin(work)), abandoned, started: false }))
     }
 
     /// Whether abandoned work waits to be finished.
@@ -204,7 +224,9 @@ impl Engine {
 
     /// Finishes abandoned work.
     pub async fn settle(self: &Arc<Self>) {
+        let id = self.next_waiter.fetch_add(1, Ordering::Relaxed);
         std::future::poll_fn(|cx| {
+            self.await_orphans(id, cx.waker());
             self.poll_orphans(cx);
             match self.has_orphans() {
                 true => Poll::Pending,
@@ -212,6 +234,24 @@ impl Engine {
             }
         })
         .await;
+        self.leave(id);
+    }
+
+    fn await_orphans(&self, id: u64, waker: &Waker) {
+        let mut waiters = self.waiters.lock();
+        match waiters.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, known)) => known.clone_from(waker),
+            None => waiters.push((id, waker.clone())),
+        }
+    }
+
+    /// A waiter is gone. It may have been the one that orphans would wake, so the others take over.
+    fn leave(&self, id: u64) {
+        let mut waiters = self.waiters.lock();
+        waiters.retain(|(other, _)| *other != id);
+        if self.has_orphans() {
+            waiters.iter().for_each(|(_, waker)| waker.wake_by_ref());
+        }
     }
 
     fn poll_orphans(&self, cx: &mut Context<'_>) {
@@ -231,19 +271,31 @@ impl Engine {
     }
 }
 
-/// A mutation on its way.
-struct Kept {
+/// What happens to work whose future is dropped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Abandoned {
+    /// It goes on as an orphan.
+    Kept,
+    /// It ends.
+    Dropped,
+}
+
+/// A request on its way. While it waits it drives abandoned work, which may hold what it waits for.
+struct Attended {
     engine: Arc<Engine>,
+    id: u64,
     work: Option<BoxFuture<Completion>>,
+    abandoned: Abandoned,
     started: bool,
 }
 
-impl Future for Kept {
+impl Future for Attended {
     type Output = Completion;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
         self.started = true;
-        // Abandoned work may hold what this one waits for.
+        // Known as a waiter first: whoever abandons work from now on wakes this one.
+        self.engine.await_orphans(self.id, cx.waker());
         self.engine.poll_orphans(cx);
         let work = self.work.as_mut().expect("not polled after completion");
         let result = work.as_mut().poll(cx);
@@ -254,13 +306,14 @@ impl Future for Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for Attended {
     fn drop(&mut self) {
-        if let (Some(work), true) = (self.work.take(), self.started) {
+        if let (Some(work), Abandoned::Kept, true) = (self.work.take(), self.abandoned, self.started) {
             let mut orphans = self.engine.orphans.lock();
             orphans.push(work);
             self.engine.orphan_count.store(orphans.len(), Ordering::Relaxed);
         }
+        self.engine.leave(self.id);
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{Buf, Cause, DebugEvent, Error, ErrorKind, Result};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, NO_CAUSE};
 use crate::geometry::{HostCluster, HostOffset};
 use crate::header::REFTABLE_BYTES_MAX;
 use crate::meta::{self, TableKind};
@@ -77,6 +77,68 @@ impl Engine {
         self.file.write(place << self.geometry.cluster_bits, block).await
     }
 
+    /// Takes `count` free clusters in a row, also more than one refcount block counts. For tables that are stored
+    /// in one piece; the caller holds the whole disk, so that nobody else allocates meanwhile.
+    pub(crate) async fn take_contiguous(self: &Arc<Self>, count: u64) -> Result<Range<u64>> {
+        self.satisfy(Need::Meta, NO_CAUSE).await?;
+        let per_slice = self.geometry.refslice_entries();
+        let (start, missing) = self.find_contiguous(count).await?;
+        let taken = start..start + count;
+        if let Some(block) = missing {
+            let _turn = self.loading.grow.lock(0..1, LockMode::Exclusive).await;
+            self.grow_reftable(block, taken.end, NO_CAUSE).await?;
+        }
+        self.decide(NO_CAUSE, |state| state.check_overlap(taken.clone())).await?;
+        let mut at = taken.start;
+        while at < taken.end {
+            let end = ((at / per_slice + 1) * per_slice).min(taken.end);
+            let marked = self
+                .decide(NO_CAUSE, |state| (at..end).try_for_each(|cluster| state.set_refcount(cluster, 1)))
+                .await;
+            if let Err(e) = marked {
+                self.state.lock().give_back_all(taken.start..at);
+                return Err(e);
+            }
+            at = end;
+        }
+        let mut state = self.state.lock();
+        state.hint = state.hint.max(taken.end);
+        state.virgin_from = state.virgin_from.max(taken.end << self.geometry.cluster_bits);
+        Ok(taken)
+    }
+
+    /// The first `count` free clusters in a row, and the first refcount block among those that are missing there.
+    async fn find_contiguous(self: &Arc<Self>, count: u64) -> Result<(u64, Option<u64>)> {
+        let per_block = self.geometry.refblock_entries();
+        self.write_refcounts().await?;
+        let (table, bytes) = {
+            let state = self.state.lock();
+            let bytes = u64::from(state.header.reftable_clusters) << self.geometry.cluster_bits;
+            (state.header.reftable_offset, bytes)
+        };
+        let mut blocks_end = 0;
+        self.each_entry(table, bytes, |index, raw| {
+            blocks_end = table::refblock_offset(raw).map_or(blocks_end, |_| index + 1);
+            Ok(())
+        })
+        .await?;
+        let mut start = self.state.lock().hint;
+        let mut end = start;
+        // From `blocks_end` on nothing is counted, and nothing lies there.
+        while end < start + count && end < blocks_end * per_block {
+            let free = self.decide(NO_CAUSE, |state| state.free_from(end)).await?;
+            match free {
+                0 => {
+                    end += 1;
+                    start = end;
+                }
+                free => end += free,
+            }
+        }
+        let missing = (start + count > blocks_end * per_block).then_some(blocks_end);
+        Ok((start, missing))
+    }
+
     /// Makes a refcount table with room for block `index`; the table and the blocks that count it lie at `place`.
     async fn grow_reftable(self: &Arc<Self>, index: u64, place: u64, cause: Cause) -> Result<()> {
         self.file.announce(DebugEvent::ReftableGrow, cause).await;
@@ -88,7 +150,8 @@ impl Engine {
         let per_block = geometry.refblock_entries();
         // The table must have entries for the blocks that count it: a little arithmetic until it does. Half as
         // much again as before keeps the number of such moves logarithmic (the reference's step).
-        let (mut blocks, mut clusters) = (1, (old_clusters * 3).div_ceil(2));
+        let largest = REFTABLE_BYTES_MAX >> geometry.cluster_bits;
+        let (mut blocks, mut clusters) = (1, (old_clusters * 3).div_ceil(2).min(largest));
         loop {
             let last = (place + blocks + clusters - 1) / per_block;
             let needed = geometry.clusters_for((last + 1) * 8);

@@ -36,13 +36,8 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
             start_piece(engine, run, pin, request.offset, request.bufs, request.cause)
         }
         _ => {
-            let engine = engine.clone();
-            Op::wait(async move {
-                if engine.has_orphans() {
-                    engine.settle().await;
-                }
-                read(&engine, request.offset, request.bufs, request.cause).await
-            })
+            let worker = engine.clone();
+            engine.wait(async move { read(&worker, request.offset, request.bufs, request.cause).await })
         }
     }
 }
@@ -207,9 +202,9 @@ pub(crate) async fn status(engine: &Arc<Engine>, offset: u64, len: u64, cause: C
 /// Answers a status question without a wait, if the mapping is cached and the answer is complete.
 pub(crate) fn submit_status(engine: &Arc<Engine>, request: &Request) -> Op {
     let (offset, len, cause) = (request.offset, request.len, request.cause);
-    let engine = engine.clone();
-    Op::wait(async move {
-        match status(&engine, offset, len, cause).await {
+    let worker = engine.clone();
+    engine.wait(async move {
+        match status(&worker, offset, len, cause).await {
             Ok(extent) => Completion::extent(extent),
             Err(e) => Completion::failed(Bufs::none(), e),
         }

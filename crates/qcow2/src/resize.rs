@@ -12,7 +12,6 @@ use cowbell_block::{
     Buf, Bufs, Completion, DebugEvent, Error, ErrorKind, Flags, Op, Preallocation, Request, Result,
 };
 
-use crate::alloc::Owned;
 use crate::engine::{Engine, NO_CAUSE};
 use crate::geometry::{HostCluster, HostOffset};
 use crate::header::L1_BYTES_MAX;
@@ -85,8 +84,8 @@ impl Engine {
             let state = self.state.lock();
             (state.header.l1_offset, u64::from(state.header.l1_entries))
         };
-        let runs = self.allocate_contiguous(clusters).await?;
-        let first = runs.first().expect("at least one cluster").first;
+        let taken = self.take_contiguous(clusters).await?;
+        let first = taken.start;
         let offset = HostOffset(first << geometry.cluster_bits);
         let mut table = Buf::zeroed((entries * 8) as usize);
         if old_entries > 0 {
@@ -95,7 +94,7 @@ impl Engine {
         }
         self.file.announce(DebugEvent::L1GrowWriteTable, NO_CAUSE).await;
         if let Err(e) = self.file.write(offset.0, table).await {
-            runs.into_iter().for_each(|run| self.state.lock().give_back(run));
+            self.state.lock().give_back_all(taken);
             return Err(e);
         }
         self.write_refcounts().await?;
@@ -120,32 +119,5 @@ impl Engine {
             state.free_later(HostCluster(old)..HostCluster(end), false);
         }
         Ok(())
-    }
-
-    /// Takes `count` clusters in a row, also across slices of refcounts.
-    pub(crate) async fn allocate_contiguous(self: &Arc<Self>, count: u64) -> Result<Vec<Owned>> {
-        let mut runs: Vec<Owned> = Vec::new();
-        let mut have = 0;
-        let mut refused = Vec::new();
-        let mut result = Ok(());
-        while have < count && result.is_ok() {
-            match self.decide(NO_CAUSE, |state| state.allocate(count - have)).await {
-                Ok(run) => {
-                    if runs.last().is_some_and(|last| last.first + last.count != run.first) {
-                        refused.append(&mut runs);
-                        have = 0;
-                    }
-                    have += run.count;
-                    runs.push(run);
-                }
-                Err(e) => {
-                    refused.append(&mut runs);
-                    result = Err(e);
-                }
-            }
-        }
-        refused.into_iter().for_each(|run| self.state.lock().give_back(run));
-        result?;
-        Ok(runs)
     }
 }

@@ -186,6 +186,21 @@ fn growing_moves_tables_that_are_full() {
 }
 
 #[test]
+fn an_l1_table_may_be_longer_than_a_refcount_block_counts() {
+    for refcount_order in [4, 6] {
+        let options = CreateOptions { size: 1 << 30, cluster_bits: 9, refcount_order, ..Default::default() };
+        let file = create(&options);
+        assert_clean(&file);
+        let node = open(&file, None, OpenOptions::default());
+        write(&*node, (1 << 30) - 512, &[3; 512]);
+        submit(&*node, Request::truncate(3 << 30, Preallocation::Off));
+        assert_eq!(read(&*node, (1 << 30) - 512, 1024)[..512], [3; 512]);
+        run(node.close()).expect("closed");
+        assert_clean(&file);
+    }
+}
+
+#[test]
 fn a_huge_image_opens_in_little_memory() {
     let file = create(&CreateOptions { size: 64 << 40, ..Default::default() });
     let node = open(&file, None, OpenOptions::default());
