@@ -1,0 +1,187 @@
+//! Memory stays bounded for any image: opening below 8 MiB, reading and writing below 64 MiB.
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::any::Any;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cowbell_block::{
+    Access, BoxFuture, Child, Completion, Error, Extent, ExtentFlags, ImageInfo, Node, Op, Operation,
+    Request, Result,
+};
+use cowbell_qcow2::{CreateOptions, OpenOptions, Qcow2};
+use support::{Rng, read, run, write};
+
+struct Peak;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: forwards to the system's allocator; counting touches atomics only.
+unsafe impl GlobalAlloc for Peak {
+    // SAFETY: the caller's obligations are passed on unchanged.
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        PEAK.fetch_max(live, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.alloc(layout) }
+    }
+    // SAFETY: the caller's obligations are passed on unchanged.
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Peak = Peak;
+
+/// Bytes that `work` held at most beyond what was held before.
+fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let value = work();
+    (value, PEAK.load(Ordering::Relaxed) - before)
+}
+
+/// A sparse file of the host: its content is not in our memory.
+struct Sparse(File);
+
+impl Node for Sparse {
+    fn submit(&self, mut request: Request) -> Op {
+        let result = match request.op {
+            Operation::Read => self.fill(&mut request),
+            Operation::Write => {
+                let mut at = request.offset;
+                request.bufs.pieces().iter().try_for_each(|piece| {
+                    let here = at;
+                    at += piece.len() as u64;
+                    self.0.write_all_at(piece, here)
+                })
+            }
+            Operation::Truncate(_) => self.0.set_len(request.offset),
+            Operation::Status => {
+                let extent = Extent { len: request.len, flags: ExtentFlags::DATA, map: None };
+                return Op::Done(Completion::extent(extent));
+            }
+            _ => Ok(()),
+        };
+        match result {
+            Ok(()) => Op::done(request.bufs),
+            Err(e) => Op::failed(request.bufs, Error::from_errno(e.raw_os_error().unwrap_or(5))),
+        }
+    }
+    fn driver(&self) -> &'static str {
+        "sparse"
+    }
+    fn len(&self) -> u64 {
+        self.0.metadata().map_or(0, |m| m.len())
+    }
+    fn filename(&self) -> String {
+        "sparse".into()
+    }
+    fn info(&self) -> BoxFuture<Result<ImageInfo>> {
+        Box::pin(std::future::ready(Ok(ImageInfo::default())))
+    }
+    fn close(&self) -> BoxFuture<Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl Sparse {
+    fn fill(&self, request: &mut Request) -> std::io::Result<()> {
+        let mut at = request.offset;
+        for piece in request.bufs.pieces_mut() {
+            piece.fill(0);
+            let mut done = 0;
+            while done < piece.len() {
+                match self.0.read_at(&mut piece[done..], at + done as u64)? {
+                    0 => break,
+                    n => done += n,
+                }
+            }
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn word(&self, offset: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.0.read_exact_at(&mut bytes, offset).expect("inside the file");
+        u64::from_be_bytes(bytes)
+    }
+}
+
+fn image(options: CreateOptions) -> Arc<Sparse> {
+    let file = Arc::new(Sparse(tempfile::tempfile().expect("a temporary file")));
+    run(cowbell_qcow2::create(&Child::new(file.clone()), &options)).expect("valid options");
+    file
+}
+
+/// Gives every L1 entry a table: empty tables, side by side, counted in refcount blocks behind them.
+fn fill_l1(file: &Sparse, size: u64) {
+    const CLUSTER: u64 = 1 << 16;
+    const FIRST: u64 = 256;
+    let tables = size >> 29;
+    let l1: Vec<u8> = (0..tables).flat_map(|i| (((FIRST + i) * CLUSTER) | (1 << 63)).to_be_bytes()).collect();
+    file.0.write_all_at(&l1, file.word(40)).expect("written");
+    let end = FIRST + tables;
+    let blocks = (end + 8).div_ceil(32768);
+    for block in 0..blocks {
+        let place = if block == 0 { 2 } else { end + block };
+        let counted = (block * 32768).max(FIRST)..((block + 1) * 32768).min(end + blocks);
+        let counts: Vec<u8> = counted.clone().flat_map(|c| u16::from(c != end).to_be_bytes()).collect();
+        file.0.write_all_at(&counts, place * CLUSTER + counted.start % 32768 * 2).expect("written");
+        let entry = (place * CLUSTER).to_be_bytes();
+        file.0.write_all_at(&entry, file.word(48) + block * 8).expect("written");
+    }
+    file.0.set_len((end + blocks + 1) * CLUSTER).expect("lengthened");
+}
+
+fn exercise(file: &Arc<Sparse>, size: u64) -> (usize, usize) {
+    let options = OpenOptions { access: Access::ReadWrite, ..Default::default() };
+    let (node, opening) = peak_of(|| run(Qcow2::open(file.clone(), None, options)).expect("a valid image"));
+    let ((), using) = peak_of(|| {
+        let mut rng = Rng(5);
+        for i in 0..600u64 {
+            let offset = rng.below(size / 4096) * 4096;
+            if i % 30 == 0 {
+                write(&*node, offset, &[7; 512]);
+            }
+            read(&*node, offset, 512);
+        }
+        run(node.close()).expect("closed");
+    });
+    (opening, using)
+}
+
+#[test]
+fn huge_images_stay_within_their_memory() {
+    // 64 TiB with every L2 table there.
+    let file = image(CreateOptions { size: 64 << 40, ..Default::default() });
+    fill_l1(&file, 64 << 40);
+    let (opening, using) = exercise(&file, 64 << 40);
+    assert!(opening < 8 << 20 && using < 64 << 20, "64 TiB: opening {opening}, using {using} bytes");
+
+    // The longest L1 table that there is, of the smallest clusters.
+    let size = 128 << 30;
+    let file = image(CreateOptions { size, cluster_bits: 9, ..Default::default() });
+    let (opening, using) = exercise(&file, size);
+    assert!(
+        opening < 8 << 20 && using < 64 << 20,
+        "512-byte clusters: opening {opening}, using {using} bytes"
+    );
+
+    let size = 16 << 40;
+    let file = image(CreateOptions { size, cluster_bits: 21, refcount_order: 0, ..Default::default() });
+    let (opening, using) = exercise(&file, size);
+    assert!(opening < 8 << 20 && using < 64 << 20, "2 MiB clusters: opening {opening}, using {using} bytes");
+}
