@@ -287,6 +287,11 @@ impl SimDisk {
         (state.cached.clone(), state.len)
     }
 
+    /// The content of one sector as reads see it.
+    pub fn content_at(&self, sector: u64) -> Content {
+        self.0.state.lock().cached.get(sector as usize).copied().unwrap_or(ZERO)
+    }
+
     /// A hash over every step so far: equal for equal runs (O10).
     pub fn trace_hash(&self) -> u64 {
         self.0.state.lock().hash

@@ -147,6 +147,8 @@ pub struct Effort {
     pub depth: Depth,
     /// One in so many judged states is recovered from; 0 for none.
     pub recover_one_in: u64,
+    /// Most recoveries from one run.
+    pub recoveries_max: usize,
     /// Whether the power is cut again during what follows a recovery.
     pub second_cut: bool,
     /// Whether what was recovered is also checked and repaired when it has no leaks.
@@ -155,11 +157,14 @@ pub struct Effort {
 
 impl Effort {
     /// Everything, with recovery from 2 % of the states.
-    pub const FULL: Self = Self { depth: Depth::FULL, recover_one_in: 50, second_cut: true, repair: true };
+    pub const FULL: Self =
+        Self { depth: Depth::FULL, recover_one_in: 40, recoveries_max: 12, second_cut: true, repair: true };
     /// For random workloads.
-    pub const QUICK: Self = Self { depth: Depth::QUICK, recover_one_in: 30, second_cut: true, repair: false };
+    pub const QUICK: Self =
+        Self { depth: Depth::QUICK, recover_one_in: 30, recoveries_max: 6, second_cut: true, repair: false };
     /// No recovery.
-    pub const STATES: Self = Self { depth: Depth::FULL, recover_one_in: 0, second_cut: false, repair: false };
+    pub const STATES: Self =
+        Self { depth: Depth::FULL, recover_one_in: 0, recoveries_max: 0, second_cut: false, repair: false };
 }
 
 /// Where a run is cut.
@@ -171,9 +176,6 @@ struct Place<'a> {
     /// Clusters that were lost before the run.
     leaks_before: u64,
 }
-
-/// Most recoveries from one run.
-const RECOVERIES_MAX: usize = 4;
 
 impl Lab {
     /// A laboratory for one subject.
@@ -487,7 +489,7 @@ impl Lab {
 
 fn wants_recovery(effort: Effort, set: &CrashSet, taken: usize) -> bool {
     effort.recover_one_in > 0
-        && taken < RECOVERIES_MAX
+        && taken < effort.recoveries_max
         && set.state().key.is_multiple_of(effort.recover_one_in)
 }
 

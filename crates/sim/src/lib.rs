@@ -1,4 +1,16 @@
 //! The simulated world from one seed.
+//!
+//! ```text
+//!   ground    rng  pool (sectors by content)  stamp  exec (every choice explicit)  disk  faults
+//!   world     config  image (built from the specification)  workload  scenario (a run as text)
+//!   truth     model (reference disk)  judge (metadata and data of one image)  subject (what is under test)
+//!   runs      guest  lab (run, cut, recover, cut again)  crash (what a cut may leave)  repair
+//!   searches  explore  pairs  reuse  mutants  shrink  commands (the program)
+//! ```
+//!
+//! A run is a [`scenario::Scenario`]; [`lab::Lab::judge`] runs it and holds it against every oracle. The
+//! oracles are proven on a toy format with planted bugs (in the tests) and on the engine's own mutants.
+//! Nothing here reads a clock for a decision: the same seed gives the same trace.
 #![forbid(unsafe_code)]
 
 pub mod commands;

@@ -1,5 +1,5 @@
 //! Makes a failing scenario small: fewer operations, then fewer faults, then a plainer schedule, then a smaller
-//! geometry, as long as the same oracle keeps disagreeing.
+//! geometry, as long as an oracle of the same kind keeps disagreeing.
 
 use crate::exec::Granularity;
 use crate::judge::Failure;
@@ -11,18 +11,29 @@ const TRIES_MAX: u32 = 600;
 
 struct Shrinker<'a> {
     lab: &'a mut Lab,
-    oracle: &'static str,
+    kind: &'static str,
     effort: Effort,
     tries: u32,
     best: Scenario,
     found: Found,
 }
 
-/// The smallest scenario found that fails by the same oracle; it names the cut, if there is one.
+/// What an oracle is about: whether lost data is seen by a reader, in the image or after recovery is chance.
+pub fn kind(oracle: &'static str) -> &'static str {
+    match oracle {
+        "O1" | "O2" | "O6" => "data",
+        "O3" | "O4" | "O8" => "metadata",
+        other => other,
+    }
+}
+
+/// The smallest scenario found that fails by the same kind of oracle; it names the cut, if there is one.
 pub fn shrink(lab: &mut Lab, scenario: &Scenario, found: &Found, effort: Effort) -> Scenario {
-    let oracle = found.failure.oracle;
+    let kind = kind(found.failure.oracle);
     let open = Scenario { cut: None, ..scenario.clone() };
-    let mut shrinker = Shrinker { lab, oracle, effort, tries: 0, best: open, found: found.clone() };
+    // Which states are recovered from is drawn by their hashes, which change with every operation taken away.
+    let effort = Effort { recover_one_in: effort.recover_one_in.min(1), recoveries_max: 40, ..effort };
+    let mut shrinker = Shrinker { lab, kind, effort, tries: 0, best: open, found: found.clone() };
     // The schedule as a list of choices survives changes of the operations better than a seed does.
     shrinker.plain_schedule();
     loop {
@@ -47,7 +58,7 @@ impl Shrinker<'_> {
         }
         self.tries += 1;
         match self.lab.judge(&candidate, self.effort) {
-            Err(found) if found.failure.oracle == self.oracle => {
+            Err(found) if kind(found.failure.oracle) == self.kind => {
                 self.best = candidate;
                 self.found = found;
                 true
@@ -143,7 +154,7 @@ impl Shrinker<'_> {
     fn pin_cut(&mut self) {
         if let Some(cut) = self.found.cut.clone() {
             let mut pinned = Scenario { cut: Some(cut), ..self.best.clone() };
-            let same = |r: Result<_, Found>| r.err().is_some_and(|f| f.failure.oracle == self.oracle);
+            let same = |r: Result<_, Found>| r.err().is_some_and(|f| kind(f.failure.oracle) == self.kind);
             if same(self.lab.judge(&pinned, self.effort).map(|_| ())) {
                 self.best = pinned;
             } else if let Some(cut) = &mut pinned.cut {

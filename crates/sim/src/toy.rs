@@ -261,7 +261,7 @@ fn failures_shrink_and_replay() {
         assert!(small.ops.len() <= 3, "{bug:?}\n{}", small.to_text());
         let again = Scenario::parse(&small.to_text()).expect("its own text");
         let replayed = Lab::new(Rc::new(Toy(bug))).judge(&again, Effort::QUICK).err().expect("fails again");
-        assert_eq!(replayed.failure.oracle, found.failure.oracle);
+        assert_eq!(shrink::kind(replayed.failure.oracle), shrink::kind(found.failure.oracle));
         assert!(Lab::new(Rc::new(Toy(Bug::None))).judge(&again, Effort::QUICK).is_ok());
     }
 }

@@ -30,8 +30,6 @@ pub fn random(seed: u64) -> Scenario {
     let count = rng.between(2, 14);
     let ops: Vec<_> = (0..count).map(|_| operation(&mut rng, &weights, &config, &hot)).collect();
     let lanes = *rng.pick(&[1, 1, 2, 2, 3, 4, 8]);
-    let others = lanes > 1 || ops.iter().any(|op| matches!(op, GuestOp::Status { .. }));
-    let ops = if others && !ABANDON_BESIDE_OTHERS { awaited(ops) } else { ops };
     let schedule = match rng.below(5) {
         0 => Schedule::Fifo,
         1 => Schedule::Stall(rng.below(60) as u32),
@@ -40,16 +38,6 @@ pub fn random(seed: u64) -> Scenario {
     };
     let faults = faults(&mut Rng::stream(seed, Concern::Faults));
     Scenario { seed, config, lanes, ops, faults, granularity: Granularity::Full, schedule, cut: None }
-}
-
-/// Whether requests are abandoned while others are in flight, or before a status, which drives no orphans. Off
-/// while the engine stalls then (finding F6 of the first report).
-const ABANDON_BESIDE_OTHERS: bool = false;
-
-/// The same operations, each awaited.
-fn awaited(ops: Vec<GuestOp>) -> Vec<GuestOp> {
-    let inner = |op| if let GuestOp::Abandon { op, .. } = op { *op } else { op };
-    ops.into_iter().map(inner).collect()
 }
 
 /// Sometimes one fault; mostly none, since errors hide what would have come after them.
