@@ -95,6 +95,8 @@ struct Pass {
     counts: Counts,
     stored: Stored,
     report: CheckReport,
+    refcount_max: u64,
+    cluster_bits: u32,
     wrong_flags: Vec<String>,
     wrong_flags_omitted: u64,
     /// Clusters with too low a refcount, and what it should be.
@@ -109,6 +111,8 @@ impl Pass {
             counts: Counts::new(),
             stored: Stored::open(engine).await?,
             report: CheckReport::default(),
+            refcount_max: engine.geometry.refcount_max(),
+            cluster_bits: engine.geometry.cluster_bits,
             wrong_flags: Vec::new(),
             wrong_flags_omitted: 0,
             too_low: Vec::new(),

@@ -188,6 +188,9 @@ pub enum HeaderError {
     /// The feature bit is there without a reason, or the reason without the bit.
     #[error("qcow2: Compression type incompatible feature bit must {}be set", if *.0 { "" } else { "not " })]
     CompressionBit(bool),
+    /// The raw external data bit without an external data file.
+    #[error("data-file-raw requires a data file")]
+    RawDataWithoutFile,
     /// No refcount table.
     #[error("Image does not contain a reference count table")]
     NoReftable,
@@ -334,11 +337,10 @@ impl Header {
         while let Some((head, rest)) = area.split_at_checked(8) {
             let kind = be32(head);
             let len = be32(&head[4..]) as usize;
-            if kind == EXT_END {
-                break;
-            }
             let data = rest.get(..len).ok_or(HeaderError::ExtensionLength)?;
             match kind {
+                EXT_END => break,
+                EXT_BACKING_FORMAT if data.is_empty() => {}
                 EXT_BACKING_FORMAT => {
                     let text = std::str::from_utf8(data).ok().filter(|t| t.len() < 16);
                     let text = text.ok_or(HeaderError::BackingFormat(len))?;
@@ -371,6 +373,10 @@ impl Header {
         let has_bit = self.incompatible.contains(Incompatible::COMPRESSION);
         if has_bit != (stored != 0) {
             return Err(HeaderError::CompressionBit(!has_bit).into());
+        }
+        let has_data_file = self.incompatible.contains(Incompatible::DATA_FILE);
+        if self.autoclear & AUTOCLEAR_RAW_DATA != 0 && !has_data_file {
+            return Err(HeaderError::RawDataWithoutFile.into());
         }
         if self.refcount_order > 6 {
             return Err(HeaderError::RefcountOrder(self.refcount_order).into());
@@ -656,6 +662,8 @@ mod tests {
         check(put32(100, 65537), HeaderError::LongerThanCluster);
         check(put32(32, 3), HeaderError::CryptMethod(3));
         check(put64(72, 1 << 3), HeaderError::CompressionBit(false));
+        check(put64(88, 2), HeaderError::RawDataWithoutFile);
+        check(put32(124, 1 << 20), HeaderError::ExtensionLength);
         check(|b| b[104] = 2, HeaderError::CompressionType(2));
         check(
             put64(72, 1 << 63),

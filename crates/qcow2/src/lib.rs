@@ -208,7 +208,9 @@ pub(crate) async fn open_engine(
         return Err(Error::new(ErrorKind::Unsupported, OpenError::Bitmaps));
     }
     let geometry = Geometry::new(header.cluster_bits, header.refcount_order, options.slice_bytes);
-    let snapshots = SnapshotTable::read(&file, &header, &geometry).await?;
+    // Disks have whole sectors; the reference leaves the odd bytes out as well.
+    header.size -= header.size % 512;
+    let snapshots = SnapshotTable::read(&file, &header).await?;
     let in_slices = |bytes: u64| (bytes / u64::from(geometry.slice_bytes)) as usize;
     let caches = Capacities {
         l1: in_slices(ROOT_CACHE_BYTES.min(options.l2_cache_bytes)),

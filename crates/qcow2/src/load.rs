@@ -225,7 +225,7 @@ impl Engine {
             }
             map.add_fixed(range, name);
         }
-        for snapshot in &snapshots.entries {
+        for snapshot in snapshots.entries.iter().filter(|s| s.fault(&geometry).is_none()) {
             map.add_fixed(
                 clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8),
                 meta::INACTIVE_L1,

@@ -13,6 +13,8 @@ use crate::header::{Header, L1_BYTES_MAX};
 const TABLE_BYTES_MAX: u64 = 64 << 20;
 /// Most bytes of extra data in one entry.
 const EXTRA_BYTES_MAX: u32 = 1024;
+/// Bytes of extra data that version 3 demands: VM state size and disk size.
+const EXTRA_V3: u32 = 16;
 /// Bytes read at once: most tables fit.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -38,6 +40,33 @@ pub(crate) struct Snapshot {
     pub info: SnapshotInfo,
     pub l1_offset: HostOffset,
     pub l1_entries: u32,
+    /// Bytes of extra data; version 3 wants at least 16.
+    pub extra_len: u32,
+}
+
+/// What is wrong with a snapshot, found when it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    L1Unaligned,
+    L1TooLarge,
+}
+
+impl Snapshot {
+    /// Whether the snapshot's L1 table can be read at all.
+    pub fn fault(&self, geometry: &Geometry) -> Option<Fault> {
+        if u64::from(self.l1_entries) * 8 > L1_BYTES_MAX {
+            Some(Fault::L1TooLarge)
+        } else if self.l1_offset.0 >= 1 << 62 || !geometry.is_aligned(self.l1_offset) {
+            Some(Fault::L1Unaligned)
+        } else {
+            None
+        }
+    }
+
+    /// Whether fields are missing that version 3 demands.
+    pub fn is_incomplete(&self, version: u32) -> bool {
+        version >= 3 && self.extra_len < EXTRA_V3
+    }
 }
 
 /// All snapshots of an image.
@@ -55,23 +84,11 @@ enum SnapshotError {
     TooLarge,
     #[error("Too much extra metadata in snapshot table entry {0}")]
     Extra(u32),
-    #[error("snapshot table entry {0} has {1} bytes of extra data, version 3 needs at least 16")]
-    ShortExtra(u32, u32),
-    #[error("Snapshot L1 table too large")]
-    L1Size,
-    #[error("Snapshot L1 table offset invalid")]
-    L1Offset,
-    #[error("snapshot table ends in entry {0}, beyond the end of the file")]
-    Truncated(u32),
 }
 
 impl From<SnapshotError> for Error {
     fn from(e: SnapshotError) -> Self {
-        let kind = match e {
-            SnapshotError::TooLarge | SnapshotError::L1Size | SnapshotError::Extra(_) => ErrorKind::TooLarge,
-            _ => ErrorKind::InvalidInput,
-        };
-        Error::new(kind, e)
+        Error::new(ErrorKind::TooLarge, e)
     }
 }
 
@@ -79,8 +96,9 @@ impl SnapshotTable {
     /// Reads the table that the header names.
     ///
     /// # Errors
-    /// The file's, or the rule that the table breaks.
-    pub async fn read(file: &Child, header: &Header, geometry: &Geometry) -> Result<Self> {
+    /// The file's, or the limit that the table exceeds. What concerns one snapshot only is left to those who use it,
+    /// so that the active disk of a damaged image can be read.
+    pub async fn read(file: &Child, header: &Header) -> Result<Self> {
         let mut table = Self::default();
         if header.snapshot_count == 0 {
             return Ok(table);
@@ -88,7 +106,7 @@ impl SnapshotTable {
         let mut input =
             Input { file, base: header.snapshots_offset.0, piece: Vec::new(), piece_at: 0, at: 0 };
         for index in 0..header.snapshot_count {
-            let entry = read_entry(&mut input, index, header, geometry).await?;
+            let entry = read_entry(&mut input, index, header).await?;
             table.entries.push(entry);
             input.at = input.at.next_multiple_of(8);
             if input.at > TABLE_BYTES_MAX {
@@ -100,30 +118,12 @@ impl SnapshotTable {
     }
 }
 
-async fn read_entry(
-    input: &mut Input<'_>,
-    index: u32,
-    header: &Header,
-    geometry: &Geometry,
-) -> Result<Snapshot> {
-    if input.base + input.at >= input.file.len() {
-        return Err(SnapshotError::Truncated(index).into());
-    }
+async fn read_entry(input: &mut Input<'_>, index: u32, header: &Header) -> Result<Snapshot> {
     let bytes = input.take(size_of::<RawEntry>()).await?;
-    let raw = RawEntry::read_from_bytes(&bytes).map_err(|_| SnapshotError::Truncated(index))?;
+    let raw = RawEntry::read_from_bytes(&bytes).expect("taken in its length");
     let extra_len = raw.extra_len.get();
     if extra_len > EXTRA_BYTES_MAX {
         return Err(SnapshotError::Extra(index).into());
-    }
-    if header.version >= 3 && extra_len < 16 {
-        return Err(SnapshotError::ShortExtra(index, extra_len).into());
-    }
-    if u64::from(raw.l1_size.get()) * 8 > L1_BYTES_MAX {
-        return Err(SnapshotError::L1Size.into());
-    }
-    let l1_offset = raw.l1_table_offset.get();
-    if l1_offset >= 1 << 62 || geometry.in_cluster(l1_offset) != 0 {
-        return Err(SnapshotError::L1Offset.into());
     }
     let extra = input.take(extra_len as usize).await?;
     let id = input.take(usize::from(raw.id_len.get())).await?;
@@ -139,7 +139,8 @@ async fn read_entry(
         icount: word(16).filter(|count| *count != u64::MAX),
         disk_size: word(8).unwrap_or(header.size),
     };
-    Ok(Snapshot { info, l1_offset: HostOffset(l1_offset), l1_entries: raw.l1_size.get() })
+    let l1_offset = HostOffset(raw.l1_table_offset.get());
+    Ok(Snapshot { info, l1_offset, l1_entries: raw.l1_size.get(), extra_len })
 }
 
 /// Reads the table front to back in large pieces.

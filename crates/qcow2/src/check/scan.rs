@@ -10,6 +10,7 @@ use super::entries::Entries;
 use crate::engine::Engine;
 use crate::geometry::{Geometry, HostCluster, HostOffset};
 use crate::refcount;
+use crate::snapshot::{Fault, Snapshot};
 use crate::table::{self, L1Entry, Ownership};
 
 /// Bytes read at once where tables lie side by side.
@@ -45,7 +46,14 @@ impl Pass {
         let l1_bytes = u64::from(header.l1_entries) * 8;
         self.count_bytes(&geometry, header.l1_offset, l1_bytes);
         self.collect(engine, header.l1_offset, l1_bytes, Owner::Active, &mut tables).await?;
-        for snapshot in &snapshots.entries {
+        for (index, snapshot) in snapshots.entries.iter().enumerate() {
+            if snapshot.is_incomplete(header.version) {
+                self.corruption(format!("ERROR snapshot table entry {index} is incomplete"));
+            }
+            if let Some(fault) = snapshot.fault(&geometry) {
+                self.corruption(describe(snapshot, fault));
+                continue;
+            }
             let bytes = u64::from(snapshot.l1_entries) * 8;
             self.count_bytes(&geometry, snapshot.l1_offset, bytes);
             self.collect(engine, snapshot.l1_offset, bytes, Owner::Snapshot, &mut tables).await?;
@@ -74,10 +82,10 @@ impl Pass {
         let mut broken = Vec::new();
         engine
             .each_entry(offset, bytes, |l1_index, raw| {
+                if L1Entry::has_reserved_bits(raw) {
+                    broken.push(format!("ERROR found L1 entry with reserved bits set: {raw:x}"));
+                }
                 if let L1Entry::Table(offset, _) = L1Entry::decode(raw) {
-                    if L1Entry::has_reserved_bits(raw) {
-                        broken.push(format!("ERROR found L1 entry with reserved bits set: {raw:x}"));
-                    }
                     if !geometry.is_aligned(offset) {
                         broken.push(format!(
                             "ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted",
@@ -261,9 +269,23 @@ impl Pass {
                 _ => self.too_high.push((cluster..cluster + 1, count)),
             }
             self.find(format!("Leaked cluster {cluster} refcount={refcount} reference={count}"));
+        } else if count > self.refcount_max {
+            let offset = cluster << self.cluster_bits;
+            self.corruption(format!("ERROR: overflow cluster offset={offset:#x}"));
         } else {
             self.too_low.push((cluster, count));
             self.corruption(format!("ERROR cluster {cluster} refcount={refcount} reference={count}"));
         }
     }
+}
+
+fn describe(snapshot: &Snapshot, fault: Fault) -> String {
+    let (id, name) = (&snapshot.info.id, &snapshot.info.name);
+    let what = match fault {
+        Fault::L1Unaligned => {
+            format!("l1_offset={:#x}: L1 table is not cluster aligned", snapshot.l1_offset.0)
+        }
+        Fault::L1TooLarge => format!("l1_size={:#x}: L1 table is too large", snapshot.l1_entries),
+    };
+    format!("ERROR snapshot {id} ({name}) {what}; snapshot table entry corrupted")
 }
