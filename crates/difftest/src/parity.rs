@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use serde_json::Value;
+
+use crate::judge;
 use crate::lab::{Lab, Ran, Side, Tools, quote};
 use crate::options::{Keep, Options};
 use crate::parity_table::{CASES, Case, Expect, FIXTURES};
@@ -94,7 +97,7 @@ fn copy_files(from: &Lab<'_>, to: &Lab<'_>) -> Result<(), String> {
         if path.is_file() && path.extension().is_none_or(|ending| ending != "io") {
             // `cp` keeps the holes, which are part of what is reported.
             let status = std::process::Command::new("cp")
-                .arg("--sparse=always")
+                .arg("--sparse=auto")
                 .arg(&path)
                 .arg(&to.dir)
                 .status()
@@ -130,10 +133,11 @@ fn without_times(line: &str) -> String {
 }
 
 fn difference(theirs: &Ran, ours: &Ran, expect: Expect) -> Option<String> {
+    let same_status = theirs.status == ours.status;
     let same = match expect {
-        Expect::Same => theirs == ours,
-        Expect::SameStatus => theirs.status == ours.status,
-        Expect::SameOutput => theirs.status == ours.status && theirs.out == ours.out,
+        Expect::Same => same_status && same_text(&theirs.out, &ours.out) && theirs.err == ours.err,
+        Expect::SameStatus => same_status,
+        Expect::SameOutput => same_status && same_text(&theirs.out, &ours.out),
     };
     if same {
         return None;
@@ -145,6 +149,15 @@ fn difference(theirs: &Ran, ours: &Ran, expect: Expect) -> Option<String> {
         }
     }
     Some(text)
+}
+
+/// Whether two outputs are the same; the order of JSON's keys is none.
+fn same_text(theirs: &str, ours: &str) -> bool {
+    let parse = |text: &str| serde_json::from_str::<Value>(text).ok();
+    match (parse(theirs), parse(ours)) {
+        (Some(theirs), Some(ours)) => judge::difference(&theirs, &ours, "").is_none(),
+        _ => theirs == ours,
+    }
 }
 
 fn indent(text: &str) -> String {

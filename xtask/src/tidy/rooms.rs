@@ -47,7 +47,7 @@ const ROOMS: [Room; 11] = [
     Room { name: "cowbell-difftest", may_name: &[], unsafe_code: Forbidden },
     Room {
         name: "cowbell-fuzz",
-        may_name: &["cowbell-block", "cowbell-qcow2", "cowbell-checker"],
+        may_name: &["cowbell-block", "cowbell-qcow2", "cowbell-checker", "cowbell-difftest"],
         unsafe_code: InNamedModules,
     },
     Room { name: "xtask", may_name: &[], unsafe_code: InNamedModules },
