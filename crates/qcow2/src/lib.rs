@@ -190,7 +190,6 @@ pub(crate) async fn open_engine(
     options: OpenOptions,
 ) -> Result<Arc<Engine>> {
     let mut header = Qcow2::read_header(&file).await?;
-    let writable = options.access == Access::ReadWrite;
     for (bit, name) in
         [(Incompatible::DATA_FILE, "external data file"), (Incompatible::EXTENDED_L2, "extended L2 entries")]
     {
@@ -200,12 +199,6 @@ pub(crate) async fn open_engine(
     }
     if header.crypt_method != 0 {
         return Err(Error::new(ErrorKind::Unsupported, OpenError::Feature("encryption")));
-    }
-    if writable && header.incompatible.contains(Incompatible::CORRUPT) {
-        return Err(Error::new(ErrorKind::PermissionDenied, OpenError::Corrupt));
-    }
-    if writable && header.has_bitmaps() {
-        return Err(Error::new(ErrorKind::Unsupported, OpenError::Bitmaps));
     }
     let geometry = Geometry::new(header.cluster_bits, header.refcount_order, options.slice_bytes);
     // Disks have whole sectors; the reference leaves the odd bytes out as well.
@@ -220,21 +213,69 @@ pub(crate) async fn open_engine(
     };
     let wants_lazy = options.lazy_refcounts.unwrap_or(header.compatible & LAZY_REFCOUNTS != 0);
     let lazy = header.version >= 3 && wants_lazy;
-    let autoclear = header.autoclear;
-    header.clear_unknown_autoclear();
-    let must_clear = writable && header.autoclear != autoclear;
-    let dirty = header.incompatible.contains(Incompatible::DIRTY);
     let state = State::new(header, geometry, file.len(), lazy, &caches);
     let engine = Arc::new(Engine::new(file, backing, state, snapshots, options.discard, options.notice));
-    engine.writable.store(writable, Ordering::SeqCst);
-    if must_clear {
-        engine.update_header(|_| {}).await?;
-        engine.barrier().await?;
-    }
-    if writable && dirty && !options.skip_repair {
-        check::repair_refcounts(&engine).await?;
+    if options.access == Access::ReadWrite {
+        engine.start_writing(SkipRepair(options.skip_repair)).await?;
     }
     Ok(engine)
+}
+
+/// Whether refcounts are left as they are in an image that was not shut down cleanly.
+struct SkipRepair(bool);
+
+impl Engine {
+    /// Makes the image ready for mutations: refuses what must not be written, clears what this engine does not
+    /// maintain, repairs what an unclean shutdown left.
+    async fn start_writing(self: &Arc<Self>, skip_repair: SkipRepair) -> Result<()> {
+        if self.writable.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let header = self.state.lock().header.clone();
+        if header.incompatible.contains(Incompatible::CORRUPT) {
+            return Err(Error::new(ErrorKind::PermissionDenied, OpenError::Corrupt));
+        }
+        if header.has_bitmaps() {
+            return Err(Error::new(ErrorKind::Unsupported, OpenError::Bitmaps));
+        }
+        let file = self.file.node();
+        if file.is_read_only() {
+            file.reopen(Access::ReadWrite).await?;
+        }
+        self.writable.store(true, Ordering::SeqCst);
+        let ready = self.prepare_writing(&header, skip_repair).await;
+        if ready.is_err() {
+            self.writable.store(false, Ordering::SeqCst);
+        }
+        ready
+    }
+
+    async fn prepare_writing(self: &Arc<Self>, header: &Header, skip_repair: SkipRepair) -> Result<()> {
+        let mut known = header.clone();
+        known.clear_unknown_autoclear();
+        if known != *header {
+            self.update_header(Header::clear_unknown_autoclear).await?;
+            self.barrier().await?;
+        }
+        if header.incompatible.contains(Incompatible::DIRTY) && !skip_repair.0 {
+            check::repair_refcounts(self).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings everything into the file; from here on mutations are refused.
+    async fn stop_writing(self: &Arc<Self>) -> Result<()> {
+        if !self.writable.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.settle_refcounts().await?;
+        self.writable.store(false, Ordering::SeqCst);
+        match self.file.node().reopen(Access::ReadOnly).await {
+            // The file may stay open for writing: nobody here writes to it.
+            Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
+            other => other,
+        }
+    }
 }
 
 impl Node for Qcow2 {
@@ -313,21 +354,10 @@ impl Node for Qcow2 {
         let engine = self.engine.clone();
         Box::pin(async move {
             let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
-            let writable = access == Access::ReadWrite;
-            if engine.writable.load(Ordering::SeqCst) && !writable {
-                engine.settle_refcounts().await?;
+            match access {
+                Access::ReadOnly => engine.stop_writing().await,
+                Access::ReadWrite => engine.start_writing(SkipRepair(false)).await,
             }
-            if writable {
-                let header = engine.state.lock().header.clone();
-                if header.incompatible.contains(Incompatible::CORRUPT) {
-                    return Err(Error::new(ErrorKind::PermissionDenied, OpenError::Corrupt));
-                }
-                if header.has_bitmaps() {
-                    return Err(Error::new(ErrorKind::Unsupported, OpenError::Bitmaps));
-                }
-            }
-            engine.writable.store(writable, Ordering::SeqCst);
-            Ok(())
         })
     }
 

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use crate::geometry::{GuestCluster, HostCluster, HostOffset};
 use crate::state::{Corruption, Decision, Need, State};
-use crate::table::{Compressed, L2Entry, Ownership};
+use crate::table::{Compressed, L1Entry, L2Entry, Ownership};
 
 /// What a guest range is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +59,7 @@ impl State {
         let geometry = self.geometry;
         let cluster = geometry.guest_cluster(offset);
         let Some(slot) = self.l2_slot(cluster)? else {
-            let per_table = geometry.l2_entries() << geometry.cluster_bits;
-            let rest = per_table - offset % per_table;
-            return Ok(Run { kind: Kind::Unallocated, len: rest.min(len) });
+            return Ok(Run { kind: Kind::Unallocated, len: self.unmapped_from(offset, len) });
         };
         let per_slice = geometry.slice_entries();
         let first = cluster.0 % per_slice;
@@ -86,6 +84,23 @@ impl State {
         }
         run.len = run.len.min(len);
         Ok(run)
+    }
+
+    /// How much of a range, which starts in a part without L2 table, has none: as far as the L1 slice tells.
+    fn unmapped_from(&mut self, offset: u64, len: u64) -> u64 {
+        let geometry = self.geometry;
+        let per_table = geometry.l2_entries() << geometry.cluster_bits;
+        let mut index = geometry.l1_index(geometry.guest_cluster(offset)) + 1;
+        let mut end = index * per_table;
+        let slice = (index - 1) / geometry.slice_entries();
+        while end < offset + len && index / geometry.slice_entries() == slice {
+            if !matches!(self.l1_entry(index), Ok(L1Entry::Empty)) {
+                break;
+            }
+            index += 1;
+            end += per_table;
+        }
+        (end - offset).min(len)
     }
 
     fn kind_of(&self, slot: crate::cache::Slot, index: u64, cluster: GuestCluster) -> Decision<Kind> {

@@ -5,8 +5,8 @@ mod support;
 use std::sync::Arc;
 
 use cowbell_block::mem::MemNode;
-use cowbell_block::{Flags, Node, Preallocation, Request};
-use cowbell_qcow2::{CreateOptions, Discard, OpenOptions};
+use cowbell_block::{Access, Buf, Flags, Node, Preallocation, Request};
+use cowbell_qcow2::{CreateOptions, Discard, OpenOptions, Qcow2};
 use support::{Rng, assert_clean, create, open, read, run, submit, write, zero};
 
 const SIZE: u64 = 3 << 20;
@@ -198,6 +198,23 @@ fn an_l1_table_may_be_longer_than_a_refcount_block_counts() {
         run(node.close()).expect("closed");
         assert_clean(&file);
     }
+}
+
+#[test]
+fn reopening_changes_what_is_accepted() {
+    let file = create(&CreateOptions { size: 1 << 20, ..Default::default() });
+    let node = run(Qcow2::open(file.clone(), None, OpenOptions::default())).expect("a valid image");
+    let refused = |node: &Qcow2| {
+        let write = Request::write(0, Buf::copy_of(&[1; 512]));
+        run(node.submit(write).finish()).result.is_err()
+    };
+    assert!(refused(&node));
+    run(node.reopen(Access::ReadWrite)).expect("nobody objects");
+    write(&*node, 4096, &[2; 512]);
+    run(node.reopen(Access::ReadOnly)).expect("nobody objects");
+    assert!(refused(&node));
+    assert_clean(&file);
+    assert_eq!(read(&*node, 4096, 512), vec![2; 512]);
 }
 
 #[test]
