@@ -66,6 +66,18 @@ struct CreationOptions {
     encrypt_format: Option<String>,
     #[serde(rename = "encrypt.key-secret")]
     encrypt_key_secret: Option<String>,
+    #[serde(rename = "encrypt.cipher-alg")]
+    encrypt_cipher_alg: Option<String>,
+    #[serde(rename = "encrypt.cipher-mode")]
+    encrypt_cipher_mode: Option<String>,
+    #[serde(rename = "encrypt.ivgen-alg")]
+    encrypt_ivgen_alg: Option<String>,
+    #[serde(rename = "encrypt.ivgen-hash-alg")]
+    encrypt_ivgen_hash_alg: Option<String>,
+    #[serde(rename = "encrypt.hash-alg")]
+    encrypt_hash_alg: Option<String>,
+    #[serde(rename = "encrypt.iter-time")]
+    encrypt_iter_time: Option<u64>,
 }
 
 /// In the order in which `create` shows them; `help` sorts.
@@ -81,6 +93,12 @@ const CREATE_OPTIONS: &[CreateOption] = &[
         OptionKind::Str,
         "ID of secret providing qcow AES key or LUKS passphrase",
     ),
+    CreateOption::new("encrypt.cipher-alg", OptionKind::Str, "Name of encryption cipher algorithm"),
+    CreateOption::new("encrypt.cipher-mode", OptionKind::Str, "Name of encryption cipher mode"),
+    CreateOption::new("encrypt.ivgen-alg", OptionKind::Str, "Name of IV generator algorithm"),
+    CreateOption::new("encrypt.ivgen-hash-alg", OptionKind::Str, "Name of IV generator hash algorithm"),
+    CreateOption::new("encrypt.hash-alg", OptionKind::Str, "Name of encryption hash algorithm"),
+    CreateOption::new("encrypt.iter-time", OptionKind::Num, "Time to spend in PBKDF in milliseconds"),
     CreateOption::new("cluster_size", OptionKind::Size, "qcow2 cluster size").or("65536"),
     CreateOption::new("extended_l2", OptionKind::Bool, "Extended L2 tables").or("off"),
     CreateOption::new(
@@ -111,10 +129,12 @@ const CREATE_OPTIONS: &[CreateOption] = &[
 /// An option of creation with a value that it does not take.
 #[derive(Debug, thiserror::Error)]
 enum OptionError {
-    #[error("Invalid parameter '{value}'")]
-    Value { value: String },
-    #[error("Invalid compatibility level: '{0}'")]
-    Compat(String),
+    #[error("Parameter '{name}' does not accept value '{value}'")]
+    Value {
+        /// As the reference's interface for creation calls it.
+        name: &'static str,
+        value: String,
+    },
 }
 
 impl Driver for Qcow2Driver {
@@ -191,12 +211,12 @@ impl CreationOptions {
         let version = match self.compat.as_deref() {
             None | Some("1.1" | "v3") => 3,
             Some("0.10" | "v2") => 2,
-            Some(other) => return Err(invalid(OptionError::Compat(other.to_owned()))),
+            Some(other) => return Err(rejected("version", other)),
         };
         let compression = match self.compression_type.as_deref() {
             None | Some("zlib") => CompressionType::Zlib,
             Some("zstd") => CompressionType::Zstd,
-            Some(other) => return Err(invalid(OptionError::Value { value: other.to_owned() })),
+            Some(other) => return Err(rejected("compression-type", other)),
         };
         Ok(CreateOptions {
             version,
@@ -215,9 +235,21 @@ impl CreationOptions {
         let preallocates = match self.preallocation.as_deref() {
             None | Some("off") => false,
             Some("metadata" | "falloc" | "full") => true,
-            Some(other) => return Err(invalid(OptionError::Value { value: other.to_owned() })),
+            Some(other) => return Err(rejected("preallocation", other)),
         };
-        let encrypts = self.encryption || self.encrypt_format.is_some() || self.encrypt_key_secret.is_some();
+        let encrypts = self.encryption
+            || self.encrypt_iter_time.is_some()
+            || [
+                &self.encrypt_format,
+                &self.encrypt_key_secret,
+                &self.encrypt_cipher_alg,
+                &self.encrypt_cipher_mode,
+                &self.encrypt_ivgen_alg,
+                &self.encrypt_ivgen_hash_alg,
+                &self.encrypt_hash_alg,
+            ]
+            .into_iter()
+            .any(Option::is_some);
         for (wanted, what) in [
             (preallocates, "preallocation in this version of cowbell"),
             (self.extended_l2, "extended L2 entries in this version of cowbell"),
@@ -235,6 +267,7 @@ impl CreationOptions {
     }
 }
 
-fn invalid(e: OptionError) -> Error {
+fn rejected(name: &'static str, value: &str) -> Error {
+    let e = OptionError::Value { name, value: value.to_owned() };
     Error::new(cowbell_block::ErrorKind::InvalidInput, e)
 }

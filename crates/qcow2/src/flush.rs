@@ -11,7 +11,7 @@
 //!
 //! L1 entries ride with L2 entries: a table's own clusters are written whole before its L1 entry changes in
 //! memory, so either may become durable first. One barrier when nothing was allocated since the last flush,
-//! two in the steady case, three when a refcount block was added. The design's third group is needed for
+//! two in the steady case, three when a refcount block was added (one before the refcount table names it). The design's third group is needed for
 //! refcount blocks only.
 
 use std::sync::Arc;
@@ -173,10 +173,8 @@ impl Engine {
             if result.is_ok() {
                 result = self.write_all(&mut table).await;
             }
-            // And the table must name it before anything relies on its refcounts.
-            if result.is_ok() && !mutant::is_active("barrier-after-reftable") {
-                result = self.barrier().await;
-            }
+            // That the table names it before anything relies on its refcounts is the next barrier's doing: whoever
+            // writes entries that point to something new has one before them.
         }
         if result.is_err() {
             let mut state = self.state.lock();

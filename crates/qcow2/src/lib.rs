@@ -72,7 +72,6 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ),
     ("barrier-after-entries", "a completed flush is durable"),
     ("barrier-before-reftable", "a refcount block durable before the table names it"),
-    ("barrier-after-reftable", "refcounts reachable before entries rely on them"),
     ("reference-before-refcount", "entries written after refcounts"),
     ("l2-table-unwritten", "a new L2 table's cluster is written before it is linked"),
     ("cow-side-by-side", "writes into one fresh cluster run one after the other"),
