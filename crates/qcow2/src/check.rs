@@ -23,6 +23,8 @@ const FINDINGS_MAX: usize = 100_000;
 
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
+    #[error("the image was not shut down cleanly, and {0} of its tables' entries are damaged; see check")]
+    Damaged(u64),
     #[error("the image is read-only and cannot be repaired")]
     ReadOnly,
 }
@@ -44,6 +46,15 @@ pub(crate) async fn run(engine: &Arc<Engine>, fix: Fix) -> Result<CheckReport> {
     if fix == Fix::None {
         return Ok(pass.report);
     }
+    if let Err(corruption) = engine.map_metadata().await? {
+        // Refcounts could not be written without hitting something else.
+        pass.corruption(format!("ERROR {corruption}"));
+    }
+    if pass.structural() > 0 {
+        engine
+            .tell("qcow2: this version of cowbell repairs refcounts only, and not while tables are damaged");
+        return Ok(pass.report);
+    }
     let found = std::mem::take(&mut pass.report.findings);
     if fix == Fix::All {
         raise(engine, &pass).await?;
@@ -63,6 +74,12 @@ pub(crate) async fn run(engine: &Arc<Engine>, fix: Fix) -> Result<CheckReport> {
 /// Makes refcounts exact on a writable open of an image that was not shut down cleanly.
 pub(crate) async fn repair_refcounts(engine: &Arc<Engine>) -> Result<()> {
     let pass = Pass::run(engine).await?;
+    if let Err(corruption) = engine.map_metadata().await? {
+        return Err(engine.report(corruption).await);
+    }
+    if pass.structural() > 0 {
+        return Err(Error::new(ErrorKind::Corrupt, CheckError::Damaged(pass.structural())));
+    }
     raise(engine, &pass).await?;
     lower(engine, &pass).await?;
     engine.settle_refcounts().await?;
@@ -99,6 +116,7 @@ struct Pass {
     cluster_bits: u32,
     wrong_flags: Vec<String>,
     wrong_flags_omitted: u64,
+    wrong_flag_count: u64,
     /// Clusters with too low a refcount, and what it should be.
     too_low: Vec<(u64, u64)>,
     /// Runs of clusters with too high a refcount, and what it should be.
@@ -115,6 +133,7 @@ impl Pass {
             cluster_bits: engine.geometry.cluster_bits,
             wrong_flags: Vec::new(),
             wrong_flags_omitted: 0,
+            wrong_flag_count: 0,
             too_low: Vec::new(),
             too_high: Vec::new(),
         };
@@ -122,10 +141,16 @@ impl Pass {
         pass.compare(engine).await?;
         // The reference tells wrong flags after wrong refcounts.
         let (flags, more) = (std::mem::take(&mut pass.wrong_flags), pass.wrong_flags_omitted);
+        pass.wrong_flag_count = flags.len() as u64 + more;
         flags.into_iter().for_each(|line| pass.corruption(line));
         pass.report.corruptions += more;
         pass.report.findings_omitted += more;
         Ok(pass)
+    }
+
+    /// Corruptions other than wrong refcounts and the flags that follow from them.
+    fn structural(&self) -> u64 {
+        self.report.corruptions - self.too_low.len() as u64 - self.wrong_flag_count
     }
 
     fn find(&mut self, line: String) {

@@ -12,7 +12,6 @@ use parking_lot::Mutex;
 
 use crate::geometry::Geometry;
 use crate::header::{Header, Incompatible};
-use crate::snapshot::SnapshotTable;
 use crate::state::{Corruption, State};
 
 /// Called with a line for people when something noteworthy happens to an image.
@@ -24,7 +23,6 @@ pub(crate) struct Engine {
     pub backing: Option<Child>,
     pub geometry: Geometry,
     pub state: Mutex<State>,
-    pub snapshots: Mutex<SnapshotTable>,
     /// Guest clusters: shared by overwrites in place, exclusive for everything that changes a mapping.
     pub ranges: RangeLock,
     /// One flush at a time.
@@ -86,7 +84,6 @@ impl Engine {
         file: Child,
         backing: Option<Child>,
         state: State,
-        snapshots: SnapshotTable,
         discard: Discard,
         notice: Option<Notice>,
     ) -> Self {
@@ -95,7 +92,6 @@ impl Engine {
             backing,
             geometry: state.geometry,
             state: Mutex::new(state),
-            snapshots: Mutex::new(snapshots),
             ranges: RangeLock::new(),
             flushing: RangeLock::new(),
             refcounting: RangeLock::new(),

@@ -119,7 +119,6 @@ impl Engine {
         let mut blocks_end = 0;
         self.each_entry(table, bytes, |index, raw| {
             blocks_end = table::refblock_offset(raw).map_or(blocks_end, |_| index + 1);
-            Ok(())
         })
         .await?;
         let mut start = self.state.lock().hint;

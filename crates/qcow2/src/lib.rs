@@ -202,7 +202,8 @@ pub(crate) async fn open_engine(
     let geometry = Geometry::new(header.cluster_bits, header.refcount_order, options.slice_bytes);
     // Disks have whole sectors; the reference leaves the odd bytes out as well.
     header.size -= header.size % 512;
-    let snapshots = SnapshotTable::read(&file, &header).await?;
+    // Looked through for its limits only: the entries are read by those who need them.
+    SnapshotTable::scan(&file, &header, drop).await?;
     let in_slices = |bytes: u64| (bytes / u64::from(geometry.slice_bytes)) as usize;
     let caches = Capacities {
         l1: in_slices(ROOT_CACHE_BYTES.min(options.l2_cache_bytes)),
@@ -213,7 +214,7 @@ pub(crate) async fn open_engine(
     let wants_lazy = options.lazy_refcounts.unwrap_or(header.compatible & LAZY_REFCOUNTS != 0);
     let lazy = header.version >= 3 && wants_lazy;
     let state = State::new(header, geometry, file.len(), lazy, &caches);
-    let engine = Arc::new(Engine::new(file, backing, state, snapshots, options.discard, options.notice));
+    let engine = Arc::new(Engine::new(file, backing, state, options.discard, options.notice));
     if options.access == Access::ReadWrite {
         engine.start_writing(SkipRepair(options.skip_repair)).await?;
     }
@@ -341,7 +342,8 @@ impl Node for Qcow2 {
     }
 
     fn info(&self) -> BoxFuture<Result<ImageInfo>> {
-        Box::pin(std::future::ready(Ok(self.describe())))
+        let engine = self.engine.clone();
+        Box::pin(async move { describe(&engine).await })
     }
 
     fn check(&self, fix: Fix) -> BoxFuture<Result<CheckReport>> {
@@ -409,25 +411,26 @@ impl Qcow2 {
             }
         })
     }
+}
 
-    fn describe(&self) -> ImageInfo {
-        let header = self.engine.state.lock().header.clone();
-        let geometry = self.engine.geometry;
-        let per_l1 = geometry.l2_entries() << geometry.cluster_bits;
-        ImageInfo {
-            format: DRIVER,
-            virtual_size: header.size,
-            cluster_size: Some(geometry.cluster_size()),
-            encrypted: header.crypt_method != 0,
-            dirty: Some(header.incompatible.contains(Incompatible::DIRTY)),
-            backing_filename: header.backing_file.clone(),
-            backing_format: header.backing_format.clone(),
-            snapshots: self.engine.snapshots.lock().entries.iter().map(|s| s.info.clone()).collect(),
-            vm_state_offset: Some(header.size.div_ceil(per_l1) * per_l1),
-            format_specific: Some((DRIVER, format_specific(&header))),
-            ..ImageInfo::default()
-        }
-    }
+async fn describe(engine: &Arc<Engine>) -> Result<ImageInfo> {
+    let header = engine.state.lock().header.clone();
+    let snapshots = SnapshotTable::read(&engine.file, &header).await?;
+    let geometry = engine.geometry;
+    let per_l1 = geometry.l2_entries() << geometry.cluster_bits;
+    Ok(ImageInfo {
+        format: DRIVER,
+        virtual_size: header.size,
+        cluster_size: Some(geometry.cluster_size()),
+        encrypted: header.crypt_method != 0,
+        dirty: Some(header.incompatible.contains(Incompatible::DIRTY)),
+        backing_filename: header.backing_file.clone(),
+        backing_format: header.backing_format.clone(),
+        snapshots: snapshots.entries.into_iter().map(|s| s.info).collect(),
+        vm_state_offset: Some(header.size.div_ceil(per_l1) * per_l1),
+        format_specific: Some((DRIVER, format_specific(&header))),
+        ..ImageInfo::default()
+    })
 }
 
 /// The facts of the format in the reference's order.

@@ -11,6 +11,7 @@ use crate::cache::Full;
 use crate::engine::Engine;
 use crate::geometry::{HostCluster, HostOffset};
 use crate::meta::{self, MetaMap, TableKind};
+use crate::snapshot::SnapshotTable;
 use crate::state::{Corruption, Decision, Need, State, Stop};
 use crate::table::{self, L1Entry, Ownership};
 
@@ -203,6 +204,20 @@ impl Engine {
         if self.state.lock().meta.is_some() {
             return Ok(());
         }
+        match self.map_metadata().await? {
+            Ok(map) => {
+                self.state.lock().meta = Some(map);
+                Ok(())
+            }
+            Err(corruption) => Err(self.report(corruption).await),
+        }
+    }
+
+    /// Where metadata lies, or which structures overlap.
+    ///
+    /// # Errors
+    /// The file's.
+    pub(crate) async fn map_metadata(self: &Arc<Self>) -> Result<std::result::Result<MetaMap, Corruption>> {
         let geometry = self.geometry;
         let header = self.state.lock().header.clone();
         let mut map = MetaMap::default();
@@ -212,7 +227,7 @@ impl Engine {
         };
         let l1_bytes = u64::from(header.l1_entries) * 8;
         let reftable_bytes = u64::from(header.reftable_clusters) << geometry.cluster_bits;
-        let snapshots = self.snapshots.lock().clone();
+        let snapshots = SnapshotTable::read(&self.file, &header).await?;
         let written = [
             (0..1, meta::HEADER),
             (clusters(header.l1_offset, l1_bytes), meta::ACTIVE_L1),
@@ -221,7 +236,7 @@ impl Engine {
         ];
         for (range, name) in written {
             if let Some(other) = map.overlap(range.clone()) {
-                return Err(self.report(Corruption::StructuresOverlap { name, other }).await);
+                return Ok(Err(Corruption::StructuresOverlap { name, other }));
             }
             map.add_fixed(range, name);
         }
@@ -245,18 +260,24 @@ impl Engine {
                 }
             }
         };
-        self.each_entry(header.l1_offset, l1_bytes, |_, raw| match L1Entry::decode(raw) {
-            L1Entry::Table(table, _) => add(TableKind::L2, table),
-            L1Entry::Empty => Ok(()),
-        })
-        .await?;
-        self.each_entry(header.reftable_offset, reftable_bytes, |_, raw| match table::refblock_offset(raw) {
-            Some(block) => add(TableKind::Refblock, block),
-            None => Ok(()),
-        })
-        .await?;
-        self.state.lock().meta = Some(map);
-        Ok(())
+        let tables = self
+            .try_each_entry(header.l1_offset, l1_bytes, |_, raw| match L1Entry::decode(raw) {
+                L1Entry::Table(table, _) => add(TableKind::L2, table),
+                L1Entry::Empty => Ok(()),
+            })
+            .await?;
+        if let Err(corruption) = tables {
+            return Ok(Err(corruption));
+        }
+        let blocks = self
+            .try_each_entry(header.reftable_offset, reftable_bytes, |_, raw| {
+                match table::refblock_offset(raw) {
+                    Some(block) => add(TableKind::Refblock, block),
+                    None => Ok(()),
+                }
+            })
+            .await?;
+        Ok(blocks.map(|()| map))
     }
 
     /// Reads a table of 8-byte entries in large pieces, past the caches.
@@ -264,29 +285,40 @@ impl Engine {
         self: &Arc<Self>,
         offset: HostOffset,
         bytes: u64,
-        mut f: impl FnMut(u64, u64) -> std::result::Result<(), Corruption>,
+        mut f: impl FnMut(u64, u64),
     ) -> Result<()> {
+        let all = |index, raw| {
+            f(index, raw);
+            Ok::<(), std::convert::Infallible>(())
+        };
+        self.try_each_entry(offset, bytes, all).await.map(|_| ())
+    }
+
+    /// Like [`Engine::each_entry`], until `f` has seen enough.
+    async fn try_each_entry<E>(
+        self: &Arc<Self>,
+        offset: HostOffset,
+        bytes: u64,
+        mut f: impl FnMut(u64, u64) -> std::result::Result<(), E>,
+    ) -> Result<std::result::Result<(), E>> {
         let mut at = 0;
         while at < bytes {
             let n = PIECE_BYTES.min(bytes - at);
             let piece = self.file.read(offset.0 + at, n as usize).await?;
-            let mut broken = None;
+            let mut enough = Ok(());
             for (i, raw) in piece.chunks_exact(8).enumerate() {
                 let raw = u64::from_be_bytes(*raw.first_chunk().expect("eight bytes"));
-                if raw != 0
-                    && let Err(corruption) = f(at / 8 + i as u64, raw)
-                {
-                    broken = Some(corruption);
-                    break;
+                if raw != 0 && enough.is_ok() {
+                    enough = f(at / 8 + i as u64, raw);
                 }
             }
             piece.recycle();
-            if let Some(corruption) = broken {
-                return Err(self.report(corruption).await);
+            if enough.is_err() {
+                return Ok(enough);
             }
             at += n;
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Gives an L1 entry a table of its own: a fresh one, or a copy of a shared one.

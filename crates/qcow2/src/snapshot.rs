@@ -99,22 +99,27 @@ impl SnapshotTable {
     /// The file's, or the limit that the table exceeds. What concerns one snapshot only is left to those who use it,
     /// so that the active disk of a damaged image can be read.
     pub async fn read(file: &Child, header: &Header) -> Result<Self> {
-        let mut table = Self::default();
-        if header.snapshot_count == 0 {
-            return Ok(table);
-        }
+        let mut entries = Vec::new();
+        let table_bytes = Self::scan(file, header, |entry| entries.push(entry)).await?;
+        Ok(Self { entries, table_bytes })
+    }
+
+    /// Goes through the table without keeping anything; returns its length in bytes.
+    ///
+    /// # Errors
+    /// As [`SnapshotTable::read`].
+    pub async fn scan(file: &Child, header: &Header, mut each: impl FnMut(Snapshot)) -> Result<u64> {
         let mut input =
             Input { file, base: header.snapshots_offset.0, piece: Vec::new(), piece_at: 0, at: 0 };
         for index in 0..header.snapshot_count {
             let entry = read_entry(&mut input, index, header).await?;
-            table.entries.push(entry);
+            each(entry);
             input.at = input.at.next_multiple_of(8);
             if input.at > TABLE_BYTES_MAX {
                 return Err(SnapshotError::TooLarge.into());
             }
         }
-        table.table_bytes = input.at;
-        Ok(table)
+        Ok(input.at)
     }
 }
 

@@ -10,7 +10,7 @@ use super::entries::Entries;
 use crate::engine::Engine;
 use crate::geometry::{Geometry, HostCluster, HostOffset};
 use crate::refcount;
-use crate::snapshot::{Fault, Snapshot};
+use crate::snapshot::{Fault, Snapshot, SnapshotTable};
 use crate::table::{self, L1Entry, Ownership};
 
 /// Bytes read at once where tables lie side by side.
@@ -37,7 +37,7 @@ impl Pass {
     pub(super) async fn scan(&mut self, engine: &Arc<Engine>) -> Result<()> {
         let geometry = engine.geometry;
         let header = engine.state.lock().header.clone();
-        let snapshots = engine.snapshots.lock().clone();
+        let snapshots = SnapshotTable::read(&engine.file, &header).await?;
         self.report.total_clusters = geometry.clusters_for(header.size);
         self.counts.add(0, 1);
         self.count_bytes(&geometry, header.snapshots_offset, snapshots.table_bytes);
@@ -106,7 +106,6 @@ impl Pass {
                         });
                     }
                 }
-                Ok(())
             })
             .await?;
         broken.into_iter().for_each(|line| self.corruption(line));
@@ -189,7 +188,7 @@ impl Pass {
                 if table::reftable_has_reserved_bits(raw) {
                     lines.push(format!("ERROR refcount table entry {index} has reserved bits set"));
                 }
-                let Some(block) = table::refblock_offset(raw) else { return Ok(()) };
+                let Some(block) = table::refblock_offset(raw) else { return };
                 if !geometry.is_aligned(block) {
                     lines.push(format!(
                         "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
@@ -201,7 +200,6 @@ impl Pass {
                     counts.add(cluster, 1);
                     doubled.push((index, cluster));
                 }
-                Ok(())
             })
             .await?;
         for (index, cluster) in doubled {

@@ -44,7 +44,6 @@ impl Stored {
                 let block = table::refblock_offset(raw);
                 places
                     .extend(block.filter(|b| geometry.is_aligned(*b) && b.0 < file_len).map(|b| (index, b)));
-                Ok(())
             })
             .await?;
         let capacity = (BYTES_MAX >> geometry.cluster_bits).max(2);
