@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`input`] | images: from the corpus, made by the engine, damaged; a few hostile ones by construction |
 //! | [`target`] | what is done to an image, and what must hold |
-//! | [`file`] | the file below, in memory: counts I/Os |
+//! | [mod@file] | the file below, in memory: counts I/Os |
 //! | [`heap`] | counts memory (the only `unsafe` here) |
 //!
 //! The limits of `reliability.md`, 4.9, hold for each execution: heap, I/Os, time. The same seed does the same.

@@ -6,11 +6,11 @@
 //! | [`step`] | runs one check after another, times them, prints the table |
 //! | [`cargo`] | calls cargo; knows where the built programs lie |
 //! | [`sim`] | the simulation: short in CI, long in a soak |
-//! | [`reference`] | finds the reference's tools and judges their version |
+//! | [mod@reference] | finds the reference's tools and judges their version |
 //! | [`startup`] | what starting the program costs |
 //! | [`demo`] | the README's commands exist, and the demo runs |
 //! | [`tidy`] | rules on the tree that are worth a test |
-//! | [`bench`] | the reference and us on the same work, side by side |
+//! | [mod@bench] | the reference and us on the same work, side by side |
 //! | [`usage`] | CPU time and peak memory of one process (the only `unsafe` here) |
 #![deny(unsafe_code)]
 
