@@ -1,8 +1,242 @@
 //! Us and the reference on the same work, side by side.
+//!
+//! | module | duty |
+//! |---|---|
+//! | [`cases`] | what is measured, against which goal of `performance.md` |
+//! | [`fixtures`] | the images and scripts that the cases work on |
+//! | [`table`] | what is printed |
+//!
+//! Runs are interleaved in pairs, the first of a pair in turn. CPU time (user and system, of the whole process)
+//! comes first; wall time decides only where the goal says so. Of the ratios the median counts. Before anything is
+//! measured each side runs once: that warms the page cache, and shows that both did the work.
 
-use anyhow::{Result, bail};
+mod cases;
+mod fixtures;
+mod table;
 
-/// Runs the cases whose name contains the filter.
-pub fn run(_args: &[String]) -> Result<bool> {
-    bail!("not there yet")
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cargo;
+use crate::reference::Reference;
+use crate::usage::{self, Spent};
+use cases::{CASES, Case, Proof, Runs};
+use table::{Row, Table};
+
+/// Pairs of runs of a case, unless it has its own number or the command line says otherwise.
+const PAIRS: usize = 5;
+
+/// Whose program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Ours,
+    Theirs,
+}
+
+/// The command line.
+struct Options {
+    filter: String,
+    json: bool,
+    pairs: Option<usize>,
+}
+
+/// Runs the cases whose name contains the filter. Falling short of a goal is reported, and is no failure.
+pub fn run(args: &[String]) -> Result<bool> {
+    let options = parse(args)?;
+    let bench = Bench::prepare()?;
+    let mut table = Table::new(&bench.reference.version);
+    for case in CASES.iter().filter(|case| case.name.contains(&options.filter)) {
+        let began = Instant::now();
+        match bench.measure(case, options.pairs.unwrap_or(case.pairs.unwrap_or(PAIRS))) {
+            Ok(row) => table.rows.push(row),
+            Err(error) => table.failures.push((case.name, format!("{error:#}"))),
+        }
+        eprintln!("{:<38} {:>6.1} s", case.name, began.elapsed().as_secs_f64());
+    }
+    print!("{}", if options.json { table.json()? } else { table.text() });
+    Ok(table.failures.is_empty())
+}
+
+fn parse(args: &[String]) -> Result<Options> {
+    let mut options = Options { filter: String::new(), json: false, pairs: None };
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--output" => match args.next().map(String::as_str) {
+                Some("json") => options.json = true,
+                Some("human") => options.json = false,
+                other => bail!("--output takes human or json, not {other:?}"),
+            },
+            "--pairs" => options.pairs = Some(args.next().context("--pairs needs a number")?.parse()?),
+            name if !name.starts_with('-') => options.filter = name.to_owned(),
+            other => bail!("bench does not know {other}"),
+        }
+    }
+    Ok(options)
+}
+
+/// The two programs and the directory with the images.
+struct Bench {
+    ours: PathBuf,
+    reference: Reference,
+    directory: PathBuf,
+}
+
+impl Bench {
+    fn prepare() -> Result<Self> {
+        let reference = Reference::find()?;
+        let program = cargo::release_program("cowbell-cli", "cowbell", &[])?;
+        let directory = cargo::target_directory()?.join("bench");
+        let ours = directory.join("bin");
+        fs::create_dir_all(&ours)?;
+        for name in ["qemu-img", "qemu-io"] {
+            let link = ours.join(name);
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(&program, &link).with_context(|| link.display().to_string())?;
+        }
+        fixtures::make(&reference, &directory)?;
+        Ok(Self { ours, reference, directory })
+    }
+
+    fn measure(&self, case: &Case, pairs: usize) -> Result<Row> {
+        self.prove(case)?;
+        let mut row = Row::new(case);
+        for pair in 0..pairs {
+            let order = if pair % 2 == 0 { [Side::Ours, Side::Theirs] } else { [Side::Theirs, Side::Ours] };
+            for side in order {
+                let spent = self.run_once(case, side)?;
+                row.add(side == Side::Ours, &spent);
+            }
+        }
+        Ok(row)
+    }
+
+    /// One measured run.
+    fn run_once(&self, case: &Case, side: Side) -> Result<Spent> {
+        self.reset(case, side)?;
+        let mut command = self.command(case, side);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let spent = usage::measure(&mut command, self.input(case).as_deref())?;
+        match spent.status.code() {
+            Some(code) if code == case.status => Ok(spent),
+            _ => bail!("{side:?}: {command:?}: {}", spent.status),
+        }
+    }
+
+    /// Runs each side once and compares what they did.
+    fn prove(&self, case: &Case) -> Result<()> {
+        let mut outputs = Vec::new();
+        for side in [Side::Theirs, Side::Ours] {
+            self.reset(case, side)?;
+            let mut command = self.command(case, side);
+            match self.input(case) {
+                Some(path) => command.stdin(fs::File::open(path)?),
+                None => command.stdin(Stdio::null()),
+            };
+            let output = command.output()?;
+            if output.status.code() != Some(case.status) {
+                let text = String::from_utf8_lossy(&output.stderr).into_owned();
+                bail!("{side:?}: {command:?}: {}: {}", output.status, text.trim());
+            }
+            if let Proof::Content(source) = case.proof {
+                let target = case.target.context("a case that makes an image names it")?;
+                let same = Command::new(&self.reference.img)
+                    .args(["compare", "-q", source, &target_name(target, side)])
+                    .current_dir(&self.directory)
+                    .status()?;
+                if !same.success() {
+                    bail!("{side:?}: the result differs from {source}");
+                }
+            }
+            outputs.push(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        match case.proof {
+            Proof::Output if outputs[0] != outputs[1] => bail!("the outputs differ"),
+            Proof::Lines if outputs[0].lines().count() != outputs[1].lines().count() => {
+                bail!("the outputs have different numbers of lines")
+            }
+            Proof::Targets => {
+                let target = case.target.context("a case that changes an image names it")?;
+                let (theirs, ours) = (target_name(target, Side::Theirs), target_name(target, Side::Ours));
+                let same = Command::new(&self.reference.img)
+                    .args(["compare", "-q", &theirs, &ours])
+                    .current_dir(&self.directory)
+                    .status()?;
+                if !same.success() {
+                    bail!("{theirs} and {ours} differ");
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn command(&self, case: &Case, side: Side) -> Command {
+        let (tool, args) = match case.runs {
+            Runs::Img(args) => ("qemu-img", args),
+            Runs::Io { args, .. } => ("qemu-io", args),
+        };
+        let program = match (side, tool) {
+            (Side::Ours, _) => self.ours.join(tool),
+            (Side::Theirs, "qemu-img") => self.reference.img.clone(),
+            (Side::Theirs, _) => self.reference.io.clone(),
+        };
+        let mut command = Command::new(program);
+        for arg in args {
+            match case.target {
+                Some(target) if *arg == target => command.arg(target_name(target, side)),
+                _ => command.arg(arg),
+            };
+        }
+        command.current_dir(&self.directory);
+        command
+    }
+
+    fn input(&self, case: &Case) -> Option<PathBuf> {
+        match case.runs {
+            Runs::Io { script, .. } => Some(self.directory.join(script)),
+            Runs::Img(_) => None,
+        }
+    }
+
+    /// Puts the file that the case changes back to what it was before, each side its own.
+    fn reset(&self, case: &Case, side: Side) -> Result<()> {
+        let Some(target) = case.target else { return Ok(()) };
+        let target = self.directory.join(target_name(target, side));
+        match case.target_from {
+            None => remove(&target),
+            Some(from) => {
+                remove(&target)?;
+                let copied = Command::new("cp")
+                    .args(["--sparse=auto", "--reflink=never"])
+                    .arg(self.directory.join(from))
+                    .arg(&target)
+                    .status()?;
+                if !copied.success() {
+                    bail!("cp {from}: {copied}");
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn target_name(target: &str, side: Side) -> String {
+    match side {
+        Side::Ours => format!("ours-{target}"),
+        Side::Theirs => format!("theirs-{target}"),
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| path.display().to_string())
+        }
+        _ => Ok(()),
+    }
 }

@@ -1,0 +1,156 @@
+//! The images and scripts that the cases work on. Made once, by the reference, and kept for the next run.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::reference::Reference;
+
+/// Bytes of the disk with mixed data: large enough that starting does not count, small enough for all cases to
+/// end within five minutes.
+const MIXED_BYTES: u64 = 256 << 20;
+const CLUSTER: u64 = 64 << 10;
+/// Requests of one script.
+const REQUESTS: u64 = 20_000;
+/// Requests of a script that allocates a cluster each.
+const ALLOCATIONS: u64 = 4_000;
+/// Tables of the fragmented image.
+const TABLES: u64 = 1_500;
+
+/// Makes what is not there yet.
+pub fn make(reference: &Reference, directory: &Path) -> Result<()> {
+    let done = directory.join("done-1");
+    if done.exists() {
+        return Ok(());
+    }
+    eprintln!("making images in {}", directory.display());
+    mixed(&directory.join("mixed.raw"))?;
+    sparse(&directory.join("sparse.raw"))?;
+    scripts(directory)?;
+    let img = |args: &[&str]| run(&reference.img, args, directory, None);
+    img(&["create", "-q", "-f", "qcow2", "small.qcow2", "1G"])?;
+    img(&["convert", "-f", "raw", "-O", "qcow2", "mixed.raw", "mixed.qcow2"])?;
+    img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "mixed.raw", "zlib.qcow2"])?;
+    let zstd = "compression_type=zstd";
+    img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", zstd, "mixed.raw", "zstd.qcow2"])?;
+    img(&["create", "-q", "-f", "qcow2", "empty.qcow2", "4T"])?;
+    img(&["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "sequential.qcow2", "64G"])?;
+    img(&["convert", "-S", "0", "-f", "raw", "-O", "qcow2", "mixed.raw", "full.qcow2"])?;
+    img(&["create", "-q", "-f", "qcow2", "fresh.qcow2", "1G"])?;
+    img(&["create", "-q", "-f", "qcow2", "-b", "mixed.raw", "-F", "raw", "overlay.qcow2", "1G"])?;
+    img(&["create", "-q", "-f", "qcow2", "fragmented.qcow2", "1T"])?;
+    let script = directory.join("fragment.io");
+    run(&reference.io, &["-t", "unsafe", "-f", "qcow2", "fragmented.qcow2"], directory, Some(&script))?;
+    fs::write(done, "").context("marking the images as made")
+}
+
+fn run(program: &Path, args: &[&str], directory: &Path, input: Option<&Path>) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(args).current_dir(directory).stdout(Stdio::null());
+    command.stdin(match input {
+        Some(path) => Stdio::from(File::open(path)?),
+        None => Stdio::null(),
+    });
+    let status = command.status()?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+/// Numbers from a seed (xorshift): the same data every time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// A quarter each: holes, text-like data, data that compresses to a half, noise; in runs of up to 1 MiB.
+fn mixed(path: &Path) -> Result<()> {
+    let mut numbers = Numbers(7);
+    let mut file = BufWriter::new(File::create(path)?);
+    let mut at = 0;
+    while at < MIXED_BYTES {
+        let len = ((1 + numbers.next() % 16) * CLUSTER).min(MIXED_BYTES - at);
+        match numbers.next() % 4 {
+            0 => {
+                file.seek(SeekFrom::Current(len as i64))?;
+            }
+            1 => {
+                for line in 0..len / 32 {
+                    writeln!(file, "{:>31}", (at / 32 + line) % 5_000)?;
+                }
+            }
+            kind => {
+                let mask = if kind == 2 { 0x0f0f_0f0f_0f0f_0f0f } else { u64::MAX };
+                for _ in 0..len / 8 {
+                    file.write_all(&(numbers.next() & mask).to_le_bytes())?;
+                }
+            }
+        }
+        at += len;
+    }
+    file.flush()?;
+    file.get_ref().set_len(MIXED_BYTES)?;
+    Ok(())
+}
+
+/// 4 KiB of data each MiB of 4 GiB.
+fn sparse(path: &Path) -> Result<()> {
+    let mut file = File::create(path)?;
+    for index in 0..4096u64 {
+        file.seek(SeekFrom::Start(index << 20))?;
+        file.write_all(&[index as u8 | 1; 4096])?;
+    }
+    file.set_len(4 << 30)?;
+    Ok(())
+}
+
+fn scripts(directory: &Path) -> Result<()> {
+    let write = |name: &str, text: String| fs::write(directory.join(name), text).context(name.to_owned());
+    let pages = MIXED_BYTES / 4096;
+    let mut numbers = Numbers(11);
+    let mut random = |grain: u64| numbers.next() % (MIXED_BYTES / grain) * grain;
+    write("read-1.io", each(REQUESTS, |_| format!("read -q {} 4k", random(4096))))?;
+    write("read-32.io", batches(REQUESTS, |_| format!("aio_read -q {} 4k", random(4096))))?;
+    write("read-64k.io", batches(REQUESTS / 4, |_| format!("aio_read -q {} 64k", random(CLUSTER))))?;
+    let odd = |index: u64| index * 7919 % pages * 4096;
+    write("overwrite-32.io", batches(REQUESTS, |i| format!("aio_write -q -P {} {} 4k", i % 255, odd(i))))?;
+    write("allocate-sequential.io", each(REQUESTS, |i| format!("write -q -P {} {} 4k", i % 255, i * 4096)))?;
+    write("allocate-1.io", each(ALLOCATIONS, |i| format!("write -q -P {} {} 4k", i % 255, i * CLUSTER)))?;
+    let aio = |i: u64, len: &str| format!("aio_write -q -P {} {} {len}", i % 255, i * CLUSTER);
+    write("allocate-32.io", batches(ALLOCATIONS, |i| aio(i, "4k")))?;
+    write("allocate-64k.io", batches(ALLOCATIONS, |i| aio(i, "64k")))?;
+    // One cluster for each table of 512 MiB, in an order that is not theirs in the file.
+    let table = |i: u64| i * 1_009 % TABLES;
+    write("fragment.io", each(TABLES, |i| format!("write -q {} 64k", table(i) << 29)))
+}
+
+fn each(count: u64, mut line: impl FnMut(u64) -> String) -> String {
+    let mut text = String::new();
+    for index in 0..count {
+        let _ = writeln!(text, "{}", line(index));
+    }
+    text
+}
+
+/// As [`each`], waiting after each 32.
+fn batches(count: u64, mut line: impl FnMut(u64) -> String) -> String {
+    let mut text = String::new();
+    for index in 0..count {
+        let _ = writeln!(text, "{}", line(index));
+        if index % 32 == 31 {
+            text.push_str("aio_flush\n");
+        }
+    }
+    text + "aio_flush\n"
+}
