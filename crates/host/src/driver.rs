@@ -15,6 +15,7 @@ use cowbell_block::{
 use rustix::fs::FileType;
 use serde::Deserialize;
 
+use crate::error::OpenError;
 use crate::file::{Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
 use crate::ioctl;
 use crate::lock;
@@ -142,6 +143,9 @@ impl FileDriver {
     fn open_with(&self, options: &Options, cx: &OpenContext) -> Result<Arc<FileNode>> {
         if options.pr_manager.is_some() {
             return Err(NotOffered { driver: self.name, what: "pr-manager" }.into());
+        }
+        if options.filename.is_empty() {
+            return Err(OpenError::NoName { driver: self.name }.into_error());
         }
         let needs = match (cx.force_share, cx.no_io, cx.access) {
             (true, ..) => Some(lock::READ_SHARED),

@@ -40,8 +40,14 @@ pub enum OpenError {
         /// The name as given.
         filename: String,
     },
+    /// The empty name.
+    #[error("The '{driver}' block driver requires a file name")]
+    NoName {
+        /// The driver that was asked.
+        driver: &'static str,
+    },
     /// `host_device` was asked for something else.
-    #[error("'host_device' driver requires '{filename}' to be a block device")]
+    #[error("'host_device' driver requires '{filename}' to be either a character or block device")]
     NotDevice {
         /// The name as given.
         filename: String,
@@ -93,7 +99,8 @@ impl OpenError {
     pub(crate) fn into_error(self) -> Error {
         match &self {
             Self::Refused { errno, .. } | Self::NotCreated { errno, .. } => Error::with_errno(*errno, self),
-            Self::NotRegular { .. }
+            Self::NoName { .. }
+            | Self::NotRegular { .. }
             | Self::NotDevice { .. }
             | Self::NotStorage { .. }
             | Self::NoDirect { .. }

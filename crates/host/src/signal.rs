@@ -12,13 +12,17 @@ use crate::handle::last_errno;
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static PROGRESS: AtomicBool = AtomicBool::new(false);
 
-/// Turns SIGINT and SIGTERM into a flag that [`is_interrupted`] shows. Blocking calls are interrupted.
+/// Turns SIGINT, SIGTERM and SIGHUP into a flag that [`is_interrupted`] shows. Blocking calls are interrupted.
 ///
 /// # Errors
 /// If the host refuses, which it has no reason to.
 pub fn catch_interrupts() -> cowbell_block::Result<()> {
     // SA_RESETHAND: the second one has its usual, deadly effect.
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // `nohup` and shells that start something in the background ask for just that.
+        if is_ignored(signal).map_err(crate::error::os)? {
+            continue;
+        }
         install(signal, on_interrupt, libc::SA_RESETHAND).map_err(crate::error::os)?;
     }
     Ok(())
@@ -30,6 +34,18 @@ pub fn catch_interrupts() -> cowbell_block::Result<()> {
 /// If the host refuses, which it has no reason to.
 pub fn catch_progress_requests() -> cowbell_block::Result<()> {
     install(libc::SIGUSR1, on_progress, libc::SA_RESTART).map_err(crate::error::os)
+}
+
+/// Makes a write beyond the limit on the size of files fail, rather than kill the program in the middle of it.
+///
+/// # Errors
+/// If the host refuses, which it has no reason to.
+pub fn ignore_file_size_limit() -> cowbell_block::Result<()> {
+    // SAFETY: ignoring a signal runs no code of ours.
+    match unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(crate::error::os(last_errno())),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the user asked to stop. Stays true.
@@ -48,6 +64,16 @@ extern "C" fn on_interrupt(_: libc::c_int) {
 
 extern "C" fn on_progress(_: libc::c_int) {
     PROGRESS.store(true, Ordering::Relaxed);
+}
+
+fn is_ignored(signal: libc::c_int) -> Result<bool, Errno> {
+    // SAFETY: all zeroes is a valid `sigaction`.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: no new action is given; `now` may be overwritten.
+    match unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) } {
+        0 => Ok(now.sa_sigaction == libc::SIG_IGN),
+        _ => Err(last_errno()),
+    }
 }
 
 fn install(

@@ -1,4 +1,4 @@
-//! The protocol node over a regular file or a block device (drivers `file` and `host_device`).
+//! The protocol node over a regular file or a device (drivers `file` and `host_device`).
 //!
 //! A request first meets the page cache: reads are tried with `RWF_NOWAIT`, writes to the page cache are made
 //! at once. Both complete in `submit`, on the thread that submitted, without a heap allocation. What would

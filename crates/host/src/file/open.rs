@@ -164,13 +164,15 @@ fn classify(file_type: FileType, filename: &str, kind: FileKind) -> std::result:
     let filename = || filename.to_owned();
     let what = match (file_type, kind) {
         (FileType::RegularFile, FileKind::Either | FileKind::File) => return Ok(false),
-        (FileType::BlockDevice, FileKind::Either | FileKind::Device) => return Ok(true),
+        // Of character devices those that have a length are of use: the raw disks of some systems, `/dev/null`.
+        (FileType::BlockDevice | FileType::CharacterDevice, FileKind::Either | FileKind::Device) => {
+            return Ok(true);
+        }
         (_, FileKind::File) => return Err(OpenError::NotRegular { filename: filename() }),
         (_, FileKind::Device) => return Err(OpenError::NotDevice { filename: filename() }),
         (FileType::Directory, _) => "a directory",
         (FileType::Fifo, _) => "a FIFO",
         (FileType::Socket, _) => "a socket",
-        (FileType::CharacterDevice, _) => "a character device",
         _ => "something else",
     };
     Err(OpenError::NotStorage { filename: filename(), what })

@@ -12,7 +12,7 @@ use crate::lock::{self, Needs};
 /// Which driver a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum FileKind {
-    /// Whatever the name turns out to be, as long as it is a regular file or a block device.
+    /// Whatever the name turns out to be, as long as it is a regular file or a device.
     #[default]
     Either,
     /// Driver `file`: a regular file.
