@@ -229,6 +229,8 @@ impl OpenContext {
         let mut own = match given {
             _ if self.no_backing => return Ok(None),
             ChildRef::Null => return Ok(None),
+            // The old way to say so.
+            ChildRef::Node(name) if name.is_empty() => return Ok(None),
             ChildRef::Node(name) => return self.named_node(&name).map(Some),
             ChildRef::Absent => OptionTree::new(),
             ChildRef::Inline(tree) => naming::nest(tree).map_err(NamingError::List)?,

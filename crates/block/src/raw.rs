@@ -287,7 +287,9 @@ impl Raw {
         request.len = request.len.min(len - start);
         if start >= inner {
             let flags = ExtentFlags::EOF | ExtentFlags::ALLOCATED | ExtentFlags::ZERO;
-            return Op::Done(Completion::extent(Extent { len: request.len, flags, map: None }));
+            // Where the rest of the last sector would lie: the reference names the place.
+            let map = Some(Mapping { node: self.file.node(), offset: start + self.window.offset });
+            return Op::Done(Completion::extent(Extent { len: request.len, flags, map }));
         }
         request.len = request.len.min(inner - start);
         request.offset += self.window.offset;
@@ -461,7 +463,7 @@ mod tests {
         let (data, zero) =
             (ExtentFlags::ALLOCATED | ExtentFlags::DATA, ExtentFlags::ALLOCATED | ExtentFlags::ZERO);
         assert_eq!(extent(&raw, 0), (700, data, Some(0)));
-        assert_eq!(extent(&raw, 800), (224, zero | ExtentFlags::EOF, None));
+        assert_eq!(extent(&raw, 800), (224, zero | ExtentFlags::EOF, Some(800)));
         now(raw.submit(Request::discard(512, 512)).finish()).result.expect("discard");
         assert_eq!(mem.len(), 700);
         now(raw.submit(Request::write(800, Buf::copy_of(&[1]))).finish()).result.expect("write");
