@@ -4,17 +4,19 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::face::Face;
+use crate::open::reason;
 use crate::out::Out;
 
-/// Makes the links in `dir`. Status 1 when a name was taken by something else.
+/// Makes the links in `dir`, and the directory if need be. Status 1 when a name was taken by something else.
 ///
 /// # Errors
-/// The directory is not there or cannot be written to.
+/// The directory cannot be made or cannot be written to.
 pub fn install(dir: &Path) -> Result<u8> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
+    fs::create_dir_all(dir).map_err(|e| anyhow!("cannot make {}: {}", dir.display(), reason(&e)))?;
     let mut out = Out::new();
     let mut status = 0;
     for name in Face::LINKS {
@@ -29,7 +31,7 @@ pub fn install(dir: &Path) -> Result<u8> {
                     status = 1;
                 }
             }
-            Err(e) => return Err(e).with_context(|| format!("cannot make {}", link.display())),
+            Err(e) => bail!("cannot make {}: {}", link.display(), reason(&e)),
         }
     }
     Ok(status)

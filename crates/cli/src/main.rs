@@ -72,6 +72,8 @@ fn tool(
             return 1;
         }
     };
+    // A host that refuses this lets a file that becomes too large end the program, which is no worse than before.
+    let _ = cowbell_host::signal::ignore_file_size_limit();
     match run(&mut cx, args) {
         Ok(status) => status,
         Err(e) => {

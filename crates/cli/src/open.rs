@@ -7,7 +7,7 @@ use cowbell_block::context::OpenContext;
 use cowbell_block::naming::{ImageName, parse_option_list};
 use cowbell_block::node::{Access, Node};
 use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
-use cowbell_block::{Flags, Request, Root};
+use cowbell_block::{Completion, ErrorKind, Flags, Op, Operation, Outcome, Request, Root};
 
 use crate::context::Context;
 
@@ -83,10 +83,22 @@ impl Image {
     }
 
     /// Adds what the cache mode asks of mutations.
-    pub fn prepare(&self, request: Request) -> Request {
+    fn prepare(&self, request: Request) -> Request {
         match self.write_through && request.op.is_mutation() {
             true => request.with_flags(Flags::FUA),
             false => request,
+        }
+    }
+
+    /// Sends a request, with what the cache mode asks for.
+    ///
+    /// A discard is advice: a format that cannot follow it has done all that was asked.
+    pub fn submit(&self, request: Request) -> Op {
+        let is_advice = matches!(request.op, Operation::Discard);
+        match self.root.submit(self.prepare(request)) {
+            op if !is_advice => op,
+            Op::Done(completion) => Op::Done(advised(completion)),
+            Op::Wait(future) => Op::wait(async move { advised(future.await) }),
         }
     }
 
@@ -100,14 +112,27 @@ impl Image {
     }
 }
 
+/// The end of a request that need not have had an effect.
+fn advised(completion: Completion) -> Completion {
+    match completion.result {
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            Completion { result: Ok(Outcome::Done), ..completion }
+        }
+        _ => completion,
+    }
+}
+
 /// Opens an image; the error says which one.
 ///
 /// # Errors
 /// `Could not open 'NAME': REASON`.
 pub async fn open(cx: &Context, how: &How<'_>) -> Result<Image> {
-    if how.force_share && how.image_opts {
+    if how.image_opts {
         let tree = parse_option_list(how.name)?;
-        if tree.get("force-share").is_some_and(|word| word != "on") {
+        if tree.get("backing").is_some_and(|word| word == "") {
+            cx.report("warning: Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+        }
+        if how.force_share && tree.get("force-share").is_some_and(|word| word != "on") {
             bail!("--force-share/-U conflicts with image options");
         }
     }
@@ -162,6 +187,11 @@ pub fn warn_probed_raw(name: &str) {
          write operations on block 0 will be restricted."
     );
     eprintln!("         Specify the 'raw' format explicitly to remove the restrictions.");
+}
+
+/// The host's reason without its number.
+pub fn reason(error: &std::io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), cowbell_block::error::errno_text)
 }
 
 /// A file that this run made and that is of no use unless the run succeeds.

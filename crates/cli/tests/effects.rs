@@ -103,9 +103,9 @@ fn a_killed_conversion_leaves_no_file_of_the_final_name() {
     child.kill().expect("killed");
     child.wait().expect("it ends");
     assert_eq!(names(dir.path()), ["in.raw", "out.raw.incomplete"]);
-    // The next run is not in its way.
+    // It is not in the way of the next run, which leaves it alone: it may be somebody's.
     good(dir.path(), &["img", "convert", "-f", "raw", "in.raw", "out.raw"]);
-    assert_eq!(names(dir.path()), ["in.raw", "out.raw"]);
+    assert_eq!(names(dir.path()), ["in.raw", "out.raw", "out.raw.incomplete"]);
     assert!(fs::read(dir.path().join("in.raw")).ok() == fs::read(dir.path().join("out.raw")).ok());
 }
 
@@ -132,6 +132,115 @@ fn a_failed_conversion_removes_what_it_made_and_nothing_else() {
     bad(dir.path(), &["img", "convert", "-O", "qcow2", "-o", "foo=1", "in.raw", "keep"]);
     assert_eq!(names(dir.path()), ["in.raw", "keep"]);
     assert_eq!(fs::read(dir.path().join("keep")).expect("there"), b"old");
+}
+
+#[test]
+fn a_conversion_touches_no_file_that_it_did_not_make() {
+    let dir = with_source();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("victim"), "precious").expect("written");
+    std::os::unix::fs::symlink("victim", path("a.incomplete")).expect("a link");
+    fs::write(path("b.incomplete"), "precious").expect("written");
+    fs::create_dir(path("c.incomplete")).expect("made");
+    for target in ["a", "b", "c"] {
+        good(dir.path(), &["img", "convert", "-f", "raw", "in.raw", target]);
+        assert_eq!(fs::metadata(path(target)).expect("there").len(), 8 << 20);
+        assert!(fs::symlink_metadata(path(target)).expect("there").is_file());
+        bad(dir.path(), &["img", "convert", "-f", "raw", "-O", "qcow2", "-o", "foo=1", "in.raw", "new"]);
+    }
+    assert_eq!(fs::read(path("victim")).expect("there"), b"precious");
+    assert_eq!(fs::read(path("b.incomplete")).expect("there"), b"precious");
+    let all = ["a", "a.incomplete", "b", "b.incomplete", "c", "c.incomplete", "in.raw", "victim"];
+    assert_eq!(names(dir.path()), all);
+}
+
+#[test]
+fn an_unfinished_output_can_be_a_source() {
+    let dir = with_source();
+    fs::rename(dir.path().join("in.raw"), dir.path().join("out.incomplete")).expect("renamed");
+    good(dir.path(), &["img", "convert", "-f", "raw", "out.incomplete", "out"]);
+    assert_eq!(names(dir.path()), ["out", "out.incomplete"]);
+    let text = bad(dir.path(), &["img", "convert", "-f", "raw", "-O", "qcow2", "-o", "compat=9", "out", "x"]);
+    assert!(text.contains("'version' does not accept value '9'"), "{text}");
+    assert_eq!(names(dir.path()), ["out", "out.incomplete"]);
+}
+
+#[test]
+fn every_name_that_a_file_can_have_can_be_a_target() {
+    let dir = with_source();
+    let long = "é".repeat(127) + "x";
+    std::os::unix::fs::symlink("sub/there", dir.path().join("link")).expect("a link");
+    fs::create_dir(dir.path().join("sub")).expect("made");
+    for target in [long.as_str(), "link", "sub/../plain"] {
+        good(dir.path(), &["img", "convert", "-f", "raw", "in.raw", target]);
+    }
+    assert_eq!(names(dir.path()), ["in.raw", "link", "plain", "sub", &long]);
+    assert_eq!(names(&dir.path().join("sub")), ["there"]);
+    assert!(fs::symlink_metadata(dir.path().join("link")).expect("there").is_symlink());
+}
+
+#[test]
+fn a_file_size_limit_is_an_error_and_not_the_end() {
+    let dir = with_source();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -f 1024; exec \"$0\" img convert -f raw in.raw out.raw"])
+        .arg(env!("CARGO_BIN_EXE_cowbell"))
+        .current_dir(dir.path())
+        .output()
+        .expect("a shell");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("File too large"), "{text}");
+    assert_eq!(names(dir.path()), ["in.raw"]);
+}
+
+#[test]
+fn an_interrupted_conversion_through_a_link_says_what_stays() {
+    let dir = with_source();
+    fs::write(dir.path().join("there"), "x").expect("written");
+    std::os::unix::fs::symlink("there", dir.path().join("link")).expect("a link");
+    fs::write(dir.path().join("begun"), "x").expect("written");
+    let child = slow_convert(dir.path(), &["in.raw", "link"], "begun");
+    signal(&child, "INT");
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("the output 'link' is incomplete"), "{text}");
+}
+
+#[test]
+fn two_conversions_to_one_name_do_not_meet() {
+    let dir = with_source();
+    let first = slow_convert(dir.path(), &["in.raw", "out.raw"], "out.raw.incomplete");
+    good(dir.path(), &["img", "convert", "-f", "raw", "in.raw", "out.raw"]);
+    signal(&first, "INT");
+    first.wait_with_output().expect("it ends");
+    assert_eq!(names(dir.path()), ["in.raw", "out.raw"]);
+}
+
+#[test]
+fn an_image_in_use_can_be_a_backing_file() {
+    let dir = tempfile::tempdir().expect("a directory");
+    good(dir.path(), &["img", "create", "-q", "-f", "qcow2", "a.q", "1M"]);
+    let mut user = Command::new(env!("CARGO_BIN_EXE_cowbell"))
+        .args(["io", "-c", "sleep 3000", "a.q"])
+        .current_dir(dir.path())
+        .spawn()
+        .expect("the program runs");
+    std::thread::sleep(Duration::from_millis(300));
+    let text = bad(dir.path(), &["img", "map", "a.q"]);
+    assert!(text.contains("Failed to get shared \"write\" lock"), "{text}");
+    good(dir.path(), &["img", "create", "-q", "-f", "qcow2", "-b", "a.q", "-F", "qcow2", "b.q"]);
+    user.kill().expect("killed");
+    user.wait().expect("it ends");
+}
+
+#[test]
+fn a_lost_terminal_removes_the_output_too() {
+    let dir = with_source();
+    let child = slow_convert(dir.path(), &["in.raw", "out.raw"], "out.raw.incomplete");
+    signal(&child, "HUP");
+    assert_eq!(child.wait_with_output().expect("it ends").status.code(), Some(1));
+    assert_eq!(names(dir.path()), ["in.raw"]);
 }
 
 #[test]
@@ -181,15 +290,18 @@ fn every_command_speaks_json_under_its_own_name() {
 #[test]
 fn links_make_the_drop_in_names_and_respect_what_is_there() {
     let dir = tempfile::tempdir().expect("a directory");
-    let here = dir.path().to_str().expect("text");
-    good(dir.path(), &["install-links", here]);
-    good(dir.path(), &["install-links", here]);
-    let output = Command::new(dir.path().join("qemu-img")).arg("--version").output().expect("it runs");
+    let text = bad(dir.path(), &["install-links", "/dev/null/bin"]);
+    assert!(text.contains("Not a directory"), "{text}");
+    let dir = dir.path().join("new/bin");
+    let here = dir.to_str().expect("text");
+    good(Path::new("/"), &["install-links", here]);
+    good(&dir, &["install-links", here]);
+    let output = Command::new(dir.join("qemu-img")).arg("--version").output().expect("it runs");
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("qemu-img version 10.0.2 (cowbell "));
-    fs::remove_file(dir.path().join("qemu-io")).expect("removed");
-    fs::write(dir.path().join("qemu-io"), "theirs").expect("written");
-    bad(dir.path(), &["install-links", here]);
-    assert_eq!(fs::read(dir.path().join("qemu-io")).expect("there"), b"theirs");
+    fs::remove_file(dir.join("qemu-io")).expect("removed");
+    fs::write(dir.join("qemu-io"), "theirs").expect("written");
+    bad(&dir, &["install-links", here]);
+    assert_eq!(fs::read(dir.join("qemu-io")).expect("there"), b"theirs");
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub static DISCARD: Flag = flag(
     b'd',
     &["discard"],
     Value::OneOf("MODE", &["ignore", "off", "unmap", "on"]),
-    "Whether discards release storage (default: ignore).",
+    "Whether discards release storage (default: unmap).",
 );
 
 /// `io`, also called `qemu-io`.

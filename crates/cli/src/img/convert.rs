@@ -1,6 +1,7 @@
 //! `img convert`.
 
 use anyhow::{Result, anyhow, bail};
+use cowbell_block::naming::split_option_list;
 use cowbell_block::node::Access;
 use cowbell_block::options::{CacheMode, DiscardMode, OptionTree};
 use cowbell_host::block_on;
@@ -35,7 +36,8 @@ struct Plan<'a> {
     target_format: &'a str,
     source_cache: CacheMode,
     target_cache: CacheMode,
-    backing: Option<&'a str>,
+    /// From `-B` or from `-o backing_file`, which means the same.
+    backing: Option<String>,
     backing_format: Option<&'a str>,
     create: bool,
     options: Options,
@@ -133,13 +135,19 @@ fn plan<'a>(args: &'a Args, options: Options, pace: Option<u64>, target_format: 
         target_format,
         source_cache: cache_mode("source cache", args.value(&flags::SOURCE_CACHE).unwrap_or("writeback"))?,
         target_cache: cache_mode("cache", args.value(&flags::TARGET_CACHE).unwrap_or("unsafe"))?,
-        backing: args.value(&flags::CONVERT_BACKING),
+        backing: args.value(&flags::CONVERT_BACKING).map(str::to_owned).or_else(|| backing_option(args)),
         backing_format: args.value(&flags::BACKING_FORMAT),
         create,
         options,
         target_is_zero: args.has(&flags::TARGET_IS_ZERO),
         pace,
     })
+}
+
+/// The last `backing_file` in `-o`.
+fn backing_option(args: &Args) -> Option<String> {
+    let items = args.values(&flags::OPTIONS).flat_map(split_option_list);
+    items.filter(|(key, _)| *key == "backing_file").last().map(|(_, name)| name)
 }
 
 async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
@@ -153,11 +161,15 @@ async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
         };
         sources.push(open(cx, &how).await?);
     }
-    let mut staged = if plan.create { Staged::new(plan.target) } else { Staged::in_place(plan.target) };
-    if plan.create {
-        let roots: Vec<_> = sources.iter().map(|image| image.root.clone()).collect();
-        create_target(cx, args, plan, &mut staged, total_len(&roots)).await?;
+    if plan.backing.is_some() && sources.len() > 1 {
+        bail!("Having a backing file for the target makes no sense when concatenating multiple input images");
     }
+    let staged = if plan.create {
+        let roots: Vec<_> = sources.iter().map(|image| image.root.clone()).collect();
+        create_target(cx, args, plan, total_len(&roots)).await?
+    } else {
+        Staged::in_place(plan.target)
+    };
     let filled = fill(cx, args, plan, &sources, &staged).await;
     for source in sources {
         source.close().await?;
@@ -181,22 +193,16 @@ async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
 }
 
 /// Makes the target, as large as the sources together, whatever `-o size` says.
-async fn create_target(
-    cx: &Context,
-    args: &Args,
-    plan: &Plan<'_>,
-    staged: &mut Staged,
-    len: u64,
-) -> Result<()> {
+async fn create_target(cx: &Context, args: &Args, plan: &Plan<'_>, len: u64) -> Result<Staged> {
     let fmt = plan.target_format;
-    let format = Format::find(cx, fmt, Some(&staged.name))?;
+    let format = Format::find(cx, fmt, Some(plan.target))?;
     let mut options: OptionTree = format.options(args.values(&flags::OPTIONS))?;
     options.insert("size".into(), len.into());
-    if let Some(backing) = plan.backing {
+    if let Some(backing) = &plan.backing {
         if !format.knows("backing_file") {
             bail!("Backing file not supported for file format '{fmt}'");
         }
-        options.insert("backing_file".into(), backing.into());
+        options.insert("backing_file".into(), backing.as_str().into());
     }
     if let Some(backing_format) = plan.backing_format {
         if !format.knows("backing_fmt") {
@@ -207,16 +213,12 @@ async fn create_target(
     if options.contains_key("backing_file") && !options.contains_key("backing_fmt") {
         bail!("Use of backing file requires explicit backing format");
     }
-    match format.create(cx, &staged.name, options).await {
-        Ok(()) => {
-            staged.created();
-            Ok(())
-        }
-        Err(e) => {
-            staged.failed_to_create();
-            Err(anyhow!("{}: error while converting {fmt}: {}", plan.target, staged.reword(&e.to_string())))
-        }
-    }
+    let mut staged = Staged::new(plan.target)?;
+    format.create(cx, &staged.name, options).await.map_err(|e| {
+        anyhow!("{}: error while converting {fmt}: {}", plan.target, staged.reword(&e.to_string()))
+    })?;
+    staged.created();
+    Ok(staged)
 }
 
 /// Opens the target, copies, and closes it.
@@ -256,7 +258,7 @@ async fn copy(
     if node.len() < total_len(&roots) {
         bail!("output file is smaller than input file");
     }
-    let start = match (plan.backing, node.backing()) {
+    let start = match (&plan.backing, node.backing()) {
         (Some(_), Some(backing)) => TargetStart::Backing { len: backing.len() },
         (_, Some(_)) if plan.target_is_zero => {
             bail!("Cannot use --target-is-zero when the destination image has a backing file")

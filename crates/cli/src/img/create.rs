@@ -53,11 +53,12 @@ async fn create(
     quiet: bool,
 ) -> Result<OptionTree> {
     let format = Format::find(cx, format, Some(name))?;
-    let mut options = OptionTree::new();
-    if let Some(bytes) = given {
-        options.insert("size".into(), bytes.into());
+    let mut options = format.options(args.values(&flags::OPTIONS))?;
+    if let Some(bytes) = given
+        && options.insert("size".into(), bytes.into()).is_some()
+    {
+        bail!("The image size must be specified only once");
     }
-    options.extend(format.options(args.values(&flags::OPTIONS))?);
     let fmt = format.driver.name();
     if let Some(backing) = args.value(&flags::BACKING) {
         if !format.knows("backing_file") {
@@ -92,11 +93,17 @@ async fn backing_size(cx: &Context, args: &Args, name: &str, options: &mut Optio
     if backing.as_deref() == Some("") {
         bail!("Expected backing file name, got empty string");
     }
-    let Some(backing) = backing.filter(|_| !args.has(&flags::BACKING_UNSAFE)) else { return Ok(()) };
+    let Some(backing) = backing else { return Ok(()) };
+    if args.has(&flags::BACKING_UNSAFE) {
+        if backing_format.is_none() {
+            bail!("Backing file specified without backing format");
+        }
+        return Ok(());
+    }
     let full = resolve_relative(name, &backing);
-    let image = open_bare(cx, &How::reading(&full, backing_format.as_deref()))
-        .await
-        .map_err(|e| anyhow!("{e}\nCould not open backing image."))?;
+    // Only its length is of interest: somebody may be writing to it, as when a snapshot is about to be taken.
+    let how = How { force_share: true, ..How::reading(&full, backing_format.as_deref()) };
+    let image = open_bare(cx, &how).await.map_err(|e| anyhow!("{e}\nCould not open backing image."))?;
     let (len, detected) = (image.node().len(), image.node().driver());
     image.close().await?;
     if backing_format.is_none() {

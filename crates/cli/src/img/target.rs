@@ -1,6 +1,8 @@
 //! Making new images: which options there are, what the message says, and names that are not final yet.
 
 use std::fmt::Write;
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use cowbell_block::registry::Driver;
 use serde_json::Value;
 
 use crate::context::Context;
-use crate::open::Unfinished;
+use crate::open::{Unfinished, reason};
 
 /// A format, and what a new image of it can be told.
 pub(crate) struct Format {
@@ -159,9 +161,11 @@ pub(crate) fn check_lists<'a>(mut lists: impl Iterator<Item = &'a str>) -> Resul
 
 /// The name under which a target is filled.
 ///
-/// A new file gets its own name only when it is complete, by a rename: whatever ends this program before,
-/// a power cut included, leaves nothing that could be taken for the finished image. A file that is there
-/// already, a device, or a name with a protocol is filled in place, since links, owners and locks hang on it.
+/// A new file gets its own name only when it is complete: whatever ends this program before leaves nothing
+/// that could be taken for the finished image. A file that is there already, a device, or a name with a protocol
+/// is filled in place, since links, owners and locks hang on it.
+///
+/// The other name is one that nobody had: a file of that name may be somebody's, even the source.
 pub(crate) struct Staged {
     /// The name to create and open.
     pub(crate) name: String,
@@ -171,15 +175,34 @@ pub(crate) struct Staged {
 
 /// What the name of an unfinished file ends with.
 const SUFFIX: &str = ".incomplete";
+/// Longest name of a file, in bytes: the kernel's limit.
+const NAME_BYTES_MAX: usize = 255;
+/// Names that are tried before giving up: so many unfinished files of one name are somebody's trap.
+const ATTEMPTS: u32 = 1000;
+/// Symbolic links followed before giving up: the kernel's limit.
+const LINKS_MAX: usize = 40;
 
 impl Staged {
-    /// Decides about `name`.
-    pub(crate) fn new(name: &str) -> Self {
-        let path = Path::new(name);
-        let fresh = !has_protocol(name) && std::fs::symlink_metadata(path).is_err();
-        let rename_to = fresh.then(|| path.to_owned());
-        let name = if fresh { format!("{name}{SUFFIX}") } else { name.to_owned() };
-        Self { name, rename_to, guard: None }
+    /// Decides about `name`, and takes the name to fill it under.
+    ///
+    /// # Errors
+    /// Every name is taken. Anything else is left to the creation itself, which knows how to say it.
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let Some(path) = fresh_path(name) else { return Ok(Self::in_place(name)) };
+        for attempt in 1..=ATTEMPTS {
+            let Some(staged) = staged_path(&path, attempt) else { break };
+            // Taken here and now, and never through a link that was put there for us.
+            let taken = std::fs::OpenOptions::new().write(true).create_new(true).mode(NEW_FILE).open(&staged);
+            match taken {
+                Ok(_) => {
+                    let guard = Some(Unfinished::new(&staged));
+                    return Ok(Self { name: staged, rename_to: Some(path), guard });
+                }
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                Err(_) => return Ok(Self::in_place(name)),
+            }
+        }
+        bail!("no name is free for the unfinished '{name}'");
     }
 
     /// `name` exists, and stays what it is.
@@ -187,16 +210,11 @@ impl Staged {
         Self { name: name.to_owned(), rename_to: None, guard: None }
     }
 
-    /// Creation failed: what there is of a fresh file goes. A file that was there before is left as it is.
-    pub(crate) fn failed_to_create(&self) {
-        if self.rename_to.is_some() {
-            drop(Unfinished::new(&self.name));
-        }
-    }
-
     /// The target exists now, and is ours.
     pub(crate) fn created(&mut self) {
-        self.guard = (!has_protocol(&self.name)).then(|| Unfinished::new(&self.name));
+        if self.guard.is_none() && is_regular(&self.name) && !has_protocol(&self.name) {
+            self.guard = Some(Unfinished::new(&self.name));
+        }
     }
 
     /// Whether giving up removes the target.
@@ -218,12 +236,79 @@ impl Staged {
     /// It cannot be renamed; it is removed then.
     pub(crate) fn finish(mut self) -> Result<()> {
         if let Some(path) = &self.rename_to {
-            std::fs::rename(&self.name, path)
-                .map_err(|e| anyhow!("Could not rename '{}' to '{}': {e}", self.name, path.display()))?;
+            rename(&self.name, path).map_err(|e| {
+                anyhow!("Could not rename '{}' to '{}': {}", self.name, path.display(), reason(&e))
+            })?;
         }
         if let Some(guard) = self.guard.take() {
             guard.keep();
         }
         Ok(())
+    }
+}
+
+/// Permissions of a new file before the umask: the reference's.
+const NEW_FILE: u32 = 0o644;
+
+fn is_regular(name: &str) -> bool {
+    std::fs::symlink_metadata(name).is_ok_and(|meta| meta.is_file())
+}
+
+/// The path of a file that does not exist yet: `name`, or where the symbolic link of that name leads.
+fn fresh_path(name: &str) -> Option<PathBuf> {
+    if has_protocol(name) {
+        return None;
+    }
+    let mut path = PathBuf::from(name);
+    for _ in 0..LINKS_MAX {
+        match std::fs::symlink_metadata(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return path.file_name().is_some().then_some(path),
+            Ok(meta) if meta.is_symlink() => {
+                let target = std::fs::read_link(&path).ok()?;
+                // `/proc/self/fd/1` and its like only look like links.
+                if std::fs::metadata(&path).is_ok() {
+                    return None;
+                }
+                path.pop();
+                path.push(target);
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// Where `path` is filled, at the `attempt`-th try. `None` where such a name would not be text, or a protocol's.
+fn staged_path(path: &Path, attempt: u32) -> Option<String> {
+    let suffix = if attempt == 1 { SUFFIX.to_owned() } else { format!("{SUFFIX}-{attempt}") };
+    let mut name = path.file_name()?.to_str()?;
+    while name.len() + suffix.len() > NAME_BYTES_MAX {
+        name = &name[..name.char_indices().next_back()?.0];
+    }
+    let staged = path.with_file_name(format!("{name}{suffix}")).to_str()?.to_owned();
+    (!has_protocol(&staged)).then_some(staged)
+}
+
+/// Renames, and takes no other file's place where the file system can tell.
+fn rename(from: &str, to: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => std::fs::rename(from, to),
+        result => Ok(result?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staged_names_are_near_and_fit() {
+        let staged = |name: &str, attempt| staged_path(Path::new(name), attempt);
+        assert_eq!(staged("a.raw", 1).as_deref(), Some("a.raw.incomplete"));
+        assert_eq!(staged("d/a.raw", 2).as_deref(), Some("d/a.raw.incomplete-2"));
+        let long = staged(&format!("d/{}é", "x".repeat(253)), 1).expect("a name");
+        assert_eq!(long, format!("d/{}.incomplete", "x".repeat(244)));
+        assert_eq!(staged("..", 1), None);
     }
 }

@@ -121,7 +121,7 @@ impl<'a> Session<'a> {
     /// Submits a request to the open image.
     pub(super) fn submit(&self, request: Request) -> Op {
         let image = self.image().expect("commands that send requests need an open image");
-        image.root.submit(image.prepare(request))
+        image.submit(request)
     }
 
     /// Sends a request and waits for it. Requests in flight get their turn first, as they were sent first.
