@@ -199,12 +199,12 @@ impl IoCommand {
 
 /// All commands of `io`, by name.
 pub static IO_COMMANDS: [IoCommand; 32] = [
-    io("abort", "", "end this program at once, as a crash would", &[], "").needs(Needs::Nothing),
-    io("aio_flush", "", "wait for all requests in flight", &[], ""),
+    io("abort", "", "simulate a program crash using abort(3)", &[], "").needs(Needs::Nothing),
+    io("aio_flush", "", "completes all outstanding aio requests", &[], ""),
     io(
         "aio_read",
         "[-Ciqrv] [-P pattern] off len [len..]",
-        "start a read and go on",
+        "asynchronously reads a number of bytes",
         &[&MACHINE, &INVALID, &VERIFY, &QUIET, &REGISTERED, &DUMP],
         "The result is printed when the request completes; failures do not make the command fail.",
     )
@@ -212,31 +212,40 @@ pub static IO_COMMANDS: [IoCommand; 32] = [
     io(
         "aio_write",
         "[-Cfiqruz] [-P pattern] off len [len..]",
-        "start a write and go on",
+        "asynchronously writes a number of bytes",
         &[&MACHINE, &FUA, &INVALID, &PATTERN, &QUIET, &REGISTERED, &UNMAP, &ZEROES],
         "The result is printed when the request completes; failures do not make the command fail.",
     )
     .words(2, ANY)
     .needs(Needs::Writable),
-    io("alloc", "offset [count]", "count the allocated bytes of a range", &[], "").words(1, 2).alias("a"),
-    io("break", "event tag", "stop the next request at an event", &[], "").absent(),
-    io("close", "", "close the image", &[], "").alias("c"),
-    io("discard", "[-Cq] off len", "discard a range", &[&MACHINE, &QUIET], "")
-        .words(2, ANY)
-        .alias("d")
-        .needs(Needs::Writable),
-    io("flush", "", "make what was written durable", &[], "").alias("f"),
-    io("help", "[command]", "tell about all commands, or about one", &[], "")
+    io("alloc", "offset [count]", "checks if offset is allocated in the file", &[], "")
+        .words(1, 2)
+        .alias("a"),
+    io("break", "event tag", "sets a breakpoint on event and tags the stopped request as tag", &[], "")
+        .absent(),
+    io("close", "", "close the current open file", &[], "").alias("c"),
+    io(
+        "discard",
+        "[-Cq] off len",
+        "discards a number of bytes at a specified offset",
+        &[&MACHINE, &QUIET],
+        "",
+    )
+    .words(2, ANY)
+    .alias("d")
+    .needs(Needs::Writable),
+    io("flush", "", "flush all in-core file state to disk", &[], "").alias("f"),
+    io("help", "[command]", "help for one or all commands", &[], "")
         .words(0, 1)
         .alias("?")
         .needs(Needs::Nothing),
-    io("info", "", "print facts about the image", &[], "").alias("i"),
-    io("length", "", "print the length of the image", &[], "").alias("l"),
-    io("map", "", "print which ranges are allocated", &[], ""),
+    io("info", "", "prints information about the current file", &[], "").alias("i"),
+    io("length", "", "gets the length of the current file", &[], "").alias("l"),
+    io("map", "", "prints the allocated areas of a file", &[], ""),
     io(
         "open",
         "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]",
-        "open an image",
+        "open the file specified by path",
         &[
             &READ_ONLY,
             &SNAPSHOT,
@@ -254,11 +263,11 @@ pub static IO_COMMANDS: [IoCommand; 32] = [
     .words(0, ANY)
     .alias("o")
     .needs(Needs::Nothing),
-    io("quit", "", "end the program", &[], "").words(0, ANY).alias("q").needs(Needs::Nothing),
+    io("quit", "", "exit the program", &[], "").words(0, ANY).alias("q").needs(Needs::Nothing),
     io(
         "read",
-        "[-bCqrv] [-P pattern [-s off] [-l len]] off len",
-        "read a range",
+        "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
+        "reads a number of bytes at a specified offset",
         &[&VMSTATE, &MACHINE, &VERIFY_LEN, &PREAD, &VERIFY, &QUIET, &REGISTERED, &VERIFY_AT, &DUMP],
         "",
     )
@@ -267,34 +276,38 @@ pub static IO_COMMANDS: [IoCommand; 32] = [
     io(
         "readv",
         "[-Cqrv] [-P pattern] off len [len..]",
-        "read a range into several buffers",
+        "reads a number of bytes at a specified offset",
         &[&MACHINE, &VERIFY, &QUIET, &REGISTERED, &DUMP],
         "",
     )
     .words(2, ANY),
-    io("remove_break", "tag", "forget a breakpoint", &[], "").absent(),
+    io("remove_break", "tag", "remove a breakpoint by tag", &[], "").absent(),
     io(
         "reopen",
         "[(-r|-w)] [-c cache] [-o options]",
-        "change how the image is open",
+        "reopens an image with new options",
         &[&READ_ONLY, &READ_WRITE, &REOPEN_CACHE, &REOPEN_OPTIONS],
         "",
     )
     .words(0, ANY),
-    io("resume", "tag", "let a stopped request go on", &[], "").absent(),
-    io("sigraise", "signal", "send this program a signal", &[], "").words(1, 1).needs(Needs::Nothing),
-    io("sleep", "milliseconds", "wait, while requests in flight go on", &[], "")
-        .words(1, 1)
-        .needs(Needs::Nothing),
-    io("truncate", "[-m prealloc_mode] off", "change the length of the image", &[&PREALLOCATION], "")
-        .words(1, 3)
-        .alias("t")
-        .needs(Needs::Writable),
-    io("wait_break", "tag", "wait until a request is stopped", &[], "").absent(),
+    io("resume", "tag", "resumes the request tagged as tag", &[], "").absent(),
+    io("sigraise", "signal", "raises a signal", &[], "").words(1, 1).needs(Needs::Nothing),
+    io("sleep", "", "waits for the given value in milliseconds", &[], "").words(1, 1).needs(Needs::Nothing),
+    io(
+        "truncate",
+        "[-m prealloc_mode] off",
+        "truncates the current file at the given offset",
+        &[&PREALLOCATION],
+        "",
+    )
+    .words(1, 3)
+    .alias("t")
+    .needs(Needs::Writable),
+    io("wait_break", "tag", "waits for the suspension of a request", &[], "").absent(),
     io(
         "write",
         "[-bcCfnqruz] [-P pattern | -s source_file] off len",
-        "write a range",
+        "writes a number of bytes at a specified offset",
         &[
             &VMSTATE,
             &COMPRESSED,
@@ -317,16 +330,17 @@ pub static IO_COMMANDS: [IoCommand; 32] = [
     io(
         "writev",
         "[-Cfqr] [-P pattern] off len [len..]",
-        "write a range from several buffers",
+        "writes a number of bytes at a specified offset",
         &[&MACHINE, &FUA, &PATTERN, &QUIET, &REGISTERED],
         "",
     )
     .words(2, ANY)
     .needs(Needs::Writable),
-    io("zone_append", "offset len [len..]", "append to a zone", &[], "").absent(),
-    io("zone_close", "offset len", "close zones", &[], "").absent(),
-    io("zone_finish", "offset len", "finish zones", &[], "").absent(),
-    io("zone_open", "offset len", "open zones", &[], "").absent(),
-    io("zone_report", "offset number", "list zones", &[], "").absent(),
-    io("zone_reset", "offset len", "reset zones", &[], "").absent(),
+    io("zone_append", "offset len [len..]", "append write a number of bytes at a specified offset", &[], "")
+        .absent(),
+    io("zone_close", "offset len", "close a range of zones in zone block device", &[], "").absent(),
+    io("zone_finish", "offset len", "finish a range of zones in zone block device", &[], "").absent(),
+    io("zone_open", "offset len", "explicit open a range of zones in zone block device", &[], "").absent(),
+    io("zone_report", "offset number", "report zone information", &[], "").absent(),
+    io("zone_reset", "offset len", "reset a zone write pointer in zone block device", &[], "").absent(),
 ];
