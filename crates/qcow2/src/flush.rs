@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   refcounts (always safe: only ever too high)      } group A, together with guest data and new
-//!   [barrier, refcount table entries of new blocks]  } tables that were written as they came
+//!   [barrier, refcount table entries of new blocks]  } tables, which were written as they came
 //!   barrier             only if an entry points to something new
 //!   L2 and L1 entries                                group B
 //!   barrier
@@ -10,9 +10,9 @@
 //! ```
 //!
 //! L1 entries ride with L2 entries: a table's own clusters are written whole before its L1 entry changes in
-//! memory, so either may become durable first. One barrier when nothing was allocated since the last flush,
-//! two in the steady case, three when a refcount block was added (one before the refcount table names it). The design's third group is needed for
-//! refcount blocks only.
+//! memory, so either may become durable first. One barrier when nothing was allocated since the last flush, two in
+//! the steady case, three when a refcount block was added (one before the refcount table names it). Only for that
+//! is the design's third group needed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
