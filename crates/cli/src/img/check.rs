@@ -68,7 +68,8 @@ async fn pass_by_pass(
 ) -> Result<u8> {
     let first = match pass(image, fix).await {
         Ok(report) => report,
-        Err(e) if e.kind() == ErrorKind::Unsupported && fix == Fix::None => {
+        // A format that cannot be repaired in this way may still have a check.
+        Err(e) if e.kind() == ErrorKind::Unsupported && (fix == Fix::None || !has_check(image).await) => {
             cx.report("This image format does not support checks");
             return Ok(STATUS_UNSUPPORTED);
         }
@@ -105,6 +106,10 @@ async fn pass_by_pass(
         r if r.leaks > 0 => STATUS_LEAKS,
         _ => 0,
     })
+}
+
+async fn has_check(image: &Image) -> bool {
+    !matches!(image.node().check(Fix::None).await, Err(e) if e.kind() == ErrorKind::Unsupported)
 }
 
 /// One check; its findings go to standard error as they are.
