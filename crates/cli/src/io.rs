@@ -109,6 +109,8 @@ async fn read_lines(session: &mut Session<'_>) -> Result<bool> {
             break;
         }
         let after = session.run_line(line.trim_end_matches(['\n', '\r'])).await;
+        // As in the reference, what is done by now is told before the next prompt.
+        session.give_turns().await;
         failed |= after.failed;
         if after.quit {
             return Ok(failed);

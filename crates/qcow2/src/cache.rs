@@ -34,7 +34,8 @@ pub(crate) struct TableCache {
 struct Slice {
     key: u64,
     host: HostOffset,
-    data: Buf,
+    /// Not aligned like buffers for I/O: an allocator would spend as much again on the alignment.
+    data: Box<[u8]>,
     /// Bytes newer than the file; empty when clean.
     dirty: Range<u32>,
     referenced: bool,
@@ -122,16 +123,22 @@ impl TableCache {
     ///
     /// # Errors
     /// [`Full`] when there is none; the caller writes back and tries again.
-    pub fn insert(&mut self, key: u64, host: HostOffset, data: Buf, private: bool) -> Result<Slot, Full> {
+    pub fn insert(&mut self, key: u64, host: HostOffset, data: &[u8], private: bool) -> Result<Slot, Full> {
         assert!(!self.index.contains_key(&key), "slice {key} is loaded once");
-        let slice = Slice { key, host, data, dirty: 0..0, referenced: true, writing: false, private };
+        let slice = |data| Slice { key, host, data, dirty: 0..0, referenced: true, writing: false, private };
         let at = if self.slices.len() < self.capacity {
-            self.slices.push(slice);
+            self.slices.push(slice(data.into()));
             self.slices.len() - 1
         } else {
             let at = self.victim().ok_or(Full)?;
             self.index.remove(&self.slices[at].key);
-            std::mem::replace(&mut self.slices[at], slice).data.recycle();
+            let mut reused = std::mem::take(&mut self.slices[at].data);
+            if reused.len() == data.len() {
+                reused.copy_from_slice(data);
+            } else {
+                reused = data.into();
+            }
+            self.slices[at] = slice(reused);
             at
         };
         self.index.insert(key, at);
@@ -247,7 +254,7 @@ mod tests {
     fn cache_with(keys: &[u64]) -> TableCache {
         let mut cache = TableCache::new(2);
         for key in keys {
-            cache.insert(*key, HostOffset(key * 512), Buf::zeroed(512), true).unwrap();
+            cache.insert(*key, HostOffset(key * 512), &[0; 512], true).unwrap();
         }
         cache
     }
@@ -257,13 +264,13 @@ mod tests {
         let mut cache = cache_with(&[1, 2]);
         let slot = cache.find(1).unwrap();
         cache.set_entry(slot, 3, 77);
-        cache.insert(5, HostOffset(0), Buf::zeroed(512), true).unwrap();
+        cache.insert(5, HostOffset(0), &[0; 512], true).unwrap();
         assert!(cache.find(2).is_none());
         let kept = cache.find(1).unwrap();
         assert_eq!(cache.entry(kept, 3), 77);
         let slot = cache.find(5).unwrap();
         cache.set_entry(slot, 0, 1);
-        assert!(cache.insert(6, HostOffset(0), Buf::zeroed(512), true).is_err());
+        assert!(cache.insert(6, HostOffset(0), &[0; 512], true).is_err());
     }
 
     #[test]
@@ -285,7 +292,7 @@ mod tests {
     fn forgetting_keeps_the_index_right() {
         let mut cache = TableCache::new(8);
         for key in 0..6 {
-            cache.insert(key, HostOffset(key), Buf::zeroed(512), false).unwrap();
+            cache.insert(key, HostOffset(key), &[0; 512], false).unwrap();
         }
         cache.forget(1..4);
         let found: Vec<u64> = (0..6).filter(|k| cache.find(*k).is_some()).collect();

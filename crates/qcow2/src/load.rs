@@ -182,11 +182,10 @@ impl Engine {
         self: &Arc<Self>,
         tables: Tables,
         data: Buf,
-        mut insert: impl FnMut(&mut State, Buf) -> std::result::Result<(), Full>,
+        mut insert: impl FnMut(&mut State, &[u8]) -> std::result::Result<(), Full>,
     ) -> Result<()> {
         loop {
-            let copy = Buf::copy_of(&data);
-            if insert(&mut self.state.lock(), copy).is_ok() {
+            if insert(&mut self.state.lock(), &data).is_ok() {
                 data.recycle();
                 return Ok(());
             }

@@ -126,9 +126,7 @@ impl<'a> Session<'a> {
 
     /// Sends a request and waits for it. Requests in flight get their turn first, as they were sent first.
     pub(super) async fn request(&self, request: Request) -> Completion {
-        if !self.in_flight.is_empty() {
-            let_others_run().await;
-        }
+        self.give_turns().await;
         self.submit(request).finish().await
     }
 
@@ -138,6 +136,18 @@ impl<'a> Session<'a> {
         self.in_flight.push(spawn_local(async move { then(op.finish().await) }));
     }
 
+    /// Gives the requests in flight their turn: those that are done are told.
+    pub(super) async fn give_turns(&self) {
+        if !self.in_flight.is_empty() {
+            let_others_run().await;
+        }
+    }
+
+    /// Whether so much is in flight that it is time to look after it.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.in_flight.len() >= IN_FLIGHT_MAX
+    }
+
     /// Waits until nothing is in flight.
     pub(super) async fn wait_for_all(&mut self) {
         for handle in self.in_flight.drain(..) {
@@ -145,6 +155,10 @@ impl<'a> Session<'a> {
         }
     }
 }
+
+/// Requests started by `aio_read` and `aio_write` that may be in flight without anybody looking: bounds the memory of
+/// a long script.
+const IN_FLIGHT_MAX: usize = 128;
 
 /// Gives every task that is ready one turn.
 async fn let_others_run() {

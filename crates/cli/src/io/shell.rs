@@ -27,6 +27,9 @@ impl Session<'_> {
             return After { failed: true, quit: false };
         };
         let done = self.run_command(command, name, rest).await;
+        if self.is_crowded() {
+            self.give_turns().await;
+        }
         self.flush_if_live();
         After { failed: done.is_err(), quit: command.command.name == "quit" }
     }
