@@ -9,6 +9,10 @@ use crate::lab::{Lab, Ran, Side, Tools, quote};
 use crate::options::{Keep, Options};
 use crate::parity_table::{CASES, Case, Expect, FIXTURES};
 
+/// Command lines of the table on which the tools still differ, one per line. They are run and counted, and do not
+/// fail; one that has become the same is named, to be taken from the list.
+const OPEN: &str = include_str!("../open.txt");
+
 /// Runs the table; returns how many cases ran and how many failed.
 pub fn run(tools: &Tools, options: &Options) -> (usize, usize) {
     let mut lab = match Lab::new(tools, &options.out.join("parity")) {
@@ -22,11 +26,14 @@ pub fn run(tools: &Tools, options: &Options) -> (usize, usize) {
         println!("FAILED parity: {error}");
         return (1, 1);
     }
-    let (mut ran, mut failed) = (0, 0);
+    let (mut ran, mut failed, mut open) = (0, 0, 0);
     for case in CASES.iter().filter(|case| case.line().contains(&options.filter)) {
         ran += 1;
+        let is_open = OPEN.lines().any(|line| line == case.line());
         match run_case(&lab, tools, case) {
+            Ok(None) if is_open => println!("parity: the same now, take it from open.txt: {}", case.line()),
             Ok(None) => {}
+            Ok(Some(_)) if is_open && options.filter.is_empty() => open += 1,
             Ok(Some(difference)) => {
                 failed += 1;
                 println!("FAILED parity: {}\n{difference}", case.line());
@@ -37,6 +44,7 @@ pub fn run(tools: &Tools, options: &Options) -> (usize, usize) {
             }
         }
     }
+    println!("parity: {open} of {ran} command lines differ and are listed as open");
     if options.keep == Keep::Failures && failed == 0 {
         lab.remove();
     }

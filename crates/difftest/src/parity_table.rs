@@ -30,7 +30,7 @@ impl Case {
     /// The command line as one would type it.
     pub fn line(&self) -> String {
         let input = if self.input.is_empty() { String::new() } else { format!(" <<< {:?}", self.input) };
-        format!("qemu-{} {}{input}", self.tool, crate::lab::quote(self.args))
+        format!("qemu-{} {}{input}", self.tool, crate::lab::quote(self.args)).trim_end().to_owned()
     }
 }
 

@@ -13,6 +13,8 @@ use crate::reference::Reference;
 /// Bytes of the disk with mixed data: large enough that starting does not count, small enough for all cases to
 /// end within five minutes.
 const MIXED_BYTES: u64 = 256 << 20;
+/// Bytes of the disk that is overwritten; copied before each run.
+const FULL_BYTES: u64 = 64 << 20;
 const CLUSTER: u64 = 64 << 10;
 /// Requests of one script.
 const REQUESTS: u64 = 20_000;
@@ -23,7 +25,7 @@ const TABLES: u64 = 1_500;
 
 /// Makes what is not there yet.
 pub fn make(reference: &Reference, directory: &Path) -> Result<()> {
-    let done = directory.join("done-1");
+    let done = directory.join("done-3");
     if done.exists() {
         return Ok(());
     }
@@ -37,9 +39,10 @@ pub fn make(reference: &Reference, directory: &Path) -> Result<()> {
     img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "mixed.raw", "zlib.qcow2"])?;
     let zstd = "compression_type=zstd";
     img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", zstd, "mixed.raw", "zstd.qcow2"])?;
-    img(&["create", "-q", "-f", "qcow2", "empty.qcow2", "4T"])?;
+    img(&["create", "-q", "-f", "qcow2", "empty.qcow2", "256G"])?;
     img(&["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "sequential.qcow2", "64G"])?;
-    img(&["convert", "-S", "0", "-f", "raw", "-O", "qcow2", "mixed.raw", "full.qcow2"])?;
+    img(&["create", "-q", "-f", "qcow2", "full.qcow2", "64M"])?;
+    run(&reference.io, &["-f", "qcow2", "-c", "write 0 64M", "full.qcow2"], directory, None)?;
     img(&["create", "-q", "-f", "qcow2", "fresh.qcow2", "1G"])?;
     img(&["create", "-q", "-f", "qcow2", "-b", "mixed.raw", "-F", "raw", "overlay.qcow2", "1G"])?;
     img(&["create", "-q", "-f", "qcow2", "fragmented.qcow2", "1T"])?;
@@ -117,7 +120,7 @@ fn sparse(path: &Path) -> Result<()> {
 
 fn scripts(directory: &Path) -> Result<()> {
     let write = |name: &str, text: String| fs::write(directory.join(name), text).context(name.to_owned());
-    let pages = MIXED_BYTES / 4096;
+    let pages = FULL_BYTES / 4096;
     let mut numbers = Numbers(11);
     let mut random = |grain: u64| numbers.next() % (MIXED_BYTES / grain) * grain;
     write("read-1.io", each(REQUESTS, |_| format!("read -q {} 4k", random(4096))))?;
