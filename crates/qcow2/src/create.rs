@@ -130,6 +130,14 @@ impl CreateOptions {
         Ok(())
     }
 
+    /// Whether names and extensions fit the first cluster.
+    ///
+    /// # Errors
+    /// How much is too much.
+    pub fn check_header(&self) -> Result<()> {
+        self.header(1).encode().map(drop)
+    }
+
     fn header(&self, reftable_clusters: u32) -> Header {
         let cluster = 1u64 << self.cluster_bits;
         let v3 = self.version == 3;
@@ -165,6 +173,7 @@ impl CreateOptions {
 /// Options that the format does not allow, and the file's errors.
 pub async fn create(file: &Child, options: &CreateOptions) -> Result<()> {
     options.validate()?;
+    options.check_header()?;
     let cluster = 1usize << options.cluster_bits;
     file.submit(Request::truncate(0, Preallocation::Off)).finish().await.result?;
     let mut reftable = Buf::zeroed(cluster);

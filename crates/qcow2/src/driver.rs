@@ -192,6 +192,7 @@ impl Driver for Qcow2Driver {
         Box::pin(async move {
             let options = args.take_typed::<CreationOptions>(CREATE_OPTIONS)?.resolve()?;
             options.validate()?;
+            options.check_header()?;
             let filename = args.filename.clone();
             cx.create_storage(args).await?;
             let file = cx.open_storage(&filename).await?;

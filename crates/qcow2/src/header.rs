@@ -327,7 +327,7 @@ impl Header {
             return Err(HeaderError::BackingLength.into());
         }
         let name = cluster.get(offset..offset + len as usize).ok_or(HeaderError::BackingLength)?;
-        let name = std::str::from_utf8(name).map_err(|_| HeaderError::BackingName)?;
+        let name = std::str::from_utf8(until_nul(name)).map_err(|_| HeaderError::BackingName)?;
         self.backing_file = Some(name.to_owned()).filter(|n| !n.is_empty());
         Ok(offset)
     }
@@ -340,9 +340,9 @@ impl Header {
             let data = rest.get(..len).ok_or(HeaderError::ExtensionLength)?;
             match kind {
                 EXT_END => break,
-                EXT_BACKING_FORMAT if data.is_empty() => {}
+                EXT_BACKING_FORMAT if until_nul(data).is_empty() => {}
                 EXT_BACKING_FORMAT => {
-                    let text = std::str::from_utf8(data).ok().filter(|t| t.len() < 16);
+                    let text = std::str::from_utf8(until_nul(data)).ok().filter(|t| t.len() < 16);
                     let text = text.ok_or(HeaderError::BackingFormat(len))?;
                     self.backing_format = Some(text.to_owned());
                 }
@@ -583,6 +583,11 @@ impl RawHeader {
     }
 }
 
+/// Names that other writers padded end at their first NUL.
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|b| *b == 0).next().unwrap_or_default()
+}
+
 fn be32(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |b| u32::from_be_bytes(*b))
 }
@@ -668,6 +673,19 @@ mod tests {
         check(
             put64(72, 1 << 63),
             HeaderError::UnknownFeatures("Unknown incompatible feature: 8000000000000000".into()),
+        );
+    }
+
+    #[test]
+    fn padded_names_end_at_their_first_nul() {
+        let padded = |name: &str| Some(format!("{name}\0\0\0"));
+        let header = Header { backing_file: padded("base"), backing_format: padded("raw"), ..sample() };
+        let mut bytes = header.encode().unwrap();
+        bytes.resize(65536, 0);
+        let read = Header::parse(&bytes).unwrap();
+        assert_eq!(
+            (read.backing_file.as_deref(), read.backing_format.as_deref()),
+            (Some("base"), Some("raw"))
         );
     }
 

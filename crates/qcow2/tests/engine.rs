@@ -218,6 +218,17 @@ fn reopening_changes_what_is_accepted() {
 }
 
 #[test]
+fn a_name_that_does_not_fit_is_refused_before_anything_is_made() {
+    let options =
+        CreateOptions { cluster_bits: 9, backing_file: Some("b".repeat(500)), ..Default::default() };
+    assert!(options.validate().is_ok() && options.check_header().is_err());
+    let file = Arc::new(MemNode::with_content(b"precious"));
+    let refused = run(cowbell_qcow2::create(&cowbell_block::Child::new(file.clone()), &options));
+    assert!(refused.is_err());
+    assert_eq!(file.content(), b"precious");
+}
+
+#[test]
 fn a_huge_image_opens_in_little_memory() {
     let file = create(&CreateOptions { size: 64 << 40, ..Default::default() });
     let node = open(&file, None, OpenOptions::default());
