@@ -226,39 +226,3 @@ fn arbitrary_bytes_do_not_panic() {
     println!("{reports} reports, {errors} errors");
     assert!(reports > 1000 && errors > 100);
 }
-
-/// Checks per second of a small image; run with `--release --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    for bits in [9u64, 12, 16] {
-        let at = |index: u64| index << bits;
-        let mut image = vec![0u8; 20 << bits];
-        let mut put = |offset: u64, bytes: &[u8]| {
-            image[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
-        };
-        put(0, &header(bits, 1 << 20, (at(3), 32), (at(1), 1), (0, 0)));
-        put(at(1), &words([at(2)]));
-        put(at(2), &words([0x0001_0001_0001_0001; 5]));
-        put(at(3), &words([at(4) | COPIED, at(5) | COPIED]));
-        put(at(4), &words((6..13).map(|cluster| at(cluster) | COPIED)));
-        put(at(5), &words((13..20).map(|cluster| at(cluster) | COPIED)));
-        let mut checker = Checker::new(Limits::default());
-        assert_eq!(checker.check(&image).unwrap().verdict(), Verdict::Clean);
-        let rounds = 100_000;
-        let started = Instant::now();
-        for _ in 0..rounds {
-            checker.check(std::hint::black_box(&image)).unwrap();
-        }
-        let check = started.elapsed();
-        let started = Instant::now();
-        let mut extents = Vec::new();
-        for _ in 0..rounds {
-            extents.clear();
-            let view = GuestView::active(std::hint::black_box(&image)).unwrap();
-            view.extents(&image, 0, 64 << 9, &mut extents).unwrap();
-        }
-        let per = |elapsed: Duration| elapsed.as_nanos() / rounds;
-        println!("cluster_bits {bits}: check {} ns, view {} ns", per(check), per(started.elapsed()));
-    }
-}
