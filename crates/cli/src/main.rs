@@ -14,6 +14,7 @@
 //! a command that only looks at an image is over in about a millisecond.
 #![forbid(unsafe_code)]
 
+mod absent;
 mod context;
 mod demo;
 mod drivers;

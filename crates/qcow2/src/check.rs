@@ -4,6 +4,7 @@
 //! counts live in chunks made on first touch, L1 entries are collected and each distinct L2 table is read
 //! once, in file order, with its multiplicity; so a header's claims cost nothing.
 
+mod bitmaps;
 mod counts;
 mod entries;
 mod scan;

@@ -112,6 +112,14 @@ pub struct Extension {
     pub data: Vec<u8>,
 }
 
+/// What the bitmaps extension says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BitmapsExtension {
+    pub count: u32,
+    pub directory_bytes: u64,
+    pub directory: HostOffset,
+}
+
 /// A valid header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -454,6 +462,20 @@ impl Header {
     /// Whether the image carries bitmaps that are consistent with it.
     pub fn has_bitmaps(&self) -> bool {
         self.autoclear & AUTOCLEAR_BITMAPS != 0 && self.extensions.iter().any(|e| e.kind == EXT_BITMAPS)
+    }
+
+    /// Where the bitmaps lie, if they are consistent with the image.
+    pub(crate) fn bitmaps(&self) -> Option<BitmapsExtension> {
+        let extension = self.extensions.iter().find(|e| e.kind == EXT_BITMAPS)?;
+        let word = |at: usize| extension.data.get(at..at + 8)?.first_chunk().map(|b| u64::from_be_bytes(*b));
+        let count = (word(0)? >> 32) as u32;
+        let found = BitmapsExtension { count, directory_bytes: word(8)?, directory: HostOffset(word(16)?) };
+        (self.autoclear & AUTOCLEAR_BITMAPS != 0).then_some(found)
+    }
+
+    /// The data cluster that an entry of a bitmap's table names.
+    pub(crate) fn bitmap_data(raw: u64) -> Option<HostOffset> {
+        Some(HostOffset(raw & 0x00ff_ffff_ffff_fe00)).filter(|host| host.0 != 0)
     }
 
     /// The external data file's name.

@@ -60,10 +60,11 @@ impl Pass {
         }
         self.count_bytes(&geometry, header.reftable_offset, reftable_bytes);
         self.scan_tables(engine, tables).await?;
+        self.scan_bitmaps(engine, &header).await?;
         self.scan_reftable(engine, header.reftable_offset, reftable_bytes).await
     }
 
-    fn count_bytes(&mut self, geometry: &Geometry, offset: HostOffset, bytes: u64) {
+    pub(super) fn count_bytes(&mut self, geometry: &Geometry, offset: HostOffset, bytes: u64) {
         let first = geometry.host_cluster(offset).0;
         self.counts.add_range(first..first + geometry.clusters_for(bytes), 1);
     }
