@@ -81,6 +81,10 @@ fn run_case(fixtures: &Lab<'_>, tools: &Tools, case: &Case) -> Result<Option<Str
             _ => lab.io(side, &args, case.input)?,
         };
         let mut ran = normalise(ran);
+        if case.input.contains("aio_") {
+            // Whether the next prompt comes before a request is done is a matter of speed.
+            ran.out = ran.out.replace("qemu-io> ", "");
+        }
         if let Some(file) = case.makes {
             // What the command made is compared by what the reference finds in it.
             let info = lab.img(Side::Theirs, &["info", file])?;
