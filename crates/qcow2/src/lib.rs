@@ -415,7 +415,9 @@ impl Qcow2 {
 
 async fn describe(engine: &Arc<Engine>) -> Result<ImageInfo> {
     let header = engine.state.lock().header.clone();
-    let snapshots = SnapshotTable::read(&engine.file, &header).await?;
+    // At its final length from the start: a header may claim 65536 entries.
+    let mut snapshots = Vec::with_capacity(header.snapshot_count as usize);
+    SnapshotTable::scan(&engine.file, &header, |entry| snapshots.push(entry.info)).await?;
     let geometry = engine.geometry;
     let per_l1 = geometry.l2_entries() << geometry.cluster_bits;
     Ok(ImageInfo {
@@ -426,7 +428,7 @@ async fn describe(engine: &Arc<Engine>) -> Result<ImageInfo> {
         dirty: Some(header.incompatible.contains(Incompatible::DIRTY)),
         backing_filename: header.backing_file.clone(),
         backing_format: header.backing_format.clone(),
-        snapshots: snapshots.entries.into_iter().map(|s| s.info).collect(),
+        snapshots,
         vm_state_offset: Some(header.size.div_ceil(per_l1) * per_l1),
         format_specific: Some((DRIVER, format_specific(&header))),
         ..ImageInfo::default()
