@@ -23,7 +23,7 @@ pub struct Share {
 
 impl Share {
     /// What one CI run gives.
-    pub const CI: Self = Self { seeds: 1.5, explore: 2.5, faults: 1.0, pairs: 1.5, mutants: 2.5 };
+    pub const CI: Self = Self { seeds: 2.0, explore: 3.0, faults: 1.5, pairs: 2.0, mutants: 0.5 };
 
     /// Shares in the same proportion that add up to `minutes`.
     fn scaled_to(minutes: f64) -> Self {
