@@ -11,8 +11,8 @@ use crate::sim::{self, Share};
 use crate::step::{Outcome, Steps};
 use crate::{demo, startup, tidy};
 
-/// Seconds of fuzzing over all targets.
-const FUZZ_SECONDS: u64 = 60;
+/// Damaged images that CI tries, the same each time: what is new is for the soak to find. About half a minute.
+const FUZZ_COUNT: &str = "15000";
 
 /// What becomes of a check that cannot run here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +51,8 @@ pub fn run(strictness: Strictness) -> Result<bool> {
     steps.run("start-up time", startup::run);
     steps.run("README and demo", demo::run);
     steps.run("differential tests", || difftest(&[]));
-    steps.run("fuzz smoke", || fuzz(FUZZ_SECONDS));
-    sim::steps(&mut steps, Share::CI);
+    steps.run("fuzz smoke", || fuzz_with(&["--count", FUZZ_COUNT, "--seconds", "180"]));
+    sim::steps(&mut steps, Share::CI, sim::CI_SEEDS);
     Ok(conclude(&steps, strictness))
 }
 
@@ -100,6 +100,10 @@ pub fn difftest(args: &[String]) -> Result<Outcome> {
 
 /// Fuzzing in a seeded loop.
 pub fn fuzz(seconds: u64) -> Result<Outcome> {
+    fuzz_with(&["--seconds", &seconds.to_string()])
+}
+
+fn fuzz_with(args: &[&str]) -> Result<Outcome> {
     let program = cargo::release_program("cowbell-fuzz", "cowbell-fuzz", &[])?;
-    cargo::program(&program, &["--seconds", &seconds.to_string()])
+    cargo::program(&program, args)
 }
