@@ -187,6 +187,11 @@ impl TableCache {
         self.hand = 0;
     }
 
+    /// Number of slices with unwritten changes.
+    pub fn dirty_count(&self) -> usize {
+        self.dirty_count
+    }
+
     /// Copies what is newer than the file, widened to `align`, and marks it as being written.
     pub fn take_dirty(&mut self, align: u32) -> Vec<WriteBack> {
         if self.dirty_count == 0 {

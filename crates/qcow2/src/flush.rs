@@ -290,6 +290,24 @@ impl Engine {
     }
 }
 
+/// Most ranges that wait for a flush before one is started: bounds the memory of a long discard.
+const FREED_RANGES_MAX: usize = 16384;
+/// Most bytes of L2 slices that wait for a flush: a flush writes copies of them, so this bounds its memory. They map
+/// 64 GiB at the usual cluster size.
+const DIRTY_BYTES_MAX: u64 = 8 << 20;
+
+impl Engine {
+    /// Flushes when so much waits for a flush that memory is at stake.
+    pub(crate) async fn relieve(self: &Arc<Self>) -> Result<()> {
+        let crowded = {
+            let state = self.state.lock();
+            let dirty_bytes = state.l2.dirty_count() as u64 * self.slice_bytes();
+            state.freed.len() >= FREED_RANGES_MAX || dirty_bytes > DIRTY_BYTES_MAX
+        };
+        if crowded { self.flush().await } else { Ok(()) }
+    }
+}
+
 impl State {
     /// Copies of the L2 and L1 entries that are newer than the file.
     fn take_entries(&mut self, align: u32) -> Vec<(Tables, WriteBack)> {

@@ -131,6 +131,10 @@ pub(crate) async fn write(engine: &Arc<Engine>, offset: u64, mut bufs: Bufs, cau
             Ok(part) => {
                 at += part.len() as u64;
                 done.append(part);
+                if let Err(e) = engine.relieve().await {
+                    done.append(bufs);
+                    return Completion::failed(done, e);
+                }
             }
             Err(e) => {
                 let full = e.kind() == ErrorKind::NoSpace && std::mem::take(&mut may_recover);

@@ -182,16 +182,3 @@ impl State {
         Ok(L2Entry::decode(raw, &self.geometry))
     }
 }
-
-/// Most ranges that wait for a flush before one is started: bounds the memory of a long discard.
-const FREED_RANGES_MAX: usize = 16384;
-
-impl Engine {
-    /// Writes back when many clusters wait for it.
-    async fn relieve(self: &Arc<Self>) -> Result<()> {
-        if self.state.lock().freed.len() < FREED_RANGES_MAX {
-            return Ok(());
-        }
-        self.flush().await
-    }
-}
