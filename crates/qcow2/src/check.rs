@@ -11,7 +11,9 @@ mod scan;
 mod stored;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use cowbell_block::range_lock::LockMode;
 use cowbell_block::{CheckReport, Error, ErrorKind, Fix, Result};
 
 use crate::engine::{Engine, NO_CAUSE};
@@ -35,11 +37,11 @@ enum CheckError {
 /// # Errors
 /// The file's; or a repair of an image that is read-only.
 pub(crate) async fn run(engine: &Arc<Engine>, fix: Fix) -> Result<CheckReport> {
-    if fix != Fix::None && !engine.writable.load(std::sync::atomic::Ordering::SeqCst) {
+    if fix != Fix::None && !engine.writable.load(Ordering::SeqCst) {
         return Err(Error::new(ErrorKind::ReadOnly, CheckError::ReadOnly));
     }
-    let _whole = engine.ranges.lock(0..u64::MAX, cowbell_block::range_lock::LockMode::Exclusive).await;
-    if engine.writable.load(std::sync::atomic::Ordering::SeqCst) {
+    let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
+    if engine.writable.load(Ordering::SeqCst) {
         engine.flush().await?;
         engine.write_refcounts().await?;
     }
