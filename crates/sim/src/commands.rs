@@ -9,7 +9,8 @@ use cowbell_block::DebugEvent;
 
 use crate::engine::Engine;
 use crate::explore::{self, sequences};
-use crate::lab::{Effort, Found, Lab, SETTINGS};
+use crate::figures::SETTINGS;
+use crate::lab::{Effort, Found, Lab};
 use crate::mutants::{self, Fate};
 use crate::pairs;
 use crate::reuse;

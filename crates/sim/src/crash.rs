@@ -1,210 +1,14 @@
 //! What a power cut may leave behind.
 //!
-//! A [`Timeline`] replays the history of a disk and knows, at any step, what is durable and what is not. A
-//! [`CrashSet`] then makes the images that a cut at that step could leave: any subset of the sectors that were
-//! applied and not yet durable, with the file's length persisting independently of them. States are made and
-//! unmade in place, one swap per sector, and their hashes follow incrementally.
+//! A [`CrashSet`] makes the images that a cut at one step of a [`Timeline`] could leave: any subset of the sectors
+//! that were applied and not yet durable, with the file's length persisting independently of them. States are
+//! made and unmade in place, one swap per sector, and their hashes follow incrementally.
 
 use std::ops::ControlFlow;
 
-use crate::disk::{History, Io, IoKind};
-use crate::faults::FaultKind;
 use crate::pool::{Content, Pool, ZERO};
 use crate::rng::{Rng, mix};
-
-/// An image: a content per sector, and a length in bytes beyond which everything is zero.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Image {
-    /// Contents; may be longer than the length says.
-    pub sectors: Vec<Content>,
-    /// Length in bytes.
-    pub len: u64,
-}
-
-impl Image {
-    /// The content of one sector.
-    pub fn get(&self, sector: u64) -> Content {
-        if sector * 512 >= self.len {
-            return ZERO;
-        }
-        self.sectors.get(sector as usize).copied().unwrap_or(ZERO)
-    }
-}
-
-/// One sector write that may or may not survive.
-#[derive(Clone, Copy, Debug)]
-struct Loose {
-    sector: u32,
-    content: Content,
-    /// Position in the order of application, from 1.
-    order: u32,
-}
-
-/// The writes of one I/O that are not durable.
-#[derive(Clone, Debug)]
-struct VolatileIo {
-    io: u32,
-    loose: Vec<Loose>,
-    new_len: Option<u64>,
-    len_order: u32,
-    /// The file must be this long to hold what was written.
-    end: u64,
-}
-
-/// The durable state of a disk as its history goes by.
-pub struct Timeline<'a> {
-    history: &'a History,
-    events: Vec<(u64, Event)>,
-    next: usize,
-    durable: Image,
-    durable_order: Vec<u32>,
-    durable_len_order: u32,
-    volatile: Vec<VolatileIo>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Event {
-    Applied(u32),
-    /// A flush took effect, or dropped what it should have saved.
-    Flushed(u32),
-    /// A write with FUA was reported.
-    Fua(u32),
-}
-
-impl<'a> Timeline<'a> {
-    /// At the beginning of `history`.
-    pub fn new(history: &'a History) -> Self {
-        let mut events = Vec::new();
-        for (number, io) in (0..).zip(&history.ios) {
-            let Some(applied) = io.applied else { continue };
-            match io.kind {
-                IoKind::Flush if io.fault.is_none_or(|f| f == FaultKind::FlushDrops) => {
-                    events.push((applied, Event::Flushed(number)));
-                }
-                _ if io.writes.0 != io.writes.1 || io.new_len.is_some() => {
-                    events.push((applied, Event::Applied(number)));
-                    if let Some(completed) = io.completed.filter(|_| io.fua && io.fault.is_none()) {
-                        events.push((completed, Event::Fua(number)));
-                    }
-                }
-                _ => {}
-            }
-        }
-        events.sort_by_key(|(time, _)| *time);
-        let durable = Image { sectors: history.base.clone(), len: history.base_len };
-        Self {
-            history,
-            events,
-            next: 0,
-            durable,
-            durable_order: Vec::new(),
-            durable_len_order: 0,
-            volatile: Vec::new(),
-        }
-    }
-
-    /// Replays everything up to and including step `time`.
-    pub fn advance(&mut self, time: u64) {
-        while let Some((at, event)) = self.events.get(self.next).copied()
-            && at <= time
-        {
-            self.next += 1;
-            match event {
-                Event::Applied(io) => self.applied(io),
-                Event::Fua(io) => self.make_durable(|v| v.io == io, true),
-                Event::Flushed(io) => {
-                    let flush: &Io = &self.history.ios[io as usize];
-                    let (submitted, kept) = (flush.submitted, flush.fault.is_none());
-                    let ios = &self.history.ios;
-                    let covered =
-                        |v: &VolatileIo| ios[v.io as usize].completed.is_some_and(|c| c < submitted);
-                    self.make_durable(covered, kept);
-                }
-            }
-        }
-    }
-
-    /// The step of the next event that makes something durable.
-    pub fn next_barrier(&self) -> Option<u64> {
-        let barrier = |(time, event): &(u64, Event)| (!matches!(event, Event::Applied(_))).then_some(*time);
-        self.events[self.next..].iter().find_map(barrier)
-    }
-
-    /// Whether anything is not durable.
-    pub fn has_volatile(&self) -> bool {
-        !self.volatile.is_empty()
-    }
-
-    /// The I/Os that are applied and not durable, in order of application.
-    pub fn volatile_ios(&self) -> Vec<u32> {
-        self.volatile.iter().map(|v| v.io).collect()
-    }
-
-    /// What is durable.
-    pub fn durable(&self) -> &Image {
-        &self.durable
-    }
-
-    fn applied(&mut self, number: u32) {
-        let io = &self.history.ios[number as usize];
-        let range = io.writes.0 as usize..io.writes.1 as usize;
-        let loose = self.history.writes[range]
-            .iter()
-            .zip(io.writes.0 + 1..)
-            .map(|((sector, content), order)| Loose { sector: *sector, content: *content, order })
-            .collect();
-        let new_len = io.new_len;
-        let len_order = io.writes.1 + 1;
-        let end = if matches!(io.kind, IoKind::Write | IoKind::WriteZeroes) { io.offset + io.len } else { 0 };
-        self.volatile.push(VolatileIo { io: number, loose, new_len, len_order, end });
-    }
-
-    fn make_durable(&mut self, covered: impl Fn(&VolatileIo) -> bool, kept: bool) {
-        let durable = &mut self.durable;
-        let orders = &mut self.durable_order;
-        let len_order = &mut self.durable_len_order;
-        self.volatile.retain(|volatile| {
-            let covered = covered(volatile);
-            if covered && kept {
-                for Loose { sector, content, order } in &volatile.loose {
-                    let at = *sector as usize;
-                    if durable.sectors.len() <= at {
-                        durable.sectors.resize(at + 1, ZERO);
-                    }
-                    if orders.len() <= at {
-                        orders.resize(at + 1, 0);
-                    }
-                    if *order > orders[at] {
-                        orders[at] = *order;
-                        durable.sectors[at] = *content;
-                    }
-                }
-                if let Some(len) = volatile.new_len
-                    && volatile.len_order > *len_order
-                {
-                    *len_order = volatile.len_order;
-                    durable.len = len;
-                }
-                // Another I/O may have made the file longer first; durable data is durably inside the file.
-                if volatile.len_order >= *len_order {
-                    durable.len = durable.len.max(volatile.end);
-                }
-            }
-            !covered
-        });
-        if !kept {
-            return;
-        }
-        // The cache has moved on: what was applied before a durable version of its sector cannot come back.
-        for volatile in &mut self.volatile {
-            volatile.loose.retain(|l| orders.get(l.sector as usize).is_none_or(|o| l.order > *o));
-            if volatile.len_order <= *len_order {
-                volatile.new_len = None;
-            }
-        }
-        self.volatile.retain(|v| !v.loose.is_empty() || v.new_len.is_some());
-    }
-}
+use crate::timeline::{Image, Timeline};
 
 /// How thoroughly the states of one cut are enumerated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,13 +85,13 @@ fn version(pool: &Pool, sector: u32, content: Content) -> Version {
 impl CrashSet {
     /// The states of a cut at the present step of `timeline`.
     pub fn new(timeline: &Timeline<'_>, pool: &Pool) -> Self {
-        let mut image = timeline.durable.clone();
+        let mut image = timeline.durable().clone();
         let mut slots: Vec<Slot> = Vec::new();
         let mut by_sector: Vec<u32> = Vec::new();
         let mut ios = Vec::new();
         let mut newest = image.len;
         let mut newest_order = 0;
-        for volatile in &timeline.volatile {
+        for volatile in timeline.volatile() {
             let mut places = Vec::with_capacity(volatile.loose.len());
             for loose in &volatile.loose {
                 let at = loose.sector as usize;
@@ -566,6 +370,8 @@ impl Survivors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::{History, Io, IoKind};
+    use crate::faults::FaultKind;
 
     /// A history of one-sector writes and flushes: `(sector, content)` or a flush; each step is atomic.
     fn history(steps: &[Option<(u32, Content)>]) -> History {

@@ -12,13 +12,13 @@ use cowbell_checker::{
 use cowbell_qcow2::{CreateOptions, Discard, OpenOptions, Qcow2};
 
 use crate::config::{Backing, Config, Prestate};
-use crate::crash::Image;
 use crate::disk::{Clock, HostConfig, SimDisk};
 use crate::exec::{Granularity, Strategy, World};
 use crate::image::{self, Built};
 use crate::pool::{Pool, SECTOR, ZERO};
 use crate::rng::Rng;
 use crate::subject::{ImageBytes, Inspection, Source, Subject};
+use crate::timeline::Image;
 
 /// The engine of `cowbell-qcow2`.
 pub struct Engine {

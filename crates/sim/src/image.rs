@@ -4,9 +4,9 @@
 //! images was not put there by itself.
 
 use crate::config::{Backing, Config, Prestate};
-use crate::crash::Image;
 use crate::pool::{Content, Pool, SECTOR, ZERO};
 use crate::stamp::{BACKING, PRESTATE, Stamp};
+use crate::timeline::Image;
 
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;

@@ -6,11 +6,12 @@
 //! grows. This is exact, whatever the engine tags as metadata.
 
 use crate::config::Config;
-use crate::crash::{CrashSet, Image};
+use crate::crash::CrashSet;
 use crate::model::{Mismatch, Model};
 use crate::pool::{Content, HashIndex, Pool};
 use crate::stamp::describe;
 use crate::subject::{ImageBytes, Inspection, SectorSet, Subject};
+use crate::timeline::Image;
 
 /// An oracle found something.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,10 +1,11 @@
 //! The simulated world from one seed.
 //!
 //! ```text
-//!   ground    rng  pool (sectors by content)  stamp  exec (every choice explicit)  disk  faults
+//!   ground    rng  pool (sectors by content)  stamp  exec (every choice explicit)  disk  faults  timeline
 //!   world     config  image (built from the specification)  workload  scenario (a run as text)
 //!   truth     model (reference disk)  judge (metadata and data of one image)  subject (what is under test)
-//!   runs      guest  lab (run, cut, recover, cut again)  crash (what a cut may leave)  repair
+//!   runs      guest  session  lab (run, cut, recover, cut again)  crash (what a cut may leave)  bounds  repair
+//!   told      figures
 //!   searches  explore  pairs  reuse  mutants  shrink  commands (the program)
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! Nothing here reads a clock for a decision: the same seed gives the same trace.
 #![forbid(unsafe_code)]
 
+pub(crate) mod bounds;
 pub mod commands;
 pub mod config;
 pub mod crash;
@@ -23,6 +25,7 @@ mod engine_tests;
 pub mod exec;
 pub mod explore;
 pub mod faults;
+pub mod figures;
 pub mod guest;
 pub mod image;
 pub mod judge;
@@ -35,9 +38,11 @@ pub mod repair;
 pub mod reuse;
 pub mod rng;
 pub mod scenario;
+pub mod session;
 pub mod shrink;
 pub mod stamp;
 pub mod subject;
+pub mod timeline;
 #[cfg(test)]
 mod toy;
 pub mod workload;

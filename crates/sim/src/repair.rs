@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use cowbell_block::node::{CheckReport, Fix, Node};
 
-use crate::crash::{CrashSet, Depth, Image, Timeline};
+use crate::crash::{CrashSet, Depth};
 use crate::disk::{Clock, HostConfig, SimDisk};
 use crate::exec::{Granularity, Strategy, World};
 use crate::image::Built;
 use crate::judge::{Allowed, Case, Failure, check_guest, inspect_once};
-use crate::lab::{Lab, Start};
+use crate::lab::Lab;
 use crate::model::Model;
 use crate::rng::{Concern, Rng};
 use crate::scenario::Scenario;
+use crate::session::Start;
+use crate::timeline::{Image, Timeline};
 
 /// Checks and repairs what a cut left.
 ///

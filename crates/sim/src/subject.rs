@@ -7,9 +7,9 @@ use cowbell_block::node::Node;
 use cowbell_block::{BoxFuture, Result};
 
 use crate::config::Config;
-use crate::crash::Image;
 use crate::image::Built;
 use crate::pool::{Content, Pool, SECTOR, ZERO};
+use crate::timeline::Image;
 
 /// A format and its engine.
 pub trait Subject {

@@ -15,13 +15,13 @@ use cowbell_block::{BoxFuture, Buf, Child, ErrorKind, Result};
 use parking_lot::Mutex;
 
 use crate::config::Config;
-use crate::crash::Image;
 use crate::image::Built;
 use crate::lab::{Effort, Found, Lab};
 use crate::pool::{Pool, SECTOR, ZERO};
 use crate::rng::{Concern, Rng};
 use crate::scenario::{GuestOp, Scenario, Schedule};
 use crate::subject::{ImageBytes, Inspection, Source, Subject};
+use crate::timeline::Image;
 use crate::{exec::Granularity, shrink};
 
 /// What is wrong with the toy.

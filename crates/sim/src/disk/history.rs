@@ -1,0 +1,136 @@
+//! What happened to a disk: every I/O with its times, and every sector write.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cowbell_block::DebugEvent;
+use cowbell_block::request::Operation;
+
+use crate::faults::FaultKind;
+use crate::pool::Content;
+
+/// The steps of a world. Shared by its disks; only the executor moves it.
+#[derive(Clone, Default)]
+pub struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    /// The number of the current step.
+    pub fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// The next step begins.
+    pub fn tick(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What the scheduler may do to an I/O, by its number in the disk's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoStep {
+    /// Let it take effect.
+    Apply(u32),
+    /// Report it.
+    Complete(u32),
+    /// Both at once.
+    Finish(u32),
+}
+
+impl IoStep {
+    /// The I/O's number.
+    pub fn io(self) -> u32 {
+        match self {
+            Self::Apply(io) | Self::Complete(io) | Self::Finish(io) => io,
+        }
+    }
+}
+
+/// What an I/O does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names of the operations")]
+pub enum IoKind {
+    Read,
+    Write,
+    WriteZeroes,
+    Discard,
+    Flush,
+    Status,
+    Truncate,
+}
+
+impl IoKind {
+    /// The name in logs and scenario files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::WriteZeroes => "zero",
+            Self::Discard => "discard",
+            Self::Flush => "flush",
+            Self::Status => "status",
+            Self::Truncate => "truncate",
+        }
+    }
+
+    pub(super) fn of(op: &Operation) -> Option<Self> {
+        Some(match op {
+            Operation::Read => Self::Read,
+            Operation::Write => Self::Write,
+            Operation::WriteZeroes => Self::WriteZeroes,
+            Operation::Discard => Self::Discard,
+            Operation::Flush => Self::Flush,
+            Operation::Status => Self::Status,
+            Operation::Truncate(_) => Self::Truncate,
+            _ => return None,
+        })
+    }
+}
+
+/// One I/O in the history of a disk.
+#[derive(Clone, Debug)]
+pub struct Io {
+    /// What it does.
+    pub kind: IoKind,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Durable at completion.
+    pub fua: bool,
+    /// The event announced just before it.
+    pub tag: DebugEvent,
+    /// The guest request responsible for it.
+    pub cause: u64,
+    /// Step of its submission.
+    pub submitted: u64,
+    /// Step at which it took effect.
+    pub applied: Option<u64>,
+    /// Step at which the submitter heard of it.
+    pub completed: Option<u64>,
+    /// The fault that strikes it.
+    pub fault: Option<FaultKind>,
+    /// The sectors it changed: a range of [`History::writes`].
+    pub writes: (u32, u32),
+    /// The file's length after it, if it changed it.
+    pub new_len: Option<u64>,
+}
+
+impl Io {
+    /// Whether it changes what is stored.
+    pub fn is_mutation(&self) -> bool {
+        matches!(self.kind, IoKind::Write | IoKind::WriteZeroes | IoKind::Discard | IoKind::Truncate)
+    }
+}
+
+/// Everything that happened to a disk since its content was last set.
+#[derive(Clone, Default)]
+pub struct History {
+    /// Content at the beginning, all durable.
+    pub base: Vec<Content>,
+    /// Length at the beginning.
+    pub base_len: u64,
+    /// The I/Os in order of submission.
+    pub ios: Vec<Io>,
+    /// Sector writes in order of application: sector and content.
+    pub writes: Vec<(u32, Content)>,
+}

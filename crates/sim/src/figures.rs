@@ -1,0 +1,43 @@
+//! What was done so far, in figures.
+
+use std::collections::BTreeMap;
+
+use crate::config::Config;
+
+/// What was done so far.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Runs of the engine.
+    pub runs: u64,
+    /// Guest operations.
+    pub operations: u64,
+    /// Recoveries after a cut.
+    pub recoveries: u64,
+    /// Repairs, each checked, repeated and cut.
+    pub repairs: u64,
+    /// Faults that struck.
+    pub faults: u64,
+    /// How often each debug event was announced.
+    pub events: Vec<u64>,
+    /// Different configurations, counted when they change.
+    pub configs: u64,
+    /// Runs per value of each setting.
+    pub settings: BTreeMap<(&'static str, String), u64>,
+    pub(crate) last_config: Option<(Config, u64)>,
+    /// Steps of the worlds' clocks.
+    pub steps: u64,
+}
+
+impl Figures {
+    /// Brings [`Figures::settings`] up to date.
+    pub fn book(&mut self) {
+        let Some((config, runs)) = self.last_config.take() else { return };
+        for key in SETTINGS {
+            *self.settings.entry((key, config.value_of(key))).or_insert(0) += runs;
+        }
+    }
+}
+
+/// The settings whose values are counted.
+pub const SETTINGS: [&str; 7] =
+    ["version", "cluster_bits", "refcount_order", "lazy", "backing", "prestate", "alignment"];

@@ -1,0 +1,242 @@
+//! One session of a guest: from opening an image to closing it, judged while it runs (O1, O7, O11) and when it ends
+//! (O3, O8).
+
+use std::rc::Rc;
+
+use crate::config::Config;
+use crate::disk::{Clock, History, HostConfig, SimDisk};
+use crate::exec::{Granularity, Pct, Stop, Strategy, World};
+use crate::guest::{Guest, GuestSetup};
+use crate::image::Built;
+use crate::judge::{Allowed, Case, Failure, check_guest, inspect_once};
+use crate::lab::{Found, Lab};
+use crate::pool::{Content, HashIndex, Pool};
+use crate::rng::{Concern, Rng, mix};
+use crate::scenario::{Scenario, Schedule};
+use crate::subject::Inspection;
+use crate::timeline::Image;
+
+/// Inspections of images that were closed in one configuration: under many schedules the end is the same.
+#[derive(Default)]
+pub(crate) struct Closed {
+    config: Config,
+    pub known: HashIndex<Inspection>,
+}
+
+impl Closed {
+    /// The image's key; what is known of another configuration is forgotten.
+    fn key(&mut self, pool: &Pool, config: &Config, image: &Image) -> u64 {
+        if self.config != *config || self.known.len() > 1000 {
+            self.known.clear();
+            self.config = config.clone();
+        }
+        image.sectors.iter().fold(mix(image.len), |key, content| mix(key ^ pool.hash(*content)))
+    }
+}
+
+/// How a session begins.
+#[derive(Clone)]
+pub struct Start {
+    /// The file.
+    pub image: Image,
+    /// What the guest reads.
+    pub guest: Vec<Content>,
+    /// Restarts before.
+    pub generation: u32,
+    /// Clusters that nobody uses.
+    pub leaks: u64,
+}
+
+/// A run that is over.
+pub struct Run {
+    /// What the disk lived through.
+    pub history: History,
+    /// What the guest knows.
+    pub guest: Rc<Guest>,
+    /// The file at the end.
+    pub end: Image,
+    /// The picks that were made.
+    pub choices: Vec<u16>,
+    /// How many options each pick had.
+    pub counts: Vec<u16>,
+    /// A hash of everything that happened (O10).
+    pub trace_hash: u64,
+    /// Time of the end.
+    pub end_time: u64,
+    /// Faults that struck.
+    pub faults_struck: u64,
+    /// Whether the run came to its end and the image was closed without an error.
+    pub closed: bool,
+}
+
+impl Lab {
+    /// Runs a scenario and judges what it leaves when it ends by itself.
+    ///
+    /// # Errors
+    /// What the first oracle that disagrees says.
+    pub fn run(&mut self, scenario: &Scenario) -> Result<Run, Found> {
+        let built = self.built(&scenario.config);
+        let start = Start { image: built.image.clone(), guest: built.guest.clone(), generation: 0, leaks: 0 };
+        self.session(scenario, &built, start)
+    }
+
+    pub(crate) fn session(&mut self, scenario: &Scenario, built: &Built, start: Start) -> Result<Run, Found> {
+        let recovered = start.generation > 0;
+        let (mut world, guest, disk) = self.set_up(scenario, built, start);
+        // With choices at I/O points only, opening and closing are not what is being explored.
+        let everything = scenario.granularity == Granularity::Full;
+        world.exploring = everything;
+        let mut outcome = world.block_on(guest.clone().open());
+        if outcome.is_ok() {
+            world.exploring = true;
+            for _ in 0..scenario.lanes.max(1) {
+                world.spawn(guest.clone().lane());
+            }
+            outcome = world.run();
+        }
+        let mut closed = false;
+        if outcome.is_ok() {
+            disk.heal();
+            world.exploring = everything;
+            match world.block_on(guest.clone().finish()) {
+                Ok(clean) => closed = clean,
+                Err(stop) => outcome = Err(stop),
+            }
+        }
+        self.note(&disk, &guest);
+        self.note_config(&scenario.config);
+        let (sectors, len) = disk.content();
+        let run = Run {
+            history: disk.end_history(),
+            end: Image { sectors, len },
+            choices: std::mem::take(&mut world.choices),
+            counts: std::mem::take(&mut world.counts),
+            trace_hash: disk.trace_hash(),
+            end_time: disk.clock().now(),
+            faults_struck: disk.faults_struck(),
+            closed,
+            guest: guest.clone(),
+        };
+        drop(world);
+        if let Some(failure) = guest.failure.borrow_mut().take() {
+            self.last = run.history;
+            return Err(failure.into());
+        }
+        match outcome {
+            Err(Stop::Cut) | Ok(()) => {}
+            Err(stop) => {
+                self.last = run.history;
+                return Err(Failure::new("O11", stop.to_string()).into());
+            }
+        }
+        if closed && let Err(found) = self.check_closed(scenario, built, &run, recovered) {
+            self.last = run.history;
+            return Err(found);
+        }
+        Ok(run)
+    }
+
+    fn set_up(&mut self, scenario: &Scenario, built: &Built, start: Start) -> (World, Rc<Guest>, SimDisk) {
+        let clock = Clock::default();
+        let config = &scenario.config;
+        let rng = Rng::stream(scenario.seed, Concern::Host);
+        let Image { sectors, len } = &start.image;
+        let host = config.host.clone();
+        let disk = SimDisk::new("image", &self.pool, &clock, sectors, *len, host.clone(), rng.clone());
+        disk.set_faults(scenario.faults.clone());
+        let mut disks = vec![disk.clone()];
+        let backing = built.backing.as_ref().map(|content| {
+            let len = content.len() as u64 * 512;
+            let host = HostConfig { alignment: 1, ..host };
+            let backing = SimDisk::new("backing", &self.pool, &clock, content, len, host, rng);
+            backing.set_read_only();
+            disks.push(backing.clone());
+            backing.node()
+        });
+        let mut world = World::new(disks, strategy(scenario), scenario.granularity);
+        world.cut_at = scenario.cut.as_ref().map(|c| c.step).filter(|_| start.generation == 0);
+        let guest = Guest::new(GuestSetup {
+            subject: self.subject.clone(),
+            config: config.clone(),
+            disk: disk.clone(),
+            backing,
+            ops: scenario.ops.clone(),
+            seed: scenario.seed,
+            generation: start.generation,
+            values: start.guest,
+            pool: self.pool.clone(),
+        });
+        (world, guest, disk)
+    }
+
+    fn note(&mut self, disk: &SimDisk, guest: &Guest) {
+        self.figures.runs += 1;
+        self.figures.operations += guest.finished.get();
+        self.figures.faults += disk.faults_struck();
+        self.figures.steps += disk.clock().now();
+        let counts = disk.event_counts();
+        self.figures.events.resize(counts.len(), 0);
+        for (sum, count) in self.figures.events.iter_mut().zip(counts) {
+            *sum += u64::from(count);
+        }
+    }
+
+    /// Counts runs per setting; runs of one configuration come in a row and are booked together.
+    fn note_config(&mut self, config: &Config) {
+        let figures = &mut self.figures;
+        if let Some((last, runs)) = &mut figures.last_config
+            && last == config
+        {
+            *runs += 1;
+            return;
+        }
+        figures.book();
+        figures.configs += 1;
+        figures.last_config = Some((config.clone(), 1));
+    }
+
+    /// A closed image is sound, without leaks, and holds what the guest wrote.
+    fn check_closed(
+        &mut self,
+        scenario: &Scenario,
+        built: &Built,
+        run: &Run,
+        recovered: bool,
+    ) -> Result<(), Found> {
+        let mut pool = self.pool.lock();
+        let key = self.closed.key(&pool, &scenario.config, &run.end);
+        let (closed, subject) = (&mut self.closed.known, &*self.subject);
+        let inspection =
+            closed.entry(key).or_insert_with(|| inspect_once(subject, &scenario.config, &mut pool, &run.end));
+        if let Some(corrupt) = &inspection.corrupt {
+            return Err(Failure::new("O3", format!("after a clean close: {corrupt}")).into());
+        }
+        if inspection.leaks > 0 && !recovered && !run.guest.lost.get() {
+            let what = format!("{} clusters leaked after a clean close", inspection.leaks);
+            return Err(Failure::new("O8", what).into());
+        }
+        let allowed = Allowed::after_cut(&run.guest.model.borrow(), run.end_time);
+        let case = case(scenario, built);
+        check_guest(inspection, &case, &pool, &run.end, &allowed)?;
+        Ok(())
+    }
+}
+
+pub(crate) fn case<'a>(scenario: &'a Scenario, built: &'a Built) -> Case<'a> {
+    let backing = built.backing.as_deref();
+    Case { config: &scenario.config, backing, snapshots: &built.snapshots, leaks_max: u64::MAX }
+}
+
+fn strategy(scenario: &Scenario) -> Strategy {
+    let mut rng = Rng::stream(scenario.seed, Concern::Schedule);
+    match &scenario.schedule {
+        Schedule::Fifo => Strategy::Fifo,
+        Schedule::Stall(io) => Strategy::Stall(*io),
+        Schedule::Uniform => Strategy::Uniform(rng),
+        Schedule::Pct(depth) => {
+            let steps = 30 * scenario.ops.len() as u64 + 30;
+            Strategy::Pct(Pct::new(&mut rng, *depth, steps))
+        }
+        Schedule::Choices(list) => Strategy::Replay(list.clone()),
+    }
+}
