@@ -21,6 +21,7 @@ use crate::open::{Opened, open_tree};
 use crate::options::{AioMode, CacheMode, ChildRef, CommonOptions, DetectZeroes, DiscardMode, OptionTree};
 use crate::policy::{Policy, Reference};
 use crate::registry::Registry;
+use crate::spawn::Spawner;
 
 /// How a child is found when its options name no driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct OpenContext {
     pub aio: AioMode,
     /// What images may make us open.
     pub policy: Policy,
+    /// The way to all cores, for drivers that have much to compute.
+    pub spawn: Option<Spawner>,
     /// Where children named by a string are looked up.
     pub graph: Option<Graph>,
     chain: Chain,
@@ -142,6 +145,7 @@ impl OpenContext {
             for_check: false,
             aio: AioMode::Auto,
             policy: Policy::trust(),
+            spawn: None,
             graph: None,
             chain: Chain::default(),
             preopened: None,

@@ -52,6 +52,7 @@ pub mod raw;
 pub mod registry;
 pub mod request;
 pub mod root;
+pub mod spawn;
 #[cfg(test)]
 mod testing;
 
@@ -81,3 +82,4 @@ pub use request::{
     Request,
 };
 pub use root::Root;
+pub use spawn::{Spawn, Spawner};

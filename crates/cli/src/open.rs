@@ -151,6 +151,7 @@ pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Ima
     context.aio = how.aio;
     context.force_share = how.force_share;
     context.policy = cx.policy;
+    context.spawn = Some(cowbell_host::workers());
     context.no_backing = how.purpose == Purpose::Inspect;
     context.no_io = how.purpose == Purpose::Inspect;
     context.for_check = how.purpose == Purpose::Check;

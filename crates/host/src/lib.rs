@@ -7,6 +7,7 @@
 //! | [`lock`], `claim` | image locks that QEMU understands, and which of them a user of an image needs |
 //! | [`exec`], [`task`], [`timer`] | futures on the thread that waits for them |
 //! | `lane`, `ring`, `pool` | calls that may wait: io_uring where it is allowed, else a few threads |
+//! | `workers` | a thread per core, for engines that compute |
 //! | [`signal`], [`terminal`] | what a tool wants to know of its surroundings |
 //!
 //! Invariants: nothing is started before it is needed; `io::Error` and errno stay here and become
@@ -28,6 +29,7 @@ mod slot;
 pub mod task;
 pub mod terminal;
 pub mod timer;
+mod workers;
 
 pub use claim::claim;
 pub use driver::{FileDriver, add_drivers};
@@ -38,3 +40,4 @@ pub use lock::{Needs, Permissions};
 pub use ring::is_offered as ring_is_offered;
 pub use task::spawn_local;
 pub use timer::sleep;
+pub use workers::workers;

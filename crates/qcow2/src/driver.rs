@@ -178,6 +178,7 @@ impl Driver for Qcow2Driver {
                 slice_bytes: size(options.l2_cache_entry_size, u64::from(defaults.slice_bytes)).min(1 << 21)
                     as u32,
                 skip_repair: cx.for_check,
+                spawn: cx.spawn.clone(),
                 notice,
             };
             Ok(Qcow2::open(file, backing, open).await? as Arc<dyn Node>)

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use cowbell_block::range_lock::{LockMode, RangeLock};
-use cowbell_block::{BoxFuture, Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result};
+use cowbell_block::{BoxFuture, Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result, Spawner};
 use parking_lot::Mutex;
 
 use crate::geometry::Geometry;
@@ -16,6 +16,14 @@ use crate::state::{Corruption, State};
 
 /// Called with a line for people when something noteworthy happens to an image.
 pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What the image's user gave the engine besides the image.
+pub(crate) struct Surroundings {
+    pub notice: Option<Notice>,
+    /// The way to all cores.
+    #[allow(dead_code, reason = "check and compression, being written side by side, use it")]
+    pub spawn: Option<Spawner>,
+}
 
 /// An open image.
 pub(crate) struct Engine {
@@ -37,7 +45,7 @@ pub(crate) struct Engine {
     /// Metadata is broken; the corrupt bit is set.
     pub corrupt: AtomicBool,
     pub discard: Discard,
-    pub notice: Option<Notice>,
+    pub around: Surroundings,
     orphans: Mutex<Vec<BoxFuture<Completion>>>,
     orphan_count: AtomicUsize,
     /// Requests that wait, and could drive orphans.
@@ -85,7 +93,7 @@ impl Engine {
         backing: Option<Child>,
         state: State,
         discard: Discard,
-        notice: Option<Notice>,
+        around: Surroundings,
     ) -> Self {
         Self {
             file,
@@ -101,7 +109,7 @@ impl Engine {
             poisoned: AtomicBool::new(false),
             corrupt: AtomicBool::new(false),
             discard,
-            notice,
+            around,
             orphans: Mutex::default(),
             orphan_count: AtomicUsize::new(0),
             waiters: Mutex::default(),
@@ -187,7 +195,7 @@ impl Engine {
     }
 
     pub fn tell(&self, line: &str) {
-        if let Some(notice) = &self.notice {
+        if let Some(notice) = &self.around.notice {
             notice(line);
         }
     }

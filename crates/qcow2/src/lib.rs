@@ -45,7 +45,7 @@ use cowbell_block::modes::Modes;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{
     Access, BoxFuture, Bufs, CheckReport, Child, Completion, Error, ErrorKind, Fix, ImageInfo, Limits, Node,
-    Op, Operation, Request, Result,
+    Op, Operation, Request, Result, Spawner,
 };
 use serde_json::{Map, Value, json};
 
@@ -55,7 +55,7 @@ pub use engine::{Discard, Notice};
 pub use geometry::SLICE_BYTES;
 pub use header::{CompressionType, Header, HeaderError};
 
-use engine::Engine;
+use engine::{Engine, Surroundings};
 use geometry::Geometry;
 use header::{Incompatible, LAZY_REFCOUNTS};
 use snapshot::SnapshotTable;
@@ -99,6 +99,8 @@ pub struct OpenOptions {
     pub lazy_refcounts: Option<bool>,
     /// Leave an image that was not shut down cleanly as it is, for a check that will tell.
     pub skip_repair: bool,
+    /// The way to all cores, for work on much metadata or data at once.
+    pub spawn: Option<Spawner>,
     /// Called when the image turns out to be corrupt.
     pub notice: Option<Notice>,
 }
@@ -114,6 +116,7 @@ impl Default for OpenOptions {
             discard: Discard::Keep,
             lazy_refcounts: None,
             skip_repair: false,
+            spawn: None,
             notice: None,
         }
     }
@@ -214,7 +217,8 @@ pub(crate) async fn open_engine(
     let wants_lazy = options.lazy_refcounts.unwrap_or(header.compatible & LAZY_REFCOUNTS != 0);
     let lazy = header.version >= 3 && wants_lazy;
     let state = State::new(header, geometry, file.len(), lazy, &caches);
-    let engine = Arc::new(Engine::new(file, backing, state, options.discard, options.notice));
+    let surroundings = Surroundings { notice: options.notice, spawn: options.spawn };
+    let engine = Arc::new(Engine::new(file, backing, state, options.discard, surroundings));
     if options.access == Access::ReadWrite {
         engine.start_writing(SkipRepair(options.skip_repair)).await?;
     }
