@@ -22,6 +22,7 @@ use crate::options::{AioMode, CacheMode, ChildRef, CommonOptions, DetectZeroes, 
 use crate::policy::{Policy, Reference};
 use crate::registry::Registry;
 use crate::spawn::Spawner;
+use crate::unfinished::{self, Mark, UnfinishedNode};
 
 /// How a child is found when its options name no driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,11 @@ pub struct OpenContext {
     pub policy: Policy,
     /// The way to all cores, for drivers that have much to compute.
     pub spawn: Option<Spawner>,
+    /// The image is being filled: its storage says that it is incomplete until this mark is lifted.
+    pub mark: Option<Mark>,
+    /// Most bytes of tables that a format keeps in memory unless its own options say otherwise: whoever opens
+    /// several images divides what it has.
+    pub table_cache_bytes: Option<u64>,
     /// Where children named by a string are looked up.
     pub graph: Option<Graph>,
     chain: Chain,
@@ -146,6 +152,8 @@ impl OpenContext {
             aio: AioMode::Auto,
             policy: Policy::trust(),
             spawn: None,
+            mark: None,
+            table_cache_bytes: None,
             graph: None,
             chain: Chain::default(),
             preopened: None,
@@ -200,7 +208,18 @@ impl OpenContext {
         match options {
             ChildRef::Absent | ChildRef::Null => Ok(None),
             ChildRef::Node(name) => self.named_node(&name).map(Some),
-            ChildRef::Inline(tree) => Ok(Some(open_tree(tree, self.for_child(kind)).await?.node)),
+            ChildRef::Inline(tree) => {
+                let node = open_tree(tree, self.for_child(kind)).await?.node;
+                Ok(Some(if role == "file" { self.marked(node) } else { node }))
+            }
+        }
+    }
+
+    /// Storage of an image that is being filled, behind its mark.
+    fn marked(&self, storage: Arc<dyn Node>) -> Arc<dyn Node> {
+        match &self.mark {
+            Some(mark) => Arc::new(UnfinishedNode::new(storage, mark.clone())),
+            None => storage,
         }
     }
 
@@ -309,7 +328,10 @@ impl OpenContext {
         let name = tree.get("driver").and_then(Value::as_str).unwrap_or_default();
         let driver = self.registry.driver(name);
         let driver = driver.ok_or_else(|| NamingError::UnknownDriver(name.to_owned()))?;
-        driver.create(args, self.for_child(ChildKind::Storage)).await
+        let Some(mark) = &self.mark else {
+            return driver.create(args, self.for_child(ChildKind::Storage)).await;
+        };
+        unfinished::create_marked(&**driver, args, self, mark).await
     }
 
     /// Opens a protocol node by its name for reading and writing, to make an image inside.
@@ -317,6 +339,10 @@ impl OpenContext {
     /// # Errors
     /// No driver has the prefix, or the node does not open.
     pub async fn open_storage(&self, filename: &str) -> Result<Arc<dyn Node>> {
+        Ok(self.marked(self.open_unmarked_storage(filename).await?))
+    }
+
+    pub(crate) async fn open_unmarked_storage(&self, filename: &str) -> Result<Arc<dyn Node>> {
         let tree = naming::storage_tree(&self.registry, filename)?;
         Ok(open_tree(tree, self.for_child(ChildKind::Storage).writable()).await?.node)
     }
@@ -339,6 +365,7 @@ impl OpenContext {
         Self {
             discard: DiscardMode::Unmap,
             detect_zeroes: DetectZeroes::Off,
+            mark: None,
             preopened: None,
             probed: false,
             kind,
@@ -359,6 +386,7 @@ impl OpenContext {
             access: Access::ReadOnly,
             auto_read_only: false,
             detect_zeroes: DetectZeroes::Off,
+            mark: None,
             preopened: None,
             probed: false,
             kind: ChildKind::Image,

@@ -55,6 +55,7 @@ pub mod root;
 pub mod spawn;
 #[cfg(test)]
 mod testing;
+pub mod unfinished;
 
 pub use buf::{Buf, Bufs};
 pub use chain::{Chain, ChainExtent};

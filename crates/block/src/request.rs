@@ -90,6 +90,11 @@ pub enum Preallocation {
 }
 
 impl Preallocation {
+    /// The mode of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Off, Self::Metadata, Self::Falloc, Self::Full].into_iter().find(|mode| mode.name() == name)
+    }
+
     /// The standard name.
     pub fn name(self) -> &'static str {
         match self {

@@ -142,7 +142,7 @@ async fn story(cx: &Context, from: &Path, scratch: &Scratch) -> Result<()> {
     options.insert("backing_file".into(), "base.qcow2".into());
     options.insert("backing_fmt".into(), "qcow2".into());
     Format::find(cx, "qcow2", Some(&overlay))?
-        .create(cx, &overlay, options)
+        .create(cx, &overlay, options, None)
         .await
         .map_err(named(&overlay))?;
     figure(&format!("{} on disk for a disk of {}", human(on_disk(&overlay)?), human(packed.len)));
@@ -201,7 +201,10 @@ async fn copy(
     let from = open(cx, &How::reading(source, Some(format))).await?;
     let mut options = OptionTree::new();
     options.insert("size".into(), from.node().len().into());
-    Format::find(cx, "qcow2", Some(target))?.create(cx, target, options).await.map_err(named(target))?;
+    Format::find(cx, "qcow2", Some(target))?
+        .create(cx, target, options, None)
+        .await
+        .map_err(named(target))?;
     let to = open(cx, &writing(target)).await?;
     let job = Options { start: TargetStart::Zero, ..Options::default() };
     let copied = convert(std::slice::from_ref(&from.root), &to.root, &job, &Silent, &Unpaced).await;

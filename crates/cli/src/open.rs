@@ -7,12 +7,13 @@ use cowbell_block::context::OpenContext;
 use cowbell_block::naming::{ImageName, parse_option_list};
 use cowbell_block::node::{Access, Node};
 use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
+use cowbell_block::unfinished::Mark;
 use cowbell_block::{Completion, ErrorKind, Flags, Op, Operation, Outcome, Request, Root};
 
 use crate::context::Context;
 
 /// How one image is to be opened.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct How<'a> {
     /// The file name, or the list of options.
     pub name: &'a str,
@@ -32,6 +33,10 @@ pub struct How<'a> {
     pub aio: AioMode,
     /// What will be done with it.
     pub purpose: Purpose,
+    /// It is being filled, and its storage says so.
+    pub mark: Option<Mark>,
+    /// How many images the command has open side by side: they divide the memory for tables.
+    pub side_by_side: usize,
 }
 
 /// What an image is opened for, as far as it changes how it is opened.
@@ -58,9 +63,14 @@ impl<'a> How<'a> {
             discard: DiscardMode::Ignore,
             aio: AioMode::Auto,
             purpose: Purpose::Data,
+            mark: None,
+            side_by_side: 1,
         }
     }
 }
+
+/// Most bytes of tables that the images of one command keep in memory together: what one image takes alone.
+const TABLE_CACHE_BYTES: u64 = 32 << 20;
 
 /// An image in use by a tool.
 pub struct Image {
@@ -155,6 +165,8 @@ pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Ima
     context.no_backing = how.purpose == Purpose::Inspect;
     context.no_io = how.purpose == Purpose::Inspect;
     context.for_check = how.purpose == Purpose::Check;
+    context.mark = how.mark.clone();
+    context.table_cache_bytes = (how.side_by_side > 1).then(|| TABLE_CACHE_BYTES / how.side_by_side as u64);
     let name = match how.image_opts {
         true => ImageName::OptionList(how.name.to_owned()),
         false => ImageName::Text(how.name.to_owned()),

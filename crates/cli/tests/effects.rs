@@ -109,6 +109,65 @@ fn a_killed_conversion_leaves_no_file_of_the_final_name() {
     assert!(fs::read(dir.path().join("in.raw")).ok() == fs::read(dir.path().join("out.raw")).ok());
 }
 
+/// Bytes of a file's beginning.
+fn beginning(dir: &Path, name: &str, len: usize) -> Vec<u8> {
+    fs::read(dir.join(name)).expect("readable")[..len].to_vec()
+}
+
+#[test]
+fn a_killed_conversion_leaves_nothing_plausible_in_a_file_that_was_there() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = with_source();
+    let inode = |name: &str| fs::metadata(dir.path().join(name)).expect("there").ino();
+    for format in ["raw", "qcow2"] {
+        fs::write(dir.path().join("out"), "precious").expect("written");
+        let before = inode("out");
+        let mut child = slow_convert(dir.path(), &["-O", format, "in.raw", "out"], "out");
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+        assert_eq!(beginning(dir.path(), "out", 34), b"cowbell: this image is incomplete.", "{format}");
+        good(dir.path(), &["img", "convert", "-f", "raw", "-O", format, "in.raw", "out"]);
+        good(dir.path(), &["img", "compare", "-f", "raw", "-F", format, "in.raw", "out"]);
+        assert_eq!(inode("out"), before, "{format}");
+    }
+}
+
+#[test]
+fn a_killed_conversion_into_an_image_takes_its_magic_only() {
+    let dir = with_source();
+    good(dir.path(), &["img", "create", "-q", "-f", "qcow2", "out", "8M"]);
+    let whole = beginning(dir.path(), "out", 104);
+    let mut child = slow_convert(dir.path(), &["-n", "-O", "qcow2", "in.raw", "out"], "out");
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    let left = beginning(dir.path(), "out", 104);
+    assert_eq!((&left[..4], &left[4..]), (&b"cowb"[..], &whole[4..]));
+    let text = bad(dir.path(), &["img", "info", "-f", "qcow2", "out"]);
+    assert!(text.contains("not in qcow2 format"), "{text}");
+    let mut bytes = fs::read(dir.path().join("out")).expect("readable");
+    bytes[..4].copy_from_slice(&whole[..4]);
+    fs::write(dir.path().join("out"), bytes).expect("written");
+    good(dir.path(), &["img", "convert", "-n", "-f", "raw", "-O", "qcow2", "in.raw", "out"]);
+    good(dir.path(), &["img", "compare", "-f", "raw", "-F", "qcow2", "in.raw", "out"]);
+}
+
+#[test]
+fn a_conversion_that_cannot_begin_leaves_the_target_alone() {
+    let dir = with_source();
+    fs::write(dir.path().join("out"), "precious").expect("written");
+    for (args, words) in [
+        (&["-f", "raw", "missing", "out"][..], "No such file"),
+        (&["-f", "raw", "-O", "qcow2", "-o", "cluster_size=3", "in.raw", "out"], "Cluster size"),
+        (&["-f", "raw", "-O", "qcow2", "-o", "preallocation=x", "in.raw", "out"], "preallocation"),
+        (&["-f", "raw", "-o", "preallocation=x", "in.raw", "out"], "invalid parameter value: x"),
+        (&["-f", "raw", "-n", "in.raw", "out"], "smaller than input"),
+    ] {
+        let text = bad(dir.path(), &[&["img", "convert"], args].concat());
+        assert!(text.contains(words), "{args:?}: {text}");
+        assert_eq!(fs::read(dir.path().join("out")).expect("there"), b"precious", "{args:?}");
+    }
+}
+
 #[test]
 fn a_signal_asks_for_progress() {
     let dir = with_source();

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use cowbell_block::error::{Error, ErrorKind, Result};
+use cowbell_block::error::{Error, Result};
 use cowbell_block::modes::Modes;
 use cowbell_block::node::NotOffered;
 use cowbell_block::options::{BoolOpt, OptionError, SizeOpt, parse};
 use cowbell_block::registry::Score;
+use cowbell_block::unfinished::BadPreallocation;
 use cowbell_block::{
     Access, AioMode, BoxFuture, CacheMode, CreateArgs, CreateOption, Driver, Node, OpenContext, OptionKind,
     OptionTree, Preallocation, Registry, Request, Role,
@@ -169,19 +170,9 @@ impl FileDriver {
     }
 }
 
-/// A preallocation mode that is none.
-#[derive(Debug, thiserror::Error)]
-#[error("invalid parameter value: {0}")]
-struct BadPreallocation(String);
-
 fn preallocation(word: Option<&str>) -> Result<Preallocation> {
-    match word {
-        None | Some("off") => Ok(Preallocation::Off),
-        Some("metadata") => Ok(Preallocation::Metadata),
-        Some("falloc") => Ok(Preallocation::Falloc),
-        Some("full") => Ok(Preallocation::Full),
-        Some(other) => Err(Error::new(ErrorKind::InvalidInput, BadPreallocation(other.to_owned()))),
-    }
+    let Some(word) = word else { return Ok(Preallocation::Off) };
+    Ok(Preallocation::from_name(word).ok_or_else(|| BadPreallocation(word.to_owned()))?)
 }
 
 fn whole_sectors(size: SizeOpt) -> Result<u64> {

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::layers::{self, Layered, Reach};
 use crate::progress::Progress;
 
-/// Bytes read from each image at once.
-const STEP: u64 = 2 << 20;
+/// Bytes read from each image at once: both pieces stay in the cache until they are compared.
+const STEP: u64 = 256 << 10;
 /// Differences between stored data are located to a sector.
 const SECTOR: u64 = 512;
 
@@ -142,7 +142,10 @@ async fn ask(node: &Arc<dyn Node>, at: u64, len: u64) -> Result<Layered> {
 }
 
 async fn read(root: &Root, at: u64, len: u64) -> Result<Bufs> {
-    let request = Request::read(at, Buf::scratch(len as usize));
+    // Always the same memory, whatever the length.
+    let mut buf = Buf::scratch(STEP as usize);
+    buf.truncate(len as usize);
+    let request = Request::read(at, buf);
     root.submit(request).finish().await.into_bufs().map_err(|source| Error::Read { offset: at, source })
 }
 

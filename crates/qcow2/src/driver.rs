@@ -164,6 +164,7 @@ impl Driver for Qcow2Driver {
             let stored = stored.map(|name| StoredBacking { name, format: header.backing_format.as_deref() });
             let backing = cx.open_backing(&*file, stored, options.backing).await?;
             let defaults = OpenOptions::default();
+            let share = |own: u64| cx.table_cache_bytes.map_or(own, |most| own.min(most));
             let size = |given: Option<SizeOpt>, default: u64| given.map_or(default, |s| s.0);
             let open = OpenOptions {
                 access: cx.access,
@@ -173,8 +174,8 @@ impl Driver for Qcow2Driver {
                     DiscardMode::Ignore => Discard::Keep,
                 },
                 lazy_refcounts: options.lazy_refcounts.map(|b| b.0),
-                l2_cache_bytes: size(options.l2_cache_size, defaults.l2_cache_bytes),
-                refcount_cache_bytes: size(options.refcount_cache_size, defaults.refcount_cache_bytes),
+                l2_cache_bytes: size(options.l2_cache_size, share(defaults.l2_cache_bytes)),
+                refcount_cache_bytes: size(options.refcount_cache_size, share(defaults.refcount_cache_bytes)),
                 slice_bytes: size(options.l2_cache_entry_size, u64::from(defaults.slice_bytes)).min(1 << 21)
                     as u32,
                 skip_repair: cx.for_check,

@@ -17,6 +17,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cowbell_block::buf::BUF_ALIGN;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{DebugEvent, Error, ErrorKind, Request, Result, mutant};
 
@@ -301,7 +302,9 @@ impl Engine {
     pub(crate) async fn relieve(self: &Arc<Self>) -> Result<()> {
         let crowded = {
             let state = self.state.lock();
-            let dirty_bytes = state.l2.dirty_count() as u64 * self.slice_bytes();
+            // A copy of a small slice takes a whole page.
+            let copy = self.slice_bytes().max(BUF_ALIGN as u64);
+            let dirty_bytes = state.l2.dirty_count() as u64 * copy;
             state.freed.len() >= FREED_RANGES_MAX || dirty_bytes > DIRTY_BYTES_MAX
         };
         if crowded { self.flush().await } else { Ok(()) }

@@ -44,6 +44,7 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let how = |name, format| How {
         image_opts,
         cache,
+        side_by_side: 2,
         force_share: args.has(&flags::FORCE_SHARE),
         ..How::reading(name, format)
     };

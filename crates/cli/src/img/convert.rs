@@ -11,7 +11,7 @@ use cowbell_jobs::convert::{
 use cowbell_jobs::{Error, Pace, Unpaced};
 use serde_json::json;
 
-use super::target::{Format, Staged, asks_for_help, check_lists};
+use super::target::{Format, Staged, asks_for_help, check_lists, mark_existing};
 use super::{Form, form, size};
 use crate::context::{Context, Reported};
 use crate::face::Face;
@@ -157,6 +157,7 @@ async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
             image_opts: args.has(&flags::SOURCE_IMAGE_OPTS),
             cache: plan.source_cache,
             force_share: args.has(&flags::FORCE_SHARE),
+            side_by_side: plan.sources.len() + 1,
             ..How::reading(name, plan.source_format)
         };
         sources.push(open(cx, &how).await?);
@@ -168,7 +169,7 @@ async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
         let roots: Vec<_> = sources.iter().map(|image| image.root.clone()).collect();
         create_target(cx, args, plan, total_len(&roots)).await?
     } else {
-        Staged::in_place(plan.target)
+        Staged::existing(plan.target)
     };
     let filled = fill(cx, args, plan, &sources, &staged).await;
     for source in sources {
@@ -214,7 +215,7 @@ async fn create_target(cx: &Context, args: &Args, plan: &Plan<'_>, len: u64) -> 
         bail!("Use of backing file requires explicit backing format");
     }
     let mut staged = Staged::new(plan.target)?;
-    format.create(cx, &staged.name, options).await.map_err(|e| {
+    format.create(cx, &staged.name, options, staged.mark.as_ref()).await.map_err(|e| {
         anyhow!("{}: error while converting {fmt}: {}", plan.target, staged.reword(&e.to_string()))
     })?;
     staged.created();
@@ -235,11 +236,20 @@ async fn fill(
         access: Access::ReadWrite,
         cache: plan.target_cache,
         // Holes are made where they may be: the reference opens the target so unless -S is 0.
+        mark: staged.mark.clone(),
+        side_by_side: sources.len() + 1,
         discard: if plan.options.sparse_bytes > 0 { DiscardMode::Unmap } else { DiscardMode::Ignore },
         ..How::reading(&staged.name, if image_opts { None } else { Some(plan.target_format) })
     };
-    let target = open(cx, &how).await?;
+    let mut target = open(cx, &how).await?;
+    let mark = match plan.create {
+        true => staged.mark.clone(),
+        false => Some(mark_existing(&mut target)),
+    };
     let copied = copy(cx, args, plan, sources, &target).await;
+    if let (Some(mark), Ok(_)) = (mark, &copied) {
+        mark.complete();
+    }
     let closed = target.close().await;
     let copied = copied?;
     closed?;

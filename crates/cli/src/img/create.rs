@@ -79,7 +79,7 @@ async fn create(
     if !quiet {
         Out::new().put(&format.message(name, &options));
     }
-    format.create(cx, name, options.clone()).await?;
+    format.create(cx, name, options.clone(), None).await?;
     Ok(options)
 }
 

@@ -68,7 +68,7 @@ async fn each_alone(cx: &Context, how: How<'_>) -> Result<Vec<Facts>> {
             bail!("Backing file '{name}' creates an infinite loop.");
         }
         let format = info.backing_format.clone();
-        let below = How { name: &name, format: format.as_deref(), image_opts: false, ..how };
+        let below = How { name: &name, format: format.as_deref(), image_opts: false, ..how.clone() };
         members.push(one(cx, &below).await?);
     }
 }

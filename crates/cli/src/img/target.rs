@@ -11,11 +11,13 @@ use cowbell_block::context::OpenContext;
 use cowbell_block::create::{CreateArgs, CreateOption, parse_create_options};
 use cowbell_block::naming::{has_protocol, storage_tree};
 use cowbell_block::options::OptionTree;
-use cowbell_block::registry::Driver;
+use cowbell_block::registry::{Driver, RAW};
+use cowbell_block::unfinished::{self, Mark, UnfinishedNode};
+use cowbell_block::{EdgeKind, Root};
 use serde_json::Value;
 
 use crate::context::Context;
-use crate::open::{Unfinished, reason};
+use crate::open::{Image, Unfinished, reason};
 
 /// A format, and what a new image of it can be told.
 pub(crate) struct Format {
@@ -127,9 +129,11 @@ impl Format {
         cx: &Context,
         filename: &str,
         options: OptionTree,
+        mark: Option<&Mark>,
     ) -> cowbell_block::Result<()> {
         let mut context = OpenContext::new(cx.registry()).writable();
         context.policy = cx.policy;
+        context.mark = mark.cloned();
         let args = CreateArgs { filename: filename.to_owned(), options };
         self.driver.create(args, context).await
     }
@@ -163,7 +167,8 @@ pub(crate) fn check_lists<'a>(mut lists: impl Iterator<Item = &'a str>) -> Resul
 ///
 /// A new file gets its own name only when it is complete: whatever ends this program before leaves nothing
 /// that could be taken for the finished image. A file that is there already, a device, or a name with a protocol
-/// is filled in place, since links, owners and locks hang on it.
+/// is filled in place, since links, owners and locks hang on it; a [`Mark`] in its place of recognition says until
+/// the end that it is incomplete.
 ///
 /// The other name is one that nobody had: a file of that name may be somebody's, even the source.
 pub(crate) struct Staged {
@@ -171,6 +176,8 @@ pub(crate) struct Staged {
     pub(crate) name: String,
     rename_to: Option<PathBuf>,
     guard: Option<Unfinished>,
+    /// What tells that a target filled in place is incomplete.
+    pub(crate) mark: Option<Mark>,
 }
 
 /// What the name of an unfinished file ends with.
@@ -196,7 +203,7 @@ impl Staged {
             match taken {
                 Ok(_) => {
                     let guard = Some(Unfinished::new(&staged));
-                    return Ok(Self { name: staged, rename_to: Some(path), guard });
+                    return Ok(Self { name: staged, rename_to: Some(path), guard, mark: None });
                 }
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
                 Err(_) => return Ok(Self::in_place(name)),
@@ -205,9 +212,15 @@ impl Staged {
         bail!("no name is free for the unfinished '{name}'");
     }
 
-    /// `name` exists, and stays what it is.
-    pub(crate) fn in_place(name: &str) -> Self {
-        Self { name: name.to_owned(), rename_to: None, guard: None }
+    /// `name` exists, and is made anew where it is.
+    fn in_place(name: &str) -> Self {
+        let mark = is_kept(name).then(|| Mark::new(unfinished::SECTOR_BYTES));
+        Self { name: name.to_owned(), rename_to: None, guard: None, mark }
+    }
+
+    /// `name` is an image that is written to as it is; see [`mark_existing`].
+    pub(crate) fn existing(name: &str) -> Self {
+        Self { name: name.to_owned(), rename_to: None, guard: None, mark: None }
     }
 
     /// The target exists now, and is ours.
@@ -249,6 +262,47 @@ impl Staged {
 
 /// Permissions of a new file before the umask: the reference's.
 const NEW_FILE: u32 = 0o644;
+
+/// Whether what is written there is still there when this program ends.
+fn is_kept(name: &str) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = std::fs::metadata(name).map(|meta| meta.file_type());
+    kind.map_or_else(|_| has_protocol(name), |kind| kind.is_file() || kind.is_block_device())
+}
+
+/// Puts an image that is open, and about to be overwritten in part or as a whole, under a mark: from the first
+/// change on nobody recognises it until the mark is lifted.
+///
+/// A format loses its magic, since the rest of its header describes what may be worth saving; a disk loses its
+/// beginning.
+pub(crate) fn mark_existing(image: &mut Image) -> Mark {
+    let mut node = image.node();
+    let mut above = None;
+    loop {
+        let below = node.edges().into_iter().find(|edge| edge.role == "file" && node.driver() != RAW);
+        match below {
+            Some(edge) if edge.kind == EdgeKind::Filtered => {
+                node = edge.child.node();
+                above = Some(edge.child);
+            }
+            Some(edge) => {
+                let mark = Mark::new(unfinished::MAGIC_BYTES);
+                let marked = UnfinishedNode::new(edge.child.node(), mark.clone());
+                edge.child.replace(Arc::new(marked));
+                return mark;
+            }
+            None => {
+                let mark = Mark::new(unfinished::DISK_BYTES.min(node.len()));
+                let marked = Arc::new(UnfinishedNode::new(node, mark.clone()));
+                match above {
+                    Some(edge) => drop(edge.replace(marked)),
+                    None => image.root = Root::new(marked),
+                }
+                return mark;
+            }
+        }
+    }
+}
 
 fn is_regular(name: &str) -> bool {
     std::fs::symlink_metadata(name).is_ok_and(|meta| meta.is_file())

@@ -13,7 +13,7 @@ use super::shell::{Done, Failed};
 use crate::context::Context;
 use crate::flags::io::{self as flags, IoCommand};
 use crate::flags::{Args, img};
-use crate::open::{How, Image, Purpose, open_bare, warn_probed_raw};
+use crate::open::{How, Image, open_bare, warn_probed_raw};
 
 /// How images are opened, resolved from options.
 #[derive(Clone, Debug)]
@@ -82,8 +82,6 @@ impl Settings {
 /// `can't open device NAME: REASON`.
 pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Result<Image> {
     let how = How {
-        name,
-        format: settings.format.as_deref(),
         image_opts: settings.image_opts,
         // Below a temporary overlay nothing is written.
         access: if settings.snapshot { Access::ReadOnly } else { settings.access },
@@ -91,7 +89,7 @@ pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Resul
         cache: settings.cache,
         discard: settings.discard,
         aio: settings.aio,
-        purpose: Purpose::Data,
+        ..How::reading(name, settings.format.as_deref())
     };
     let image = open_bare(cx, &how).await.map_err(|e| anyhow!("can't open device {name}: {e}"))?;
     if settings.snapshot {

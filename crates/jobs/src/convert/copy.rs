@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use cowbell_block::buf::is_zero;
-use cowbell_block::{Buf, Bufs, ErrorKind, Flags, Mapping, Operation, Request};
+use cowbell_block::{Buf, Bufs, ErrorKind, ExtentFlags, Flags, Mapping, Operation, Request};
 
 use super::walk::{Kind, Piece};
 use super::{Copied, Job, OnReadError, TargetStart};
 use crate::error::{Error, Result};
+use crate::layers::{self, Reach};
 
 /// What is salvaged at once: the unit in which devices fail.
 const SECTOR: u64 = 512;
@@ -110,6 +111,34 @@ impl Job<'_> {
             copied.skipped += len;
             return Ok(());
         }
+        if self.options.start == TargetStart::Unknown {
+            return self.store_missing_zeroes(offset, len, copied).await;
+        }
+        self.zero(offset, len, copied).await
+    }
+
+    /// Writes zeroes where the target does not read so already.
+    async fn store_missing_zeroes(&self, offset: u64, len: u64, copied: &mut Copied) -> Result<()> {
+        let node = self.target.node();
+        let mut at = offset;
+        while at < offset + len {
+            let extent = layers::status(&node, Reach::Chain, at, offset + len - at).await;
+            // A target that cannot say what it holds is written to.
+            let (len, zero) = match extent {
+                Ok(extent) if extent.len > 0 => (extent.len, extent.flags.contains(ExtentFlags::ZERO)),
+                _ => (offset + len - at, false),
+            };
+            if zero {
+                copied.skipped += len;
+            } else {
+                self.zero(at, len, copied).await?;
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    async fn zero(&self, offset: u64, len: u64, copied: &mut Copied) -> Result<()> {
         let request = Request::write_zeroes(offset, len).with_flags(Flags::MAY_UNMAP);
         match self.target.submit(request).finish().await.result {
             Ok(_) => {
