@@ -187,7 +187,7 @@ fn made(rng: &mut Rng) -> Vec<u8> {
     };
     let memory = MemNode::new(0);
     let file: std::sync::Arc<dyn Node> = std::sync::Arc::new(memory.clone());
-    let made = drive_future(cowbell_qcow2::create(&Child::new(file.clone()), &options));
+    let made = drive_future(cowbell_qcow2::create(&Child::new(file.clone()), None, &options));
     let open = OpenOptions { access: Access::ReadWrite, ..OpenOptions::default() };
     let opened = made.and_then(|()| drive_future(Qcow2::open(file, None, open)));
     if let Ok(image) = opened {

@@ -12,7 +12,7 @@ const ROUNDS: u64 = 2_000_000;
 fn main() {
     let file = Arc::new(MemNode::new(0));
     let options = CreateOptions { size: 64 << 20, ..Default::default() };
-    run(cowbell_qcow2::create(&Child::new(file.clone()), &options)).expect("created");
+    run(cowbell_qcow2::create(&Child::new(file.clone()), None, &options)).expect("created");
     let open = OpenOptions { access: Access::ReadWrite, ..Default::default() };
     let image = run(Qcow2::open(file.clone(), None, open)).expect("opened");
     let fill = Request::write(0, Buf::zeroed(32 << 20));

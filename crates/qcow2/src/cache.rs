@@ -101,6 +101,11 @@ impl TableCache {
         self.change(slot, at..at + 8, |bytes| bytes.copy_from_slice(&value.to_be_bytes()));
     }
 
+    /// Where the slice lies in the file.
+    pub fn host(&self, slot: Slot) -> HostOffset {
+        self.slices[slot.0].host
+    }
+
     /// Changes some bytes of a slice.
     pub fn change(&mut self, slot: Slot, range: Range<u32>, f: impl FnOnce(&mut [u8])) {
         let slice = &mut self.slices[slot.0];

@@ -3,10 +3,16 @@
 //! The layout is the reference's: header, refcount table, first refcount block, L1 table, from cluster 0 on.
 //! The header is written last and made durable, so that an interrupted creation leaves no image.
 
-use cowbell_block::{Buf, Child, Error, ErrorKind, Preallocation, Request, Result};
+use std::sync::Arc;
 
-use crate::geometry::{CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, Geometry, HostOffset, SLICE_BYTES};
-use crate::header::{CompressionType, Header, Incompatible, L1_BYTES_MAX, LAZY_REFCOUNTS};
+use cowbell_block::{Access, Buf, Child, Error, ErrorKind, Node, Preallocation, Request, Result};
+
+use crate::OpenOptions;
+use crate::geometry::{CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, Geometry, HostOffset, L2Format, SLICE_BYTES};
+use crate::header::{
+    AUTOCLEAR_RAW_DATA, CompressionType, EXTENDED_L2_CLUSTER_BITS_MIN, Header, Incompatible, L1_BYTES_MAX,
+    LAZY_REFCOUNTS,
+};
 use crate::refcount;
 
 /// What a new image is like.
@@ -24,10 +30,34 @@ pub struct CreateOptions {
     pub lazy_refcounts: bool,
     /// How compressed clusters are stored.
     pub compression: CompressionType,
+    /// Form of the L2 entries.
+    pub l2_format: L2Format,
+    /// Storage that the disk gets at once.
+    pub preallocation: Preallocation,
+    /// The file that holds the guest's data, if it is not the image.
+    pub data_file: Option<DataFile>,
     /// The backing file's name as it will be stored.
     pub backing_file: Option<String>,
     /// The backing file's format.
     pub backing_format: Option<String>,
+}
+
+/// An external data file of a new image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFile {
+    /// The name as it will be stored.
+    pub name: String,
+    /// What others may make of it.
+    pub form: DataFileForm,
+}
+
+/// Whether an external data file means something without its image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataFileForm {
+    /// Only the image says which parts count.
+    Dependent,
+    /// It reads like the disk by itself (autoclear feature *raw external data*).
+    Raw,
 }
 
 impl Default for CreateOptions {
@@ -39,6 +69,9 @@ impl Default for CreateOptions {
             refcount_order: 4,
             lazy_refcounts: false,
             compression: CompressionType::Zlib,
+            l2_format: L2Format::Standard,
+            preallocation: Preallocation::Off,
+            data_file: None,
             backing_file: None,
             backing_format: None,
         }
@@ -72,6 +105,28 @@ pub enum CreateError {
         "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)"
     )]
     CompressionVersion,
+    /// Version 2 has no extended entries.
+    #[error(
+        "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)"
+    )]
+    ExtendedVersion,
+    /// Subclusters would be smaller than a sector.
+    #[error("Extended L2 entries are only supported with cluster sizes of at least 16384 bytes")]
+    ExtendedClusters,
+    /// Version 2 has no external data files.
+    #[error(
+        "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)"
+    )]
+    DataFileVersion,
+    /// A form without a file.
+    #[error("data-file-raw requires data-file")]
+    RawWithoutDataFile,
+    /// A file that reads like the disk cannot show a backing file's content.
+    #[error("Backing file and data-file-raw cannot be used at the same time")]
+    RawWithBacking,
+    /// Storage would hide the backing file, unless subclusters say that it is not used.
+    #[error("Backing file and preallocation can only be used at the same time if extended_l2 is on")]
+    PreallocatedOverlay,
     /// The length is no multiple of 512.
     #[error("Image size must be a multiple of 512 bytes")]
     Size,
@@ -111,13 +166,27 @@ impl CreateOptions {
             2 if self.lazy_refcounts => return Err(CreateError::LazyVersion),
             2 if self.refcount_order != 4 => return Err(CreateError::RefcountVersion),
             2 if self.compression != CompressionType::Zlib => return Err(CreateError::CompressionVersion),
+            2 if self.l2_format == L2Format::Extended => return Err(CreateError::ExtendedVersion),
+            2 if self.data_file.is_some() => return Err(CreateError::DataFileVersion),
             2 => {}
             _ => return Err(CreateError::Version),
+        }
+        let extended = self.l2_format == L2Format::Extended;
+        if extended && self.cluster_bits < EXTENDED_L2_CLUSTER_BITS_MIN {
+            return Err(CreateError::ExtendedClusters);
+        }
+        let raw = self.data_file.as_ref().is_some_and(|file| file.form == DataFileForm::Raw);
+        if self.backing_file.is_some() && raw {
+            return Err(CreateError::RawWithBacking);
+        }
+        if self.backing_file.is_some() && self.preallocation != Preallocation::Off && !extended {
+            return Err(CreateError::PreallocatedOverlay);
         }
         if !self.size.is_multiple_of(512) {
             return Err(CreateError::Size);
         }
-        let geometry = Geometry::new(self.cluster_bits, self.refcount_order, SLICE_BYTES);
+        let geometry =
+            Geometry::new(self.cluster_bits, self.refcount_order, SLICE_BYTES).with_l2(self.l2_format);
         if self.size > i64::MAX as u64 || geometry.l1_entries_for(self.size) * 8 > L1_BYTES_MAX {
             return Err(CreateError::TooLarge);
         }
@@ -141,7 +210,15 @@ impl CreateOptions {
     fn header(&self, reftable_clusters: u32) -> Header {
         let cluster = 1u64 << self.cluster_bits;
         let v3 = self.version == 3;
-        let zstd = self.compression == CompressionType::Zstd;
+        let mut incompatible = Incompatible::empty();
+        incompatible.set(Incompatible::COMPRESSION, self.compression == CompressionType::Zstd);
+        incompatible.set(Incompatible::EXTENDED_L2, self.l2_format == L2Format::Extended);
+        incompatible.set(Incompatible::DATA_FILE, self.data_file.is_some());
+        let raw = self.data_file.as_ref().is_some_and(|file| file.form == DataFileForm::Raw);
+        // The reference leaves the table out where it would fill the header's cluster.
+        let mut extensions =
+            if v3 && cluster > 512 { vec![Header::feature_name_table()] } else { Vec::new() };
+        extensions.extend(self.data_file.as_ref().map(|file| Header::data_file_extension(&file.name)));
         Header {
             version: self.version,
             cluster_bits: self.cluster_bits,
@@ -153,25 +230,28 @@ impl CreateOptions {
             reftable_clusters,
             snapshot_count: 0,
             snapshots_offset: HostOffset(0),
-            incompatible: if zstd { Incompatible::COMPRESSION } else { Incompatible::empty() },
+            incompatible,
             compatible: if self.lazy_refcounts { LAZY_REFCOUNTS } else { 0 },
-            autoclear: 0,
+            autoclear: if raw { AUTOCLEAR_RAW_DATA } else { 0 },
             refcount_order: self.refcount_order,
             compression: self.compression,
             backing_file: self.backing_file.clone(),
             backing_format: self.backing_format.clone(),
             unknown_fields: Vec::new(),
-            // The reference leaves the table out where it would fill the header's cluster.
-            extensions: if v3 && cluster > 512 { vec![Header::feature_name_table()] } else { Vec::new() },
+            extensions,
         }
     }
 }
 
-/// Makes an image in `file`, whose old content is lost.
+/// Makes an image in `file`, whose old content is lost; `data_file` is what `options` name, and empty.
 ///
 /// # Errors
 /// Options that the format does not allow, and the file's errors.
-pub async fn create(file: &Child, options: &CreateOptions) -> Result<()> {
+///
+/// # Panics
+/// If `data_file` is there and not named, or the other way round.
+pub async fn create(file: &Child, data_file: Option<Arc<dyn Node>>, options: &CreateOptions) -> Result<()> {
+    assert_eq!(data_file.is_some(), options.data_file.is_some(), "the name and the node belong together");
     options.validate()?;
     options.check_header()?;
     let cluster = 1usize << options.cluster_bits;
@@ -190,11 +270,23 @@ pub async fn create(file: &Child, options: &CreateOptions) -> Result<()> {
     header.resize(cluster, 0);
     file.flush().await?;
     file.write(0, Buf::copy_of(&header)).await?;
-    let open = crate::OpenOptions { access: cowbell_block::Access::ReadWrite, ..Default::default() };
+    let open = OpenOptions { access: Access::ReadWrite, data_file, ..Default::default() };
     let engine = crate::open_engine(file.clone(), None, open).await?;
     let entries = engine.geometry.l1_entries_for(options.size);
     if entries > 0 {
         engine.grow_l1(entries, Some(options.size)).await?;
+    }
+    let raw = options.data_file.as_ref().is_some_and(|file| file.form == DataFileForm::Raw);
+    if let Some(file) = &engine.data_file {
+        let mode = match options.preallocation {
+            Preallocation::Metadata => Preallocation::Off,
+            mode => mode,
+        };
+        file.submit(Request::truncate(options.size, mode)).finish().await.result?;
+    }
+    // Where the external file is the disk, every cluster of it counts from the beginning.
+    if options.preallocation != Preallocation::Off || raw {
+        engine.preallocate(0..options.size, options.preallocation).await?;
     }
     engine.settle_refcounts().await
 }

@@ -8,11 +8,12 @@ use cowbell_block::modes::Modes;
 use cowbell_block::node::NotOffered;
 use cowbell_block::options::{BoolOpt, ChildRef, DiscardMode, OptionTree, SizeOpt, parse};
 use cowbell_block::registry::{Driver, Role, Score};
-use cowbell_block::{BoxFuture, Child, Error, Node, Result};
+use cowbell_block::{BoxFuture, Child, Error, ErrorKind, Node, Preallocation, Result};
 use serde::Deserialize;
 
 use crate::{
-    CompressionType, CreateError, CreateOptions, DRIVER, Discard, Header, Notice, OpenOptions, Qcow2,
+    CompressionType, CreateError, CreateOptions, DRIVER, DataFile, DataFileForm, Discards, Header, L2Format,
+    Notice, OpenOptions, Qcow2,
 };
 
 /// Opens and makes qcow2 images for a registry.
@@ -40,10 +41,35 @@ struct RuntimeOptions {
     file: ChildRef,
     #[serde(default)]
     backing: ChildRef,
+    #[serde(default)]
+    data_file: ChildRef,
     lazy_refcounts: Option<BoolOpt>,
+    pass_discard_request: Option<BoolOpt>,
+    pass_discard_snapshot: Option<BoolOpt>,
+    pass_discard_other: Option<BoolOpt>,
+    discard_no_unref: Option<BoolOpt>,
     l2_cache_size: Option<SizeOpt>,
     refcount_cache_size: Option<SizeOpt>,
     l2_cache_entry_size: Option<SizeOpt>,
+}
+
+impl RuntimeOptions {
+    fn discards(&self, mode: DiscardMode, version: u32) -> Result<Discards> {
+        let mut discards = Discards::default();
+        discards.set(Discards::REQUEST, mode == DiscardMode::Unmap);
+        for (given, what) in [
+            (self.pass_discard_request, Discards::REQUEST),
+            (self.pass_discard_snapshot, Discards::SNAPSHOT),
+            (self.pass_discard_other, Discards::OTHER),
+            (self.discard_no_unref, Discards::NO_UNREF),
+        ] {
+            discards.set(what, given.map_or(discards.contains(what), |on| on.0));
+        }
+        if discards.contains(Discards::NO_UNREF) && version < 3 {
+            return Err(Error::new(ErrorKind::InvalidInput, OptionError::NoUnrefVersion));
+        }
+        Ok(discards)
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -129,6 +155,8 @@ const CREATE_OPTIONS: &[CreateOption] = &[
 /// An option of creation with a value that it does not take.
 #[derive(Debug, thiserror::Error)]
 enum OptionError {
+    #[error("discard-no-unref is only supported since qcow2 version 3")]
+    NoUnrefVersion,
     #[error("Parameter '{name}' does not accept value '{value}'")]
     Value {
         /// As the reference's interface for creation calls it.
@@ -157,9 +185,16 @@ impl Driver for Qcow2Driver {
     fn open(&self, options: OptionTree, cx: OpenContext) -> BoxFuture<Result<Arc<dyn Node>>> {
         let notice = self.notice.clone();
         Box::pin(async move {
-            let options: RuntimeOptions = parse(DRIVER, Role::Format, options)?;
-            let file = cx.require_child("file", options.file, ChildKind::Storage).await?;
+            let mut options: RuntimeOptions = parse(DRIVER, Role::Format, options)?;
+            let file =
+                cx.require_child("file", std::mem::take(&mut options.file), ChildKind::Storage).await?;
             let header = Qcow2::read_header(&Child::new(file.clone())).await?;
+            let discards = options.discards(cx.discard, header.version)?;
+            let data_name = header.data_file();
+            let data_file = match cx.no_io {
+                true => None,
+                false => cx.open_data_file(&*file, data_name.as_deref(), options.data_file).await?,
+            };
             let stored = header.backing_file.as_deref();
             let stored = stored.map(|name| StoredBacking { name, format: header.backing_format.as_deref() });
             let backing = cx.open_backing(&*file, stored, options.backing).await?;
@@ -169,10 +204,9 @@ impl Driver for Qcow2Driver {
             let open = OpenOptions {
                 access: cx.access,
                 modes: Modes::of(&cx),
-                discard: match cx.discard {
-                    DiscardMode::Unmap => Discard::Unmap,
-                    DiscardMode::Ignore => Discard::Keep,
-                },
+                discards,
+                data_file,
+                metadata_only: cx.no_io,
                 lazy_refcounts: options.lazy_refcounts.map(|b| b.0),
                 l2_cache_bytes: size(options.l2_cache_size, share(defaults.l2_cache_bytes)),
                 refcount_cache_bytes: size(options.refcount_cache_size, share(defaults.refcount_cache_bytes)),
@@ -197,9 +231,20 @@ impl Driver for Qcow2Driver {
             options.check_header()?;
             let filename = args.filename.clone();
             cx.create_storage(args).await?;
+            let data_file = match &options.data_file {
+                Some(file) => {
+                    cx.create_storage(CreateArgs::new(&file.name)).await?;
+                    Some(cx.open_storage(&file.name).await?)
+                }
+                None => None,
+            };
             let file = cx.open_storage(&filename).await?;
-            let result = crate::create(&Child::new(file.clone()), &options).await;
-            result.and(file.close().await)
+            let result = crate::create(&Child::new(file.clone()), data_file.clone(), &options).await;
+            let closed = match data_file {
+                Some(data_file) => data_file.close().await,
+                None => Ok(()),
+            };
+            result.and(closed).and(file.close().await)
         })
     }
 }
@@ -221,6 +266,18 @@ impl CreationOptions {
             Some("zstd") => CompressionType::Zstd,
             Some(other) => return Err(rejected("compression-type", other)),
         };
+        let preallocation = match self.preallocation.as_deref() {
+            None | Some("off") => Preallocation::Off,
+            Some("metadata") => Preallocation::Metadata,
+            Some("falloc") => Preallocation::Falloc,
+            Some("full") => Preallocation::Full,
+            Some(other) => return Err(rejected("preallocation", other)),
+        };
+        let form = if self.data_file_raw { DataFileForm::Raw } else { DataFileForm::Dependent };
+        let data_file = self.data_file.map(|name| DataFile { name, form });
+        if data_file.is_none() && self.data_file_raw {
+            return Err(CreateError::RawWithoutDataFile.into());
+        }
         Ok(CreateOptions {
             version,
             size: self.size.unwrap_or(0).next_multiple_of(512),
@@ -228,6 +285,9 @@ impl CreationOptions {
             refcount_order: power(self.refcount_bits.unwrap_or(16), CreateError::RefcountWidth)?,
             lazy_refcounts: self.lazy_refcounts,
             compression,
+            l2_format: if self.extended_l2 { L2Format::Extended } else { L2Format::Standard },
+            preallocation,
+            data_file,
             backing_file: self.backing_file,
             backing_format: self.backing_fmt,
         })
@@ -235,11 +295,6 @@ impl CreationOptions {
 
     /// What is known to the format but not to this version of the engine.
     fn refuse(&self) -> Result<()> {
-        let preallocates = match self.preallocation.as_deref() {
-            None | Some("off") => false,
-            Some("metadata" | "falloc" | "full") => true,
-            Some(other) => return Err(rejected("preallocation", other)),
-        };
         let encrypts = self.encryption
             || self.encrypt_iter_time.is_some()
             || [
@@ -253,24 +308,14 @@ impl CreationOptions {
             ]
             .into_iter()
             .any(Option::is_some);
-        for (wanted, what) in [
-            (preallocates, "preallocation in this version of cowbell"),
-            (self.extended_l2, "extended L2 entries in this version of cowbell"),
-            (
-                self.data_file.is_some() || self.data_file_raw,
-                "external data files in this version of cowbell",
-            ),
-            (encrypts, "encryption in this version of cowbell"),
-        ] {
-            if wanted {
-                return Err(NotOffered { driver: DRIVER, what }.into());
-            }
+        match encrypts {
+            true => Err(NotOffered { driver: DRIVER, what: "encryption in this version of cowbell" }.into()),
+            false => Ok(()),
         }
-        Ok(())
     }
 }
 
 fn rejected(name: &'static str, value: &str) -> Error {
     let e = OptionError::Value { name, value: value.to_owned() };
-    Error::new(cowbell_block::ErrorKind::InvalidInput, e)
+    Error::new(ErrorKind::InvalidInput, e)
 }

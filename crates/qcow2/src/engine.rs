@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
+use bitflags::bitflags;
 use cowbell_block::range_lock::{LockMode, RangeLock};
 use cowbell_block::{BoxFuture, Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result, Spawner};
 use parking_lot::Mutex;
 
-use crate::geometry::Geometry;
+use crate::geometry::{DataPlace, Geometry};
 use crate::header::{Header, Incompatible};
 use crate::state::{Corruption, State};
 
@@ -29,6 +30,10 @@ pub(crate) struct Surroundings {
 pub(crate) struct Engine {
     pub file: Child,
     pub backing: Option<Child>,
+    /// The guest's data, if it lies in a file of its own.
+    pub data_file: Option<Child>,
+    /// The image was opened for its metadata only: there is no such file here.
+    pub lacks_data: bool,
     pub geometry: Geometry,
     pub state: Mutex<State>,
     /// Guest clusters: shared by overwrites in place, exclusive for everything that changes a mapping.
@@ -44,7 +49,6 @@ pub(crate) struct Engine {
     pub poisoned: AtomicBool,
     /// Metadata is broken; the corrupt bit is set.
     pub corrupt: AtomicBool,
-    pub discard: Discard,
     pub around: Surroundings,
     orphans: Mutex<Vec<BoxFuture<Completion>>>,
     orphan_count: AtomicUsize,
@@ -66,14 +70,52 @@ pub(crate) struct Loading {
     pub header: RangeLock,
 }
 
-/// What happens to the storage of discarded clusters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Discard {
-    /// It is free for reuse in the image.
-    #[default]
-    Keep,
-    /// It is given back to the host as well.
-    Unmap,
+bitflags! {
+    /// What happens to the storage of clusters that are no longer needed: free for reuse in the image in any
+    /// case, and given back to the host where a bit says so.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Discards: u8 {
+        /// Given back when the guest discards it (`pass-discard-request`).
+        const REQUEST = 1;
+        /// Given back when a snapshot that held it is deleted (`pass-discard-snapshot`).
+        const SNAPSHOT = 1 << 1;
+        /// Given back when it is replaced for any other reason (`pass-discard-other`).
+        const OTHER = 1 << 2;
+        /// Discarded clusters keep their storage and read as zeroes (`discard-no-unref`).
+        const NO_UNREF = 1 << 3;
+    }
+}
+
+impl Default for Discards {
+    fn default() -> Self {
+        Self::SNAPSHOT
+    }
+}
+
+/// Why clusters lose a reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dropped {
+    /// The guest asked for it.
+    Discarded,
+    /// A snapshot was deleted.
+    #[expect(dead_code, reason = "deleting snapshots comes with the next change")]
+    WithSnapshot,
+    /// They were replaced, or a table moved.
+    Replaced,
+    /// They lie beyond the new end of the disk.
+    CutOff,
+}
+
+impl Discards {
+    /// Whether storage dropped for this reason goes back to the host.
+    pub(crate) fn passes(self, why: Dropped) -> bool {
+        match why {
+            Dropped::Discarded => self.contains(Self::REQUEST),
+            Dropped::WithSnapshot => self.contains(Self::SNAPSHOT),
+            Dropped::Replaced => self.contains(Self::OTHER),
+            Dropped::CutOff => true,
+        }
+    }
 }
 
 /// The image cannot be used any more.
@@ -85,19 +127,23 @@ enum Unusable {
     Poisoned,
     #[error("the image is marked corrupt")]
     Corrupt,
+    #[error("the image was opened without its external data file")]
+    MetadataOnly,
 }
 
 impl Engine {
     pub fn new(
         file: Child,
         backing: Option<Child>,
+        data_file: Option<Child>,
         state: State,
-        discard: Discard,
         around: Surroundings,
     ) -> Self {
         Self {
             file,
             backing,
+            lacks_data: state.geometry.data_place == DataPlace::External && data_file.is_none(),
+            data_file,
             geometry: state.geometry,
             state: Mutex::new(state),
             ranges: RangeLock::new(),
@@ -108,13 +154,18 @@ impl Engine {
             closed: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             corrupt: AtomicBool::new(false),
-            discard,
             around,
             orphans: Mutex::default(),
             orphan_count: AtomicUsize::new(0),
             waiters: Mutex::default(),
             next_waiter: AtomicU64::new(0),
         }
+    }
+
+    /// The file that holds the guest's data.
+    #[inline]
+    pub fn data(&self) -> &Child {
+        self.data_file.as_ref().unwrap_or(&self.file)
     }
 
     /// Bytes of a table slice.
@@ -133,6 +184,9 @@ impl Engine {
         }
         if self.corrupt.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Io, Unusable::Corrupt));
+        }
+        if self.lacks_data {
+            return Err(Error::new(ErrorKind::InvalidInput, Unusable::MetadataOnly));
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! [`HostOffset`]. Refcounts are kept per [`HostCluster`]. All conversions live on [`Geometry`].
 
 use std::fmt;
+use std::ops::Range;
 
 /// Smallest `cluster_bits` of the format: 512 bytes (qcow2 specification, header).
 pub const CLUSTER_BITS_MIN: u32 = 9;
@@ -12,6 +13,9 @@ pub const CLUSTER_BITS_MAX: u32 = 21;
 /// Bytes of one cached slice of a table, unless the cluster is smaller: small enough that a random read brings
 /// in little, large enough for one host I/O.
 pub const SLICE_BYTES: u32 = 4096;
+
+/// Subclusters of a cluster with extended L2 entries.
+pub const SUBCLUSTERS: u32 = 32;
 
 /// Number of a cluster of the guest's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +44,28 @@ pub struct Geometry {
     pub refcount_order: u32,
     /// Bytes of a cached table slice: a power of two of at most one cluster.
     pub slice_bytes: u32,
+    /// What an L2 entry says.
+    pub l2_format: L2Format,
+    /// Where the guest's data lies.
+    pub data_place: DataPlace,
+}
+
+/// The two forms of L2 entries (qcow2 specification, *L2 table entry* and *Extended L2 Entries*).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum L2Format {
+    /// 8 bytes; a cluster is of one kind.
+    Standard,
+    /// 16 bytes with a bitmap; each of 32 subclusters has its kind.
+    Extended,
+}
+
+/// Which file holds the guest's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataPlace {
+    /// The image file, where refcounts tell what is free.
+    Image,
+    /// Another file, each cluster at its guest offset; no refcounts.
+    External,
 }
 
 impl Geometry {
@@ -48,7 +74,54 @@ impl Geometry {
         assert!((CLUSTER_BITS_MIN..=CLUSTER_BITS_MAX).contains(&cluster_bits), "the header parser checks");
         assert!(refcount_order <= 6, "the header parser checks");
         let slice_bytes = slice_bytes.clamp(512, 1 << cluster_bits).next_power_of_two();
-        Self { cluster_bits, refcount_order, slice_bytes }
+        let (l2_format, data_place) = (L2Format::Standard, DataPlace::Image);
+        Self { cluster_bits, refcount_order, slice_bytes, l2_format, data_place }
+    }
+
+    /// The same with L2 entries of this form.
+    #[must_use]
+    pub fn with_l2(self, l2_format: L2Format) -> Self {
+        assert!(l2_format == L2Format::Standard || self.cluster_bits >= 14, "the header parser checks");
+        Self { l2_format, ..self }
+    }
+
+    /// The same with data in this place.
+    #[must_use]
+    pub fn with_data(self, data_place: DataPlace) -> Self {
+        Self { data_place, ..self }
+    }
+
+    /// Bytes of one L2 entry.
+    pub fn l2_entry_bytes(&self) -> u64 {
+        match self.l2_format {
+            L2Format::Standard => 8,
+            L2Format::Extended => 16,
+        }
+    }
+
+    /// Subclusters of a cluster: 1 with standard entries, where the cluster is the grain.
+    pub fn subclusters(&self) -> u32 {
+        match self.l2_format {
+            L2Format::Standard => 1,
+            L2Format::Extended => SUBCLUSTERS,
+        }
+    }
+
+    /// Bytes of a subcluster.
+    pub fn subcluster_size(&self) -> u64 {
+        self.cluster_size() / u64::from(self.subclusters())
+    }
+
+    /// A bit for each of a cluster's subclusters.
+    pub fn all_subclusters(&self) -> u32 {
+        u32::MAX >> (SUBCLUSTERS - self.subclusters())
+    }
+
+    /// The subclusters that a range touches, which lies inside one cluster and is not empty; as bits.
+    pub fn subclusters_of(&self, inside: Range<u64>) -> u32 {
+        let size = self.subcluster_size();
+        let (first, last) = (inside.start / size, (inside.end - 1) / size);
+        (u32::MAX >> (u64::from(SUBCLUSTERS) - 1 - last)) & (u32::MAX << first)
     }
 
     /// Bytes of a cluster.
@@ -93,10 +166,15 @@ impl Geometry {
 
     /// Entries of one L2 table.
     pub fn l2_entries(&self) -> u64 {
-        self.cluster_size() / 8
+        self.cluster_size() / self.l2_entry_bytes()
     }
 
-    /// Entries of one table slice (L1, L2 and refcount tables have 8-byte entries).
+    /// Entries of one slice of an L2 table.
+    pub fn l2_slice_entries(&self) -> u64 {
+        u64::from(self.slice_bytes) / self.l2_entry_bytes()
+    }
+
+    /// Entries of one slice of an L1 or refcount table, 8 bytes each.
     pub fn slice_entries(&self) -> u64 {
         u64::from(self.slice_bytes) / 8
     }
@@ -113,7 +191,7 @@ impl Geometry {
 
     /// The number of the L2 slice that covers a guest cluster, counted over the whole disk.
     pub fn l2_slice(&self, cluster: GuestCluster) -> u64 {
-        cluster.0 / self.slice_entries()
+        cluster.0 / self.l2_slice_entries()
     }
 
     /// L1 entries needed for a disk of `size` bytes.
@@ -151,6 +229,17 @@ mod tests {
         assert_eq!((g.refblock_entries(), g.refslice_entries(), g.refcount_max()), (32768, 2048, 65535));
         assert_eq!(g.l1_entries_for(512 << 20), 1);
         assert_eq!(g.l1_entries_for((512 << 20) + 1), 2);
+    }
+
+    #[test]
+    fn subclusters_are_bits_of_their_cluster() {
+        let g = Geometry::new(16, 4, SLICE_BYTES).with_l2(L2Format::Extended);
+        assert_eq!((g.l2_entries(), g.l2_slice_entries(), g.subcluster_size()), (4096, 256, 2048));
+        assert_eq!(g.subclusters_of(0..65536), u32::MAX);
+        assert_eq!(g.subclusters_of(2047..2049), 0b11);
+        assert_eq!(g.subclusters_of(63488..63489), 1 << 31);
+        let standard = Geometry::new(16, 4, SLICE_BYTES);
+        assert_eq!((standard.subclusters_of(5..600), standard.all_subclusters()), (1, 1));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{Buf, Cause, DebugEvent, Error, ErrorKind, Result};
 
-use crate::engine::{Engine, NO_CAUSE};
+use crate::engine::{Dropped, Engine, NO_CAUSE};
 use crate::geometry::{HostCluster, HostOffset};
 use crate::header::REFTABLE_BYTES_MAX;
 use crate::meta::{self, TableKind};
@@ -194,7 +194,7 @@ impl Engine {
             state.hint = state.hint.max(used.end);
             state.virgin_from = state.virgin_from.max(used.end << geometry.cluster_bits);
             let old = geometry.host_cluster(old_offset).0;
-            state.free_later(HostCluster(old)..HostCluster(old + old_clusters), false);
+            state.free_later(HostCluster(old)..HostCluster(old + old_clusters), Dropped::Replaced);
             if let Some(map) = state.meta.as_mut() {
                 map.remove_fixed(meta::REFTABLE);
                 map.add_fixed(place + blocks..used.end, meta::REFTABLE);

@@ -7,8 +7,12 @@ use cowbell_block::{Error, ErrorKind, Result};
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::geometry::{CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, HostOffset};
+use crate::geometry::{
+    CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, DataPlace, Geometry, HostOffset, L2Format, SLICE_BYTES,
+};
 
+/// Extended L2 entries need clusters of 16 KiB: 32 subclusters of a sector each.
+pub const EXTENDED_L2_CLUSTER_BITS_MIN: u32 = 14;
 /// `QFI\xfb`, the first four bytes.
 pub const MAGIC: u32 = 0x5146_49fb;
 /// Most bytes of the active L1 table that the reference opens: 32 MiB.
@@ -199,6 +203,9 @@ pub enum HeaderError {
     /// The raw external data bit without an external data file.
     #[error("data-file-raw requires a data file")]
     RawDataWithoutFile,
+    /// Subclusters smaller than a sector.
+    #[error("Extended L2 entries are only supported with cluster sizes of at least 16384 bytes")]
+    ExtendedL2Clusters,
     /// No refcount table.
     #[error("Image does not contain a reference count table")]
     NoReftable,
@@ -424,8 +431,12 @@ impl Header {
         if !placed(self.l1_offset, l1_bytes) {
             return Err(HeaderError::L1Offset.into());
         }
-        let covered_by_entry = 1u64 << (2 * self.cluster_bits - 3);
-        let needed = self.size.div_ceil(covered_by_entry);
+        if self.incompatible.contains(Incompatible::EXTENDED_L2)
+            && self.cluster_bits < EXTENDED_L2_CLUSTER_BITS_MIN
+        {
+            return Err(HeaderError::ExtendedL2Clusters.into());
+        }
+        let needed = self.geometry(SLICE_BYTES).l1_entries_for(self.size);
         if needed > L1_BYTES_MAX / 8 || self.size > i64::MAX as u64 {
             return Err(HeaderError::SizeTooLarge.into());
         }
@@ -478,10 +489,23 @@ impl Header {
         Some(HostOffset(raw & 0x00ff_ffff_ffff_fe00)).filter(|host| host.0 != 0)
     }
 
+    /// Whether the external data file must read like the disk by itself.
+    pub fn has_raw_data_file(&self) -> bool {
+        self.autoclear & AUTOCLEAR_RAW_DATA != 0
+    }
+
     /// The external data file's name.
     pub fn data_file(&self) -> Option<String> {
         let extension = self.extensions.iter().find(|e| e.kind == EXT_DATA_FILE)?;
         Some(String::from_utf8_lossy(&extension.data).into_owned())
+    }
+
+    /// The image's sizes, with table slices of about `slice_bytes` bytes.
+    pub fn geometry(&self, slice_bytes: u32) -> Geometry {
+        let has = |feature| self.incompatible.contains(feature);
+        let l2 = if has(Incompatible::EXTENDED_L2) { L2Format::Extended } else { L2Format::Standard };
+        let data = if has(Incompatible::DATA_FILE) { DataPlace::External } else { DataPlace::Image };
+        Geometry::new(self.cluster_bits, self.refcount_order, slice_bytes).with_l2(l2).with_data(data)
     }
 
     /// The header as stored, padded to a whole cluster's beginning: fixed fields, extensions, backing name.
@@ -558,6 +582,11 @@ impl Header {
             },
             padding: [0; 7],
         }
+    }
+
+    /// The extension that names an external data file.
+    pub(crate) fn data_file_extension(name: &str) -> Extension {
+        Extension { kind: EXT_DATA_FILE, data: name.as_bytes().to_vec() }
     }
 
     /// The feature name table that new images carry, in the reference's order.

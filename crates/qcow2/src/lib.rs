@@ -26,6 +26,7 @@ mod header;
 mod load;
 mod map;
 mod meta;
+mod preallocate;
 mod read;
 mod refcount;
 mod resize;
@@ -49,14 +50,13 @@ use cowbell_block::{
 };
 use serde_json::{Map, Value, json};
 
-pub use create::{CreateError, CreateOptions, create};
+pub use create::{CreateError, CreateOptions, DataFile, DataFileForm, create};
 pub use driver::Qcow2Driver;
-pub use engine::{Discard, Notice};
-pub use geometry::SLICE_BYTES;
+pub use engine::{Discards, Notice};
+pub use geometry::{L2Format, SLICE_BYTES};
 pub use header::{CompressionType, Header, HeaderError};
 
 use engine::{Engine, Surroundings};
-use geometry::Geometry;
 use header::{Incompatible, LAZY_REFCOUNTS};
 use snapshot::SnapshotTable;
 use state::{Capacities, State};
@@ -85,6 +85,10 @@ pub const MUTANTS: &[(&str, &str)] = &[
 pub struct OpenOptions {
     /// Whether mutations are accepted.
     pub access: Access,
+    /// The file with the guest's data, for an image that keeps it outside.
+    pub data_file: Option<Arc<dyn Node>>,
+    /// Nothing but metadata will be asked for: an external data file need not be there.
+    pub metadata_only: bool,
     /// Most bytes of cached L2 slices. The reference's default maximum, taken only as slices come.
     pub l2_cache_bytes: u64,
     /// Most bytes of cached refcount slices.
@@ -93,8 +97,8 @@ pub struct OpenOptions {
     pub slice_bytes: u32,
     /// Discards that are ignored, zeroes that are detected.
     pub modes: Modes,
-    /// What happens to discarded storage.
-    pub discard: Discard,
+    /// What happens to storage that is no longer needed.
+    pub discards: Discards,
     /// Postpone refcounts; `None` follows the image.
     pub lazy_refcounts: Option<bool>,
     /// Leave an image that was not shut down cleanly as it is, for a check that will tell.
@@ -109,11 +113,13 @@ impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             access: Access::ReadOnly,
+            data_file: None,
+            metadata_only: false,
             l2_cache_bytes: 32 << 20,
             refcount_cache_bytes: 4 << 20,
             slice_bytes: SLICE_BYTES,
             modes: Modes::default(),
-            discard: Discard::Keep,
+            discards: Discards::default(),
             lazy_refcounts: None,
             skip_repair: false,
             spawn: None,
@@ -133,6 +139,10 @@ pub struct Qcow2 {
 enum OpenError {
     #[error("qcow2: Image is corrupt; cannot be opened read/write")]
     Corrupt,
+    #[error("'data-file' is required for this image")]
+    DataFileMissing,
+    #[error("'data-file' can only be set for images with an external data file")]
+    DataFileUnwanted,
     #[error("qcow2 feature '{0}' is not supported in this version of cowbell")]
     Feature(&'static str),
     #[error(
@@ -192,17 +202,17 @@ pub(crate) async fn open_engine(
     options: OpenOptions,
 ) -> Result<Arc<Engine>> {
     let mut header = Qcow2::read_header(&file).await?;
-    for (bit, name) in
-        [(Incompatible::DATA_FILE, "external data file"), (Incompatible::EXTENDED_L2, "extended L2 entries")]
-    {
-        if header.incompatible.contains(bit) {
-            return Err(Error::new(ErrorKind::Unsupported, OpenError::Feature(name)));
-        }
-    }
+    let data_file = match (options.data_file, header.incompatible.contains(Incompatible::DATA_FILE)) {
+        (Some(node), true) => Some(Child::new(node)),
+        (None, false) => None,
+        (None, true) if options.metadata_only => None,
+        (None, true) => return Err(Error::new(ErrorKind::InvalidInput, OpenError::DataFileMissing)),
+        (Some(_), false) => return Err(Error::new(ErrorKind::InvalidInput, OpenError::DataFileUnwanted)),
+    };
     if header.crypt_method != 0 {
         return Err(Error::new(ErrorKind::Unsupported, OpenError::Feature("encryption")));
     }
-    let geometry = Geometry::new(header.cluster_bits, header.refcount_order, options.slice_bytes);
+    let geometry = header.geometry(options.slice_bytes);
     // Disks have whole sectors; the reference leaves the odd bytes out as well.
     header.size -= header.size % 512;
     // Looked through for its limits only: the entries are read by those who need them.
@@ -216,9 +226,9 @@ pub(crate) async fn open_engine(
     };
     let wants_lazy = options.lazy_refcounts.unwrap_or(header.compatible & LAZY_REFCOUNTS != 0);
     let lazy = header.version >= 3 && wants_lazy;
-    let state = State::new(header, geometry, file.len(), lazy, &caches);
+    let state = State::new(header, geometry, file.len(), lazy, options.discards, &caches);
     let surroundings = Surroundings { notice: options.notice, spawn: options.spawn };
-    let engine = Arc::new(Engine::new(file, backing, state, options.discard, surroundings));
+    let engine = Arc::new(Engine::new(file, backing, data_file, state, surroundings));
     if options.access == Access::ReadWrite {
         engine.start_writing(SkipRepair(options.skip_repair)).await?;
     }
@@ -243,8 +253,10 @@ impl Engine {
             return Err(Error::new(ErrorKind::Unsupported, OpenError::Bitmaps));
         }
         let file = self.file.node();
-        if file.is_read_only() {
-            file.reopen(Access::ReadWrite).await?;
+        for node in [Some(file), self.data_file.as_ref().map(Child::node)].into_iter().flatten() {
+            if node.is_read_only() {
+                node.reopen(Access::ReadWrite).await?;
+            }
         }
         self.writable.store(true, Ordering::SeqCst);
         let ready = self.prepare_writing(&header, skip_repair).await;
@@ -274,11 +286,14 @@ impl Engine {
         }
         self.settle_refcounts().await?;
         self.writable.store(false, Ordering::SeqCst);
-        match self.file.node().reopen(Access::ReadOnly).await {
-            // The file may stay open for writing: nobody here writes to it.
-            Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
-            other => other,
+        for file in [Some(&self.file), self.data_file.as_ref()].into_iter().flatten() {
+            match file.node().reopen(Access::ReadOnly).await {
+                // The file may stay open for writing: nobody here writes to it.
+                Err(e) if e.kind() == ErrorKind::Unsupported => {}
+                other => other?,
+            }
         }
+        Ok(())
     }
 }
 
@@ -329,6 +344,7 @@ impl Node for Qcow2 {
     fn edges(&self) -> Vec<NamedEdge> {
         let edge = |role, kind, child: &Child| NamedEdge { role, kind, child: child.clone() };
         let mut edges = vec![edge("file", EdgeKind::Storage, &self.engine.file)];
+        edges.extend(self.engine.data_file.as_ref().map(|child| edge("data-file", EdgeKind::Storage, child)));
         edges.extend(self.engine.backing.as_ref().map(|child| edge("backing", EdgeKind::Backing, child)));
         edges
     }
@@ -391,7 +407,10 @@ async fn close(engine: &Arc<Engine>) -> Result<()> {
             false => engine.settle_refcounts().await,
         };
     }
-    let closed = engine.file.node().close().await;
+    let mut closed = engine.file.node().close().await;
+    if let Some(data_file) = &engine.data_file {
+        closed = closed.and(data_file.node().close().await);
+    }
     if let Some(backing) = &engine.backing {
         backing.node().close().await?;
     }
@@ -454,6 +473,10 @@ fn format_specific(header: &Header) -> Map<String, Value> {
     put("compression-type", json!(compression));
     put("lazy-refcounts", json!(header.compatible & LAZY_REFCOUNTS != 0));
     put("refcount-bits", json!(1 << header.refcount_order));
+    if let Some(name) = header.data_file() {
+        put("data-file", json!(name));
+        put("data-file-raw", json!(header.has_raw_data_file()));
+    }
     put("corrupt", json!(header.incompatible.contains(Incompatible::CORRUPT)));
     put("extended-l2", json!(header.incompatible.contains(Incompatible::EXTENDED_L2)));
     facts

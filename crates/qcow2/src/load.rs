@@ -8,7 +8,7 @@ use cowbell_block::range_lock::LockMode;
 use cowbell_block::{Buf, Cause, DebugEvent, Result};
 
 use crate::cache::Full;
-use crate::engine::Engine;
+use crate::engine::{Dropped, Engine};
 use crate::geometry::{HostCluster, HostOffset};
 use crate::meta::{self, MetaMap, TableKind};
 use crate::snapshot::SnapshotTable;
@@ -351,7 +351,7 @@ impl Engine {
                 if let Some(old) = old {
                     let old = state.geometry.host_cluster(old);
                     meta.remove_table(TableKind::L2, old.0);
-                    state.free_later(old..HostCluster(old.0 + 1), false);
+                    state.free_later(old..HostCluster(old.0 + 1), Dropped::Replaced);
                 }
                 Ok(())
             })
@@ -376,10 +376,10 @@ impl Engine {
                 self.file.announce(DebugEvent::L2AllocCowRead, cause).await;
                 let mut copy = self.file.read(old.0, len).await?;
                 // A shared table has no private clusters; a wrong flag must not survive the copy.
-                for raw in copy.chunks_exact_mut(8) {
+                for raw in copy.chunks_exact_mut(self.geometry.l2_entry_bytes() as usize) {
                     let entry = u64::from_be_bytes(*raw.first_chunk().expect("eight bytes"));
                     let shared = table::L2Entry::with_copied_flag(entry, Ownership::Shared);
-                    raw.copy_from_slice(&shared.to_be_bytes());
+                    raw[..8].copy_from_slice(&shared.to_be_bytes());
                 }
                 copy
             }

@@ -1,10 +1,14 @@
 //! Plans: what host I/O serves a guest range, decided under the lock and carried out without it.
 
+use std::ops::Range;
+
 use smallvec::SmallVec;
 
-use crate::geometry::{GuestCluster, HostCluster, HostOffset};
-use crate::state::{Corruption, Decision, Need, State};
-use crate::table::{Compressed, L1Entry, L2Entry, Ownership};
+use crate::cache::Slot;
+use crate::engine::Dropped;
+use crate::geometry::{DataPlace, GuestCluster, HostCluster, HostOffset};
+use crate::state::{Decision, Need, State, Stop};
+use crate::table::{Cell, Compressed, L1Entry, Ownership, Storage};
 
 /// What a guest range is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,8 +17,8 @@ pub(crate) enum Kind {
     Data(HostOffset),
     /// Zeroes; a data cluster may be kept at this offset.
     Zero(Option<HostOffset>),
-    /// The backing file's content, or zeroes.
-    Unallocated,
+    /// The backing file's content, or zeroes; a data cluster may be there at this offset.
+    Unallocated(Option<HostOffset>),
     /// One cluster, stored compressed.
     Compressed(Compressed),
 }
@@ -31,8 +35,10 @@ impl Run {
     pub fn is_continued_by(&self, next: &Run) -> bool {
         let joined = |a: HostOffset, b: HostOffset| a.0.checked_add(self.len) == Some(b.0);
         match (self.kind, next.kind) {
-            (Kind::Data(a), Kind::Data(b)) | (Kind::Zero(Some(a)), Kind::Zero(Some(b))) => joined(a, b),
-            (Kind::Zero(None), Kind::Zero(None)) | (Kind::Unallocated, Kind::Unallocated) => true,
+            (Kind::Data(a), Kind::Data(b))
+            | (Kind::Zero(Some(a)), Kind::Zero(Some(b)))
+            | (Kind::Unallocated(Some(a)), Kind::Unallocated(Some(b))) => joined(a, b),
+            (Kind::Zero(None), Kind::Zero(None)) | (Kind::Unallocated(None), Kind::Unallocated(None)) => true,
             _ => false,
         }
     }
@@ -44,12 +50,24 @@ pub(crate) type Pieces = SmallVec<[(HostOffset, u64); 4]>;
 /// The beginning of a write and how its clusters get their storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteRun {
-    /// Private storage is there.
+    /// Private storage is there and holds the content of each subcluster that is touched.
     InPlace { host: HostOffset, len: u64 },
-    /// Private storage is there but reads as zeroes: the whole clusters are written, then the entries.
+    /// Private storage is there, but some subclusters do not use it yet: those are written whole, then the
+    /// entries.
     Kept { host: HostOffset, clusters: u64 },
     /// Storage must be found.
     Fresh { clusters: u64 },
+}
+
+/// What is written for a run besides the data: the rest of subclusters, and content that moves to new storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// Guest bytes before the data.
+    pub head: u64,
+    /// Bytes of data.
+    pub data: u64,
+    /// Guest bytes after the data.
+    pub tail: u64,
 }
 
 impl State {
@@ -59,31 +77,49 @@ impl State {
         let geometry = self.geometry;
         let cluster = geometry.guest_cluster(offset);
         let Some(slot) = self.l2_slot(cluster)? else {
-            return Ok(Run { kind: Kind::Unallocated, len: self.unmapped_from(offset, len) });
+            return Ok(Run { kind: Kind::Unallocated(None), len: self.unmapped_from(offset, len) });
         };
-        let per_slice = geometry.slice_entries();
-        let first = cluster.0 % per_slice;
-        let inside = geometry.in_cluster(offset);
-        let mut run =
-            Run { kind: self.kind_of(slot, first, cluster)?, len: geometry.cluster_size() - inside };
-        run.kind = match run.kind {
-            Kind::Data(host) => Kind::Data(HostOffset(host.0 + inside)),
-            Kind::Zero(Some(host)) => Kind::Zero(Some(HostOffset(host.0 + inside))),
-            other => other,
-        };
-        for index in first + 1..per_slice {
-            if run.len >= len {
+        let slice_end = self.slice_end(cluster);
+        let mut run = self.run_in_cluster(slot, cluster, geometry.in_cluster(offset))?;
+        let mut next = cluster.0 + 1;
+        while run.len < len && next < slice_end && geometry.in_cluster(offset + run.len) == 0 {
+            let more = self.run_in_cluster(slot, GuestCluster(next), 0)?;
+            if !run.is_continued_by(&more) {
                 break;
             }
-            let kind = self.kind_of(slot, index, GuestCluster(cluster.0 + index - first))?;
-            let next = Run { kind, len: geometry.cluster_size() };
-            if !run.is_continued_by(&next) {
-                break;
-            }
-            run.len += next.len;
+            run.len += more.len;
+            next += 1;
         }
         run.len = run.len.min(len);
         Ok(run)
+    }
+
+    /// The run at a byte of a cluster, at most to the cluster's end.
+    fn run_in_cluster(&self, slot: Slot, cluster: GuestCluster, inside: u64) -> Decision<Run> {
+        let geometry = &self.geometry;
+        let cell = self.cell(slot, cluster)?;
+        let host = match cell.storage {
+            Storage::None => None,
+            Storage::Cluster(host, _) => Some(HostOffset(host.0 + inside)),
+            Storage::Compressed(compressed) => {
+                let len = geometry.cluster_size() - inside;
+                return Ok(Run { kind: Kind::Compressed(compressed), len });
+            }
+        };
+        let size = geometry.subcluster_size();
+        let first = (inside / size) as u32;
+        let (alike, kind) = match host {
+            Some(host) if cell.alloc >> first & 1 != 0 => (cell.alloc, Kind::Data(host)),
+            host if cell.zero >> first & 1 != 0 => (cell.zero, Kind::Zero(host)),
+            host => (geometry.all_subclusters() & !(cell.alloc | cell.zero), Kind::Unallocated(host)),
+        };
+        let count = (alike >> first).trailing_ones();
+        Ok(Run { kind, len: u64::from(first + count) * size - inside })
+    }
+
+    /// One past the last guest cluster of an L2 slice.
+    pub fn slice_end(&self, cluster: GuestCluster) -> u64 {
+        (self.geometry.l2_slice(cluster) + 1) * self.geometry.l2_slice_entries()
     }
 
     /// How much of a range, which starts in a part without L2 table, has none: as far as the L1 slice tells.
@@ -103,25 +139,7 @@ impl State {
         (end - offset).min(len)
     }
 
-    fn kind_of(&self, slot: crate::cache::Slot, index: u64, cluster: GuestCluster) -> Decision<Kind> {
-        let guest = || self.geometry.guest_offset(cluster);
-        let aligned = |host: HostOffset| match self.geometry.is_aligned(host) {
-            true => Ok(host),
-            false => Err(Corruption::ClusterUnaligned { offset: host.0, guest: guest() }),
-        };
-        Ok(match L2Entry::decode(self.l2.entry(slot, index), &self.geometry) {
-            L2Entry::Unallocated => Kind::Unallocated,
-            L2Entry::Normal(host, _) => Kind::Data(aligned(host)?),
-            L2Entry::Compressed(compressed) => Kind::Compressed(compressed),
-            zero if self.header.version < 3 && zero.is_zero() => {
-                return Err(Corruption::ZeroInVersion2 { guest: guest() }.into());
-            }
-            L2Entry::ZeroPlain => Kind::Zero(None),
-            L2Entry::ZeroAllocated(host, _) => Kind::Zero(Some(aligned(host)?)),
-        })
-    }
-
-    /// Where an overwrite goes, if every cluster of the range has private storage that holds its data.
+    /// Where an overwrite goes, if every subcluster of the range has private storage that holds its data.
     pub fn plan_overwrite(&mut self, offset: u64, len: u64) -> Decision<Option<Pieces>> {
         let mut pieces = Pieces::new();
         let mut at = offset;
@@ -134,7 +152,7 @@ impl State {
                     }
                     at += len;
                 }
-                Ok(_) | Err(crate::state::Stop::Need(Need::OwnL2(_))) => return Ok(None),
+                Ok(_) | Err(Stop::Need(Need::OwnL2(_))) => return Ok(None),
                 Err(stop) => return Err(stop),
             }
         }
@@ -146,31 +164,23 @@ impl State {
         let geometry = self.geometry;
         let cluster = geometry.guest_cluster(offset);
         let slot = self.own_l2_slot(cluster)?;
-        let per_slice = geometry.slice_entries();
-        let first = cluster.0 % per_slice;
-        let last = (geometry.guest_cluster(offset + len - 1).0 - cluster.0 + first).min(per_slice - 1);
-        let class = |index: u64| match L2Entry::decode(self.l2.entry(slot, index), &geometry) {
-            L2Entry::Normal(host, Ownership::Private) => (0, Some(host)),
-            L2Entry::ZeroAllocated(host, Ownership::Private) => (1, Some(host)),
-            _ => (2, None),
-        };
-        let (kind, start) = class(first);
+        let end = (geometry.guest_cluster(offset + len - 1).0 + 1).min(self.slice_end(cluster));
+        let (first, start) = self.write_class(slot, cluster, offset, len)?;
         let mut clusters = 1;
-        while first + clusters <= last {
+        while cluster.0 + clusters < end {
             let follows = start.map(|h| HostOffset(h.0 + (clusters << geometry.cluster_bits)));
-            if class(first + clusters) != (kind, follows) {
+            let next = GuestCluster(cluster.0 + clusters);
+            if self.write_class(slot, next, offset, len)? != (first, follows) {
                 break;
             }
             clusters += 1;
         }
         let Some(start) = start else { return Ok(WriteRun::Fresh { clusters }) };
-        if !geometry.is_aligned(start) {
-            let guest = geometry.guest_offset(cluster);
-            return Err(Corruption::ClusterUnaligned { offset: start.0, guest }.into());
+        if geometry.data_place == DataPlace::Image {
+            let host_cluster = geometry.host_cluster(start).0;
+            self.check_overlap(host_cluster..host_cluster + clusters)?;
         }
-        let host_cluster = geometry.host_cluster(start).0;
-        self.check_overlap(host_cluster..host_cluster + clusters)?;
-        if kind == 1 {
+        if first == Class::Kept {
             return Ok(WriteRun::Kept { host: start, clusters });
         }
         let inside = geometry.in_cluster(offset);
@@ -178,8 +188,62 @@ impl State {
         Ok(WriteRun::InPlace { host: HostOffset(start.0 + inside), len })
     }
 
+    /// What a write of `offset..offset + len` finds in one of its clusters, and the storage that it may use there.
+    fn write_class(
+        &self,
+        slot: Slot,
+        cluster: GuestCluster,
+        offset: u64,
+        len: u64,
+    ) -> Decision<(Class, Option<HostOffset>)> {
+        let cell = self.cell(slot, cluster)?;
+        let host = match cell.storage {
+            Storage::Cluster(host, Ownership::Private) => host,
+            // Nobody counts, and nobody shares, clusters of an external file.
+            Storage::Cluster(host, _) if self.geometry.data_place == DataPlace::External => host,
+            _ => return Ok((Class::Fresh, None)),
+        };
+        let touched = self.touched(cluster, offset..offset + len);
+        let class = if cell.alloc & touched == touched { Class::InPlace } else { Class::Kept };
+        Ok((class, Some(host)))
+    }
+
+    /// The subclusters of a cluster that a guest range touches; the range does touch the cluster.
+    fn touched(&self, cluster: GuestCluster, range: Range<u64>) -> u32 {
+        let start = self.geometry.guest_offset(cluster);
+        let end = (range.end - start).min(self.geometry.cluster_size());
+        self.geometry.subclusters_of(range.start.saturating_sub(start)..end)
+    }
+
+    /// What a write of `data` guest bytes at `at` must store around them, when its clusters use kept storage or get
+    /// fresh one. The caller holds the clusters exclusively; they lie in one L2 slice.
+    pub fn span(&mut self, at: u64, data: u64, kept: KeptStorage) -> Decision<Span> {
+        let geometry = self.geometry;
+        let (first, last) = (geometry.guest_cluster(at), geometry.guest_cluster(at + data - 1));
+        let slot = self.own_l2_slot(first)?;
+        let needed = |cluster| {
+            let cell = self.cell(slot, cluster)?;
+            let touched = self.touched(cluster, at..at + data);
+            Decision::Ok(match kept {
+                // What is stored stays where it is: only the rest of subclusters that begin to use the storage.
+                KeptStorage::Yes => (touched, cell.alloc),
+                KeptStorage::No => (touched | cell.alloc, 0),
+            })
+        };
+        let size = geometry.subcluster_size();
+        let (mask, stays) = needed(first)?;
+        let lowest = mask.trailing_zeros();
+        let inside = geometry.in_cluster(at);
+        let head = if stays >> lowest & 1 != 0 { 0 } else { inside - u64::from(lowest) * size };
+        let (mask, stays) = needed(last)?;
+        let highest = u32::BITS - 1 - mask.leading_zeros();
+        let end = geometry.in_cluster(at + data - 1) + 1;
+        let tail = if stays >> highest & 1 != 0 { 0 } else { u64::from(highest + 1) * size - end };
+        Ok(Span { head, data, tail })
+    }
+
     /// The L2 slice of a cluster in a table that may be changed in place.
-    pub fn own_l2_slot(&mut self, cluster: GuestCluster) -> Decision<crate::cache::Slot> {
+    pub fn own_l2_slot(&mut self, cluster: GuestCluster) -> Decision<Slot> {
         if self.meta.is_none() {
             return Err(Need::Meta.into());
         }
@@ -189,20 +253,27 @@ impl State {
         }
     }
 
-    /// Publishes new storage: `clusters` guest clusters from `first` on are stored at `host` from now on. What
-    /// they referred to before is dropped later.
-    pub fn link_data(&mut self, first: GuestCluster, clusters: u64, host: HostOffset) -> Decision<()> {
+    /// Publishes new storage: the guest range `stored` lies at `host` from now on, where `host` is the place of the
+    /// range's first cluster. What its clusters referred to before is dropped later.
+    pub fn link_data(&mut self, stored: Range<u64>, host: HostOffset) -> Decision<()> {
+        let geometry = self.geometry;
+        assert!(geometry.is_aligned(host), "storage starts at a cluster");
+        assert!(host.0 != 0 || geometry.data_place == DataPlace::External, "the header lies there");
+        let first = geometry.guest_cluster(stored.start);
+        let end = geometry.clusters_for(stored.end);
         let slot = self.own_l2_slot(first)?;
-        let index = first.0 % self.geometry.slice_entries();
-        assert!(index + clusters <= self.geometry.slice_entries(), "a run stays inside its slice");
-        assert!(self.geometry.is_aligned(host) && host.0 != 0, "storage starts at a cluster");
-        for i in 0..clusters {
-            let at = HostOffset(host.0 + (i << self.geometry.cluster_bits));
-            let old = L2Entry::decode(self.l2.entry(slot, index + i), &self.geometry);
-            let new = L2Entry::Normal(at, Ownership::Private).encode(&self.geometry);
-            self.l2.set_entry(slot, index + i, new);
-            if !matches!(old, L2Entry::ZeroAllocated(kept, _) if kept == at) {
-                self.drop_storage(old, false);
+        assert!(end <= self.slice_end(first), "a run stays inside its slice");
+        for cluster in (first.0..end).map(GuestCluster) {
+            let at = HostOffset(host.0 + ((cluster.0 - first.0) << geometry.cluster_bits));
+            let old = self.cell(slot, cluster)?;
+            let new = self.touched(cluster, stored.clone());
+            let kept = matches!(old.storage, Storage::Cluster(kept, _) if kept == at);
+            assert!(kept || old.alloc & !new == 0, "what was stored moved to the new storage");
+            let storage = Storage::Cluster(at, Ownership::Private);
+            let alloc = if kept { old.alloc | new } else { new };
+            self.set_cell(slot, cluster, Cell { storage, alloc, zero: old.zero & !new });
+            if !kept {
+                self.drop_storage(old.storage, Dropped::Replaced);
             }
         }
         self.entries_need_barrier = true;
@@ -210,36 +281,49 @@ impl State {
     }
 
     /// Replaces the mapping of one cluster by one that has no new storage, dropping what it had.
-    pub fn unlink(&mut self, cluster: GuestCluster, new: L2Entry, punch: bool) -> Decision<()> {
+    pub fn unlink(&mut self, cluster: GuestCluster, new: Cell, why: Dropped) -> Decision<()> {
         let slot = self.own_l2_slot(cluster)?;
-        let index = cluster.0 % self.geometry.slice_entries();
-        let old = L2Entry::decode(self.l2.entry(slot, index), &self.geometry);
+        let old = self.cell(slot, cluster)?;
         if old == new {
             return Ok(());
         }
-        self.l2.set_entry(slot, index, new.encode(&self.geometry));
-        let keeps = matches!((old, new), (
-            L2Entry::Normal(a, _) | L2Entry::ZeroAllocated(a, _),
-            L2Entry::Normal(b, _) | L2Entry::ZeroAllocated(b, _),
-        ) if a == b);
-        if !keeps {
-            self.drop_storage(old, punch);
+        self.set_cell(slot, cluster, new);
+        if old.storage != new.storage {
+            assert!(new.storage == Storage::None, "no new storage");
+            self.drop_storage(old.storage, why);
         }
         Ok(())
     }
 
-    fn drop_storage(&mut self, old: L2Entry, punch: bool) {
+    fn drop_storage(&mut self, old: Storage, why: Dropped) {
         match old {
-            L2Entry::Unallocated | L2Entry::ZeroPlain => {}
-            L2Entry::Normal(host, _) | L2Entry::ZeroAllocated(host, _) => {
+            Storage::None => {}
+            // An external file counts nothing.
+            Storage::Cluster(..) if self.geometry.data_place == DataPlace::External => {}
+            Storage::Cluster(host, _) => {
                 let cluster = self.geometry.host_cluster(host);
-                self.free_later(cluster..HostCluster(cluster.0 + 1), punch);
+                self.free_later(cluster..HostCluster(cluster.0 + 1), why);
             }
-            L2Entry::Compressed(compressed) => {
+            Storage::Compressed(compressed) => {
                 let clusters = compressed.clusters(&self.geometry);
                 // Others may share these host clusters: only the refcount tells.
-                self.free_later(HostCluster(clusters.start)..HostCluster(clusters.end), false);
+                self.free_later(HostCluster(clusters.start)..HostCluster(clusters.end), Dropped::Replaced);
             }
         }
     }
+}
+
+/// How a cluster takes a write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    InPlace,
+    Kept,
+    Fresh,
+}
+
+/// Whether a write goes into storage that its clusters have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeptStorage {
+    Yes,
+    No,
 }

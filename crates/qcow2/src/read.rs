@@ -82,8 +82,8 @@ fn start_piece(
     cause: Cause,
 ) -> Op {
     let (child, offset, event) = match run.kind {
-        Kind::Data(host) => (&engine.file, host.0, DebugEvent::ReadAio),
-        Kind::Unallocated if engine.backing.is_some() => {
+        Kind::Data(host) => (engine.data(), host.0, DebugEvent::ReadAio),
+        Kind::Unallocated(_) if engine.backing.is_some() => {
             let backing = engine.backing.as_ref().expect("just asked");
             let have = backing.len().saturating_sub(guest).min(run.len);
             if have < run.len {
@@ -196,7 +196,7 @@ pub(crate) async fn status(engine: &Arc<Engine>, offset: u64, len: u64, cause: C
         }
         run.len += next.len;
     }
-    Ok(extent(&engine.file, engine.backing.is_some(), run, offset + run.len == size))
+    Ok(extent(engine.data(), engine.backing.is_some(), run, offset + run.len == size))
 }
 
 /// Answers a status question without a wait, if the mapping is cached and the answer is complete.
@@ -217,8 +217,8 @@ fn extent(file: &Child, has_backing: bool, run: Run, eof: bool) -> Extent {
         Kind::Data(host) => (ExtentFlags::DATA | ExtentFlags::ALLOCATED, place(host)),
         Kind::Zero(host) => (ExtentFlags::ZERO | ExtentFlags::ALLOCATED, host.and_then(place)),
         Kind::Compressed(_) => (ExtentFlags::DATA | ExtentFlags::ALLOCATED | ExtentFlags::COMPRESSED, None),
-        Kind::Unallocated if has_backing => (ExtentFlags::empty(), None),
-        Kind::Unallocated => (ExtentFlags::ZERO, None),
+        Kind::Unallocated(host) if has_backing => (ExtentFlags::empty(), host.and_then(place)),
+        Kind::Unallocated(host) => (ExtentFlags::ZERO, host.and_then(place)),
     };
     flags.set(ExtentFlags::EOF, eof);
     Extent { len: run.len, flags, map }

@@ -6,16 +6,17 @@
 
 use std::sync::Arc;
 
-use cowbell_block::node::NotOffered;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{
-    Buf, Bufs, Completion, DebugEvent, Error, ErrorKind, Flags, Op, Preallocation, Request, Result,
+    Buf, Bufs, Child, Completion, DebugEvent, Error, ErrorKind, Flags, Op, Preallocation, Request, Result,
 };
 
-use crate::engine::{Engine, NO_CAUSE};
-use crate::geometry::{HostCluster, HostOffset};
+use crate::engine::{Dropped, Engine, NO_CAUSE};
+use crate::geometry::{HostCluster, HostOffset, L2Format};
 use crate::header::L1_BYTES_MAX;
-use crate::meta;
+use crate::meta::{self, TableKind};
+use crate::state::{Decision, State};
+use crate::table::{Cell, L1Entry};
 use crate::zero;
 
 /// A length that the image cannot get.
@@ -25,6 +26,12 @@ enum ResizeError {
     Unaligned,
     #[error("Image size too big: the L1 table would need {0} entries")]
     TooLarge(u64),
+    #[error("Can't resize a v2 image which has snapshots")]
+    SnapshotsInVersion2,
+    #[error("Preallocation can't be used for shrinking an image")]
+    PreallocatedShrink,
+    #[error("Cannot use preallocation for images with a backing file, unless they have extended L2 entries")]
+    PreallocatedOverlay,
 }
 
 /// Starts a change of length.
@@ -48,28 +55,71 @@ async fn resize(engine: &Arc<Engine>, size: u64, preallocation: Preallocation) -
     if !size.is_multiple_of(512) {
         return Err(Error::new(ErrorKind::InvalidInput, ResizeError::Unaligned));
     }
-    if preallocation != Preallocation::Off {
-        return Err(NotOffered { driver: "qcow2", what: "preallocation in this version" }.into());
+    let (old, has_old_snapshots) = {
+        let header = &engine.state.lock().header;
+        (header.size, header.version < 3 && header.snapshot_count > 0)
+    };
+    if size != old && has_old_snapshots {
+        return Err(Error::new(ErrorKind::Unsupported, ResizeError::SnapshotsInVersion2));
     }
-    let old = engine.state.lock().header.size;
     if size < old {
-        return Err(NotOffered { driver: "qcow2", what: "shrinking in this version" }.into());
+        return match preallocation {
+            Preallocation::Off => shrink(engine, size).await,
+            _ => Err(Error::new(ErrorKind::InvalidInput, ResizeError::PreallocatedShrink)),
+        };
     }
+    let standard = engine.geometry.l2_format == L2Format::Standard;
+    if preallocation != Preallocation::Off && engine.backing.is_some() && standard {
+        return Err(Error::new(ErrorKind::Unsupported, ResizeError::PreallocatedOverlay));
+    }
+    grow(engine, old, size, preallocation).await
+}
+
+async fn grow(engine: &Arc<Engine>, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
     let needed = engine.geometry.l1_entries_for(size);
     if needed * 8 > L1_BYTES_MAX {
         return Err(Error::new(ErrorKind::TooLarge, ResizeError::TooLarge(needed)));
     }
+    engine.unmap_beyond(old, size).await?;
     if needed > u64::from(engine.state.lock().header.l1_entries) {
         engine.grow_l1(needed, None).await?;
     }
-    // What a longer backing file holds beyond the old end must not appear.
-    let hidden = engine.backing.as_ref().map_or(0, |b| b.len()).min(size);
-    if hidden > old {
+    // What lies behind the old end in its last cluster, or in a longer backing file, must not appear.
+    let tail = old.next_multiple_of(engine.geometry.cluster_size());
+    let hidden = engine.backing.as_ref().map_or(0, |b| b.len()).max(tail).min(size);
+    if hidden > old && !engine.reads_as_zero(old, hidden - old, NO_CAUSE).await? {
         zero::write_zeroes(engine, old, hidden - old, Flags::empty(), NO_CAUSE).await?;
+    }
+    if let Some(file) = engine.external_to_resize(preallocation) {
+        let outside = match preallocation {
+            Preallocation::Metadata => Preallocation::Off,
+            other => other,
+        };
+        file.submit(Request::truncate(size, outside)).finish().await.result?;
+    }
+    let raw_external = engine.state.lock().header.has_raw_data_file();
+    if preallocation != Preallocation::Off || raw_external {
+        engine.preallocate(old..size, preallocation).await?;
     }
     engine.flush().await?;
     engine.update_header(|header| header.size = size).await?;
     engine.barrier().await
+}
+
+/// The new end first, by one write; what lies beyond it is taken away only then. A cut in between leaves the
+/// shorter disk and clusters that nobody sees, which the next growth removes.
+async fn shrink(engine: &Arc<Engine>, size: u64) -> Result<()> {
+    let old = engine.state.lock().header.size;
+    engine.flush().await?;
+    engine.update_header(|header| header.size = size).await?;
+    engine.barrier().await?;
+    engine.unmap_beyond(size, old).await?;
+    engine.drop_tables_beyond(size).await?;
+    engine.settle_refcounts().await?;
+    if let Some(file) = engine.external_to_resize(Preallocation::Off) {
+        file.submit(Request::truncate(size, Preallocation::Off)).finish().await.result?;
+    }
+    engine.cut_file().await
 }
 
 impl Engine {
@@ -116,8 +166,96 @@ impl Engine {
         if old_entries > 0 {
             let old = geometry.host_cluster(old_offset).0;
             let end = old + geometry.clusters_for(old_entries * 8);
-            state.free_later(HostCluster(old)..HostCluster(end), false);
+            state.free_later(HostCluster(old)..HostCluster(end), Dropped::Replaced);
         }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// The external data file, when it must follow a change of the disk's length.
+    fn external_to_resize(&self, preallocation: Preallocation) -> Option<&Child> {
+        let raw = self.state.lock().header.has_raw_data_file();
+        let wanted = raw || preallocation != Preallocation::Off;
+        self.data_file.as_ref().filter(|_| wanted)
+    }
+
+    /// Removes mappings of whole clusters behind the disk's end: between `from` and `to`.
+    async fn unmap_beyond(self: &Arc<Self>, from: u64, to: u64) -> Result<()> {
+        let geometry = self.geometry;
+        let covered = u64::from(self.state.lock().header.l1_entries)
+            .saturating_mul(geometry.l2_entries() << geometry.cluster_bits);
+        let end = to.next_multiple_of(geometry.cluster_size()).min(covered);
+        let mut at = from.next_multiple_of(geometry.cluster_size());
+        while at < end {
+            at += self.decide(NO_CAUSE, |state| state.unmap_behind_end(at, end - at)).await?;
+            self.relieve().await?;
+        }
+        Ok(())
+    }
+
+    /// Removes L2 tables that map nothing on the disk any more. All they referred to is gone already.
+    async fn drop_tables_beyond(self: &Arc<Self>, size: u64) -> Result<()> {
+        // Their slices must have no changes waiting when they are forgotten.
+        self.flush().await?;
+        let entries = u64::from(self.state.lock().header.l1_entries);
+        for index in self.geometry.l1_entries_for(size)..entries {
+            self.decide(NO_CAUSE, |state| state.drop_table(index)).await?;
+            self.relieve().await?;
+        }
+        Ok(())
+    }
+
+    /// Shortens the file to what it holds. Failure costs only space.
+    async fn cut_file(self: &Arc<Self>) -> Result<()> {
+        let (waits, mut end) = {
+            let state = self.state.lock();
+            let clusters = self.geometry.clusters_for(self.file.len());
+            (!state.freed.is_empty() || !state.released.is_empty(), clusters)
+        };
+        if waits {
+            // Somebody still reads what is no longer needed.
+            return Ok(());
+        }
+        while end > 0 && self.decide(NO_CAUSE, |state| state.refcount(end - 1)).await? == 0 {
+            end -= 1;
+        }
+        let len = end << self.geometry.cluster_bits;
+        if len < self.file.len() {
+            let shorter = Request::truncate(len, Preallocation::Off);
+            if self.file.submit(shorter).finish().await.result.is_ok() {
+                let mut state = self.state.lock();
+                state.virgin_from = state.virgin_from.min(len);
+                state.hint = state.hint.min(end);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Removes the mapping of the cluster at guest `offset`, behind the disk's end; returns the bytes settled.
+    fn unmap_behind_end(&mut self, offset: u64, len: u64) -> Decision<u64> {
+        let cluster = self.geometry.guest_cluster(offset);
+        let Some(slot) = self.l2_slot(cluster)? else { return self.map_run(offset, len).map(|run| run.len) };
+        let size = self.geometry.cluster_size();
+        if self.cell(slot, cluster)? != Cell::UNALLOCATED {
+            self.unlink(cluster, Cell::UNALLOCATED, Dropped::CutOff)?;
+        }
+        Ok(size)
+    }
+
+    /// Removes the L2 table of an L1 index, whose entries are all empty.
+    fn drop_table(&mut self, index: u64) -> Decision<()> {
+        let L1Entry::Table(table, _) = self.l1_entry(index)? else { return Ok(()) };
+        self.set_l1_entry(index, L1Entry::Empty)?;
+        let per_table = self.geometry.slices_per_cluster();
+        self.l2.forget(index * per_table..(index + 1) * per_table);
+        let cluster = self.geometry.host_cluster(table);
+        if let Some(meta) = self.meta.as_mut() {
+            meta.remove_table(TableKind::L2, cluster.0);
+        }
+        self.free_later(cluster..HostCluster(cluster.0 + 1), Dropped::CutOff);
         Ok(())
     }
 }

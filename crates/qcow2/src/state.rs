@@ -4,14 +4,16 @@
 //! which the caller satisfies without the lock (module `load`) before it asks again.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cache::{Slot, TableCache};
-use crate::geometry::{Geometry, GuestCluster, HostCluster};
+use crate::engine::{Discards, Dropped};
+use crate::geometry::{DataPlace, Geometry, GuestCluster, HostCluster, L2Format};
 use crate::header::Header;
 use crate::meta::MetaMap;
-use crate::table::{self, L1Entry};
+use crate::table::{self, Cell, L1Entry, Storage};
 
 /// What a decision lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +43,16 @@ pub(crate) enum Corruption {
     L2TableUnaligned { offset: u64, index: u64 },
     #[error("L2 table offset {offset:#x} outside the image file (L1 index: {index:#x})")]
     L2TableOutside { offset: u64, index: u64 },
-    #[error("Cluster allocation offset {offset:#x} unaligned (guest offset: {guest:#x})")]
-    ClusterUnaligned { offset: u64, guest: u64 },
-    #[error("Zero cluster entry found in pre-v3 image (guest offset: {guest:#x})")]
-    ZeroInVersion2 { guest: u64 },
+    #[error("Cluster allocation offset {offset:#x} unaligned ({at})")]
+    ClusterUnaligned { offset: u64, at: EntryPlace },
+    #[error("Zero cluster entry found in pre-v3 image ({0})")]
+    ZeroInVersion2(EntryPlace),
+    #[error("Invalid cluster entry found ({0})")]
+    EntryInvalid(EntryPlace),
+    #[error(
+        "External data file host cluster {offset:#x} does not match guest cluster offset: {guest:#x} ({at})"
+    )]
+    ExternalMisplaced { offset: u64, guest: u64, at: EntryPlace },
     #[error("Refblock offset {offset:#x} unaligned (reftable index: {index:#x})")]
     RefblockUnaligned { offset: u64, index: u64 },
     #[error("Refblock offset {offset:#x} outside the image file (reftable index: {index:#x})")]
@@ -59,6 +67,20 @@ pub(crate) enum Corruption {
     NoAddressSpace { limit: u64 },
     #[error("compressed cluster at {offset:#x} (guest offset: {guest:#x}) cannot be decoded")]
     Compressed { offset: u64, guest: u64 },
+}
+
+/// Where an L2 entry lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EntryPlace {
+    /// Byte offset of its table.
+    pub table: u64,
+    pub index: u64,
+}
+
+impl fmt::Display for EntryPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "L2 offset: {:#x}, L2 index: {:#x}", self.table, self.index)
+    }
 }
 
 /// Why a decision could not be made.
@@ -156,6 +178,7 @@ pub(crate) struct State {
     pub entries_need_barrier: bool,
     /// Refcounts are written at close only.
     pub lazy: bool,
+    pub discards: Discards,
     pub flush_started: u64,
     pub flush_covered: u64,
 }
@@ -169,7 +192,14 @@ pub(crate) struct Capacities {
 }
 
 impl State {
-    pub fn new(header: Header, geometry: Geometry, file_len: u64, lazy: bool, caches: &Capacities) -> Self {
+    pub fn new(
+        header: Header,
+        geometry: Geometry,
+        file_len: u64,
+        lazy: bool,
+        discards: Discards,
+        caches: &Capacities,
+    ) -> Self {
         Self {
             geometry,
             l1: TableCache::new(caches.l1),
@@ -184,6 +214,7 @@ impl State {
             released: Vec::new(),
             entries_need_barrier: false,
             lazy,
+            discards,
             flush_started: 0,
             flush_covered: 0,
             header,
@@ -221,6 +252,59 @@ impl State {
             L1Entry::Empty => Ok(None),
             L1Entry::Table(..) => Err(Need::L2(key).into()),
         }
+    }
+
+    /// The mapping of a guest cluster, from its slice.
+    pub fn cell(&self, slot: Slot, cluster: GuestCluster) -> Decision<Cell> {
+        let geometry = &self.geometry;
+        let index = cluster.0 % geometry.l2_slice_entries();
+        let (raw, bitmap) = match geometry.l2_format {
+            L2Format::Standard => (self.l2.entry(slot, index), 0),
+            L2Format::Extended => (self.l2.entry(slot, 2 * index), self.l2.entry(slot, 2 * index + 1)),
+        };
+        let cell = Cell::decode(raw, bitmap, geometry);
+        let cell = cell.ok_or_else(|| Corruption::EntryInvalid(self.place_of(slot, cluster)))?;
+        match cell.storage {
+            Storage::Compressed(_) if geometry.data_place == DataPlace::External => {
+                Err(Corruption::EntryInvalid(self.place_of(slot, cluster)).into())
+            }
+            Storage::Cluster(host, _)
+                if geometry.data_place == DataPlace::External && host.0 != geometry.guest_offset(cluster) =>
+            {
+                let (offset, guest) = (host.0, geometry.guest_offset(cluster));
+                Err(Corruption::ExternalMisplaced { offset, guest, at: self.place_of(slot, cluster) }.into())
+            }
+            Storage::Cluster(host, _) if !geometry.is_aligned(host) => {
+                Err(Corruption::ClusterUnaligned { offset: host.0, at: self.place_of(slot, cluster) }.into())
+            }
+            _ if cell.zero != 0 && self.header.version < 3 => {
+                Err(Corruption::ZeroInVersion2(self.place_of(slot, cluster)).into())
+            }
+            _ => Ok(cell),
+        }
+    }
+
+    /// Changes the mapping of a guest cluster in its slice.
+    pub fn set_cell(&mut self, slot: Slot, cluster: GuestCluster, cell: Cell) {
+        let geometry = &self.geometry;
+        let index = cluster.0 % geometry.l2_slice_entries();
+        let (raw, bitmap) = cell.encode(geometry);
+        match geometry.l2_format {
+            L2Format::Standard => self.l2.set_entry(slot, index, raw),
+            L2Format::Extended => {
+                let at = index as u32 * 16;
+                self.l2.change(slot, at..at + 16, |bytes| {
+                    bytes[..8].copy_from_slice(&raw.to_be_bytes());
+                    bytes[8..].copy_from_slice(&bitmap.to_be_bytes());
+                });
+            }
+        }
+    }
+
+    /// Where the entry of a guest cluster lies, for messages.
+    fn place_of(&self, slot: Slot, cluster: GuestCluster) -> EntryPlace {
+        let table = self.l2.host(slot).0 >> self.geometry.cluster_bits << self.geometry.cluster_bits;
+        EntryPlace { table, index: cluster.0 % self.geometry.l2_entries() }
     }
 
     /// The slice of a refcount block that counts a host cluster; `None` when no refcount block covers it.
@@ -263,7 +347,8 @@ impl State {
     }
 
     /// Drops one reference to each of `clusters`, once the file no longer has it.
-    pub fn free_later(&mut self, clusters: Range<HostCluster>, punch: bool) {
+    pub fn free_later(&mut self, clusters: Range<HostCluster>, why: Dropped) {
+        let punch = self.discards.passes(why);
         let clusters = clusters.start.0..clusters.end.0;
         if cowbell_block::mutant::is_active("no-quarantine") {
             clusters.for_each(|cluster| drop(self.drop_reference(cluster)));

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::geometry::{Geometry, HostOffset};
+use crate::geometry::{DataPlace, Geometry, HostOffset, L2Format};
 
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const COPIED: u64 = 1 << 63;
@@ -77,7 +77,7 @@ pub struct Compressed {
     pub len: u64,
 }
 
-/// A standard L2 entry.
+/// What an L2 entry refers to, without the bitmap of extended entries: for passes over references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum L2Entry {
     /// Content comes from the backing file, or is zero.
@@ -99,7 +99,9 @@ impl L2Entry {
             return Self::Compressed(Compressed::decode(raw, geometry));
         }
         let offset = HostOffset(raw & OFFSET_MASK);
-        match (offset.0 != 0, raw & ZERO != 0) {
+        let stored = offset.0 != 0 || is_external_start(raw, geometry);
+        let zero = raw & ZERO != 0 && geometry.l2_format == L2Format::Standard;
+        match (stored, zero) {
             (false, false) => Self::Unallocated,
             (false, true) => Self::ZeroPlain,
             (true, true) => Self::ZeroAllocated(offset, Ownership::of(raw)),
@@ -107,20 +109,13 @@ impl L2Entry {
         }
     }
 
-    /// The entry as stored.
-    pub fn encode(self, geometry: &Geometry) -> u64 {
-        match self {
-            Self::Unallocated => 0,
-            Self::ZeroPlain => ZERO,
-            Self::ZeroAllocated(offset, ownership) => offset.0 | ownership.bit() | ZERO,
-            Self::Normal(offset, ownership) => offset.0 | ownership.bit(),
-            Self::Compressed(compressed) => compressed.encode(geometry),
-        }
-    }
-
     /// Whether bits are set that the format reserves.
-    pub fn has_reserved_bits(raw: u64) -> bool {
-        raw & COMPRESSED == 0 && raw & L2_RESERVED != 0
+    pub fn has_reserved_bits(raw: u64, geometry: &Geometry) -> bool {
+        let reserved = match geometry.l2_format {
+            L2Format::Standard => L2_RESERVED,
+            L2Format::Extended => L2_RESERVED | ZERO,
+        };
+        raw & COMPRESSED == 0 && raw & reserved != 0
     }
 
     /// Whether the COPIED flag is set, whatever the entry is.
@@ -143,6 +138,84 @@ impl L2Entry {
     /// Whether the entry is valid and reads as zeroes in a version that has no zero clusters.
     pub fn is_zero(self) -> bool {
         matches!(self, Self::ZeroPlain | Self::ZeroAllocated(..))
+    }
+}
+
+/// Offset 0 of an external data file is a place like any other; the flag tells it from no place at all.
+fn is_external_start(raw: u64, geometry: &Geometry) -> bool {
+    geometry.data_place == DataPlace::External && raw & COPIED != 0
+}
+
+/// Where a guest cluster's stored content lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// Nowhere.
+    None,
+    /// In a host cluster.
+    Cluster(HostOffset, Ownership),
+    /// Compressed.
+    Compressed(Compressed),
+}
+
+/// All that the tables say about one guest cluster, to the grain of subclusters. With standard entries the
+/// cluster is its only subcluster.
+///
+/// Subclusters in neither mask come from the backing file, or are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// The cluster's storage; it may be kept although no subcluster uses it.
+    pub storage: Storage,
+    /// Subclusters whose content is in the storage; all of them if it is compressed.
+    pub alloc: u32,
+    /// Subclusters that read as zeroes.
+    pub zero: u32,
+}
+
+impl Cell {
+    /// Nothing is known here: the backing file shows.
+    pub const UNALLOCATED: Self = Self { storage: Storage::None, alloc: 0, zero: 0 };
+
+    /// Reads as zeroes, without storage.
+    pub fn zeroes(geometry: &Geometry) -> Self {
+        Self { storage: Storage::None, alloc: 0, zero: geometry.all_subclusters() }
+    }
+
+    /// Decodes an entry and, with extended entries, its bitmap; `None` when they contradict each other.
+    pub fn decode(raw: u64, bitmap: u64, geometry: &Geometry) -> Option<Self> {
+        let all = geometry.all_subclusters();
+        let (storage, zero) = match L2Entry::decode(raw, geometry) {
+            L2Entry::Unallocated => (Storage::None, 0),
+            L2Entry::ZeroPlain => (Storage::None, all),
+            L2Entry::ZeroAllocated(host, ownership) => (Storage::Cluster(host, ownership), all),
+            L2Entry::Normal(host, ownership) => (Storage::Cluster(host, ownership), 0),
+            L2Entry::Compressed(compressed) => {
+                let storage = Storage::Compressed(compressed);
+                return Some(Self { storage, alloc: all, zero: 0 });
+            }
+        };
+        if geometry.l2_format == L2Format::Standard {
+            let alloc = if matches!(storage, Storage::Cluster(..)) { all & !zero } else { 0 };
+            return Some(Self { storage, alloc, zero });
+        }
+        let (alloc, zero) = (bitmap as u32, (bitmap >> 32) as u32);
+        let sound = alloc & zero == 0 && (alloc == 0 || storage != Storage::None) && raw & ZERO == 0;
+        sound.then_some(Self { storage, alloc, zero })
+    }
+
+    /// The entry and its bitmap as stored; the bitmap is not stored with standard entries.
+    pub fn encode(self, geometry: &Geometry) -> (u64, u64) {
+        let entry = match self.storage {
+            Storage::None => 0,
+            Storage::Cluster(host, ownership) => host.0 | ownership.bit(),
+            Storage::Compressed(compressed) => return (compressed.encode(geometry), 0),
+        };
+        match geometry.l2_format {
+            L2Format::Standard => {
+                assert!(self.storage == Storage::None || self.alloc | self.zero == 1, "stored or zero");
+                (entry | u64::from(self.zero), 0)
+            }
+            L2Format::Extended => (entry, u64::from(self.alloc) | u64::from(self.zero) << 32),
+        }
     }
 }
 
@@ -190,19 +263,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_survive_a_round_trip() {
-        let g = Geometry::new(16, 4, 4096);
-        let at = HostOffset(0x5_0000);
-        for entry in [
-            L2Entry::Unallocated,
-            L2Entry::ZeroPlain,
-            L2Entry::ZeroAllocated(at, Ownership::Private),
-            L2Entry::Normal(at, Ownership::Shared),
-            L2Entry::Normal(at, Ownership::Private),
-            L2Entry::Compressed(Compressed { offset: HostOffset(0x5_0123), len: 512 * 3 - 0x123 }),
+    fn cells_survive_a_round_trip() {
+        let standard = Geometry::new(16, 4, 4096);
+        let extended = standard.with_l2(L2Format::Extended);
+        let at = Storage::Cluster(HostOffset(0x5_0000), Ownership::Private);
+        let cell = |storage, alloc, zero| Cell { storage, alloc, zero };
+        for (cell, g) in [
+            (Cell::UNALLOCATED, standard),
+            (Cell::UNALLOCATED, extended),
+            (Cell::zeroes(&standard), standard),
+            (Cell::zeroes(&extended), extended),
+            (cell(at, 1, 0), standard),
+            (cell(Storage::Cluster(HostOffset(0x5_0000), Ownership::Shared), 1, 0), standard),
+            (cell(at, 0, 1), standard),
+            (cell(at, 0x8000_0001, 0x70), extended),
+            (cell(at, 0, 0), extended),
+            (cell(Storage::None, 0, 5), extended),
         ] {
-            assert_eq!(L2Entry::decode(entry.encode(&g), &g), entry);
+            let (raw, bitmap) = cell.encode(&g);
+            assert_eq!(Cell::decode(raw, bitmap, &g), Some(cell));
         }
+    }
+
+    #[test]
+    fn contradictory_subclusters_are_refused() {
+        let g = Geometry::new(16, 4, 4096).with_l2(L2Format::Extended);
+        assert_eq!(Cell::decode(0x5_0000, 1 | 1 << 32, &g), None, "stored and zero");
+        assert_eq!(Cell::decode(0, 1, &g), None, "stored nowhere");
+        assert_eq!(Cell::decode(1, 0, &g), None, "the zero flag of standard entries");
+    }
+
+    #[test]
+    fn the_start_of_an_external_file_is_a_place() {
+        let g = Geometry::new(16, 4, 4096).with_data(DataPlace::External);
+        let (raw, bitmap) =
+            Cell { storage: Storage::Cluster(HostOffset(0), Ownership::Private), alloc: 1, zero: 0 }
+                .encode(&g);
+        assert_eq!(Cell::decode(raw, bitmap, &g).map(|c| c.alloc), Some(1));
+        assert_eq!(Cell::decode(0, 0, &g), Some(Cell::UNALLOCATED));
     }
 
     #[test]
@@ -210,8 +308,7 @@ mod tests {
         for bits in 9..=21 {
             let g = Geometry::new(bits, 4, 4096);
             let longest = Compressed { offset: HostOffset(511), len: g.cluster_size() + 512 - 511 };
-            let raw = L2Entry::Compressed(longest).encode(&g);
-            assert_eq!(L2Entry::decode(raw, &g), L2Entry::Compressed(longest), "{bits}");
+            assert_eq!(L2Entry::decode(longest.encode(&g), &g), L2Entry::Compressed(longest), "{bits}");
         }
     }
 }

@@ -14,8 +14,8 @@ use cowbell_block::{
 };
 
 use crate::engine::Engine;
-use crate::geometry::{GuestCluster, HostOffset};
-use crate::map::{Kind, Pieces, WriteRun};
+use crate::geometry::{DataPlace, HostOffset};
+use crate::map::{KeptStorage, Kind, Pieces, Span, WriteRun};
 use crate::read::{self, Gather};
 
 /// Starts a write. Without a wait when it goes in place, the mapping is cached and the file takes it at once.
@@ -88,7 +88,7 @@ fn overwrite(engine: &Arc<Engine>, guard: RangeGuard, pieces: &Pieces, mut reque
     }
     if let [(host, _)] = pieces[..] {
         let request = Request::write(host.0, request.bufs).caused_by(cause);
-        return match engine.file.submit(request) {
+        return match engine.data().submit(request) {
             Op::Done(completion) => Op::Done(completion),
             Op::Wait(future) => Op::wait(async move {
                 let completion = future.await;
@@ -109,7 +109,7 @@ fn start_pieces(engine: &Engine, pieces: &Pieces, bufs: &mut Bufs, cause: Cause)
     let mut gather = Gather::default();
     for (host, len) in pieces {
         let part = bufs.split_to(*len as usize);
-        gather.add(engine.file.submit(Request::write(host.0, part).caused_by(cause)));
+        gather.add(engine.data().submit(Request::write(host.0, part).caused_by(cause)));
     }
     gather
 }
@@ -157,20 +157,30 @@ async fn write_run(engine: &Arc<Engine>, at: u64, bufs: &mut Bufs, cause: Cause)
         WriteRun::InPlace { host, len } => {
             let part = bufs.split_to(len as usize);
             engine.file.announce(DebugEvent::WriteAio, cause).await;
-            let completion = engine.file.submit(Request::write(host.0, part).caused_by(cause)).finish().await;
+            let completion =
+                engine.data().submit(Request::write(host.0, part).caused_by(cause)).finish().await;
             hand_back(completion, bufs)
         }
         WriteRun::Kept { host, clusters } => {
-            let window = Window::new(engine, at, clusters, bufs);
-            window.write(engine, host, StaleContent::Possible, bufs, cause).await
+            let fill = Fill::plan(engine, at, clusters, bufs, KeptStorage::Yes, cause).await?;
+            fill.write(engine, host, StaleContent::Possible, bufs, cause).await
+        }
+        WriteRun::Fresh { clusters } if engine.geometry.data_place == DataPlace::External => {
+            let start = engine.geometry.guest_offset(engine.geometry.guest_cluster(at));
+            let fill = Fill::plan(engine, at, clusters, bufs, KeptStorage::No, cause).await?;
+            let beyond = start >= engine.data().len();
+            let stale = if beyond { StaleContent::None } else { StaleContent::Possible };
+            fill.write(engine, HostOffset(start), stale, bufs, cause).await
         }
         WriteRun::Fresh { clusters } => {
             engine.file.announce(DebugEvent::ClusterAlloc, cause).await;
             let owned = engine.decide(cause, |state| state.allocate(clusters)).await?;
             let host = HostOffset(owned.first << engine.geometry.cluster_bits);
-            let window = Window::new(engine, at, owned.count, bufs);
             let stale = if owned.virgin { StaleContent::None } else { StaleContent::Possible };
-            let written = window.write(engine, host, stale, bufs, cause).await;
+            let written = match Fill::plan(engine, at, owned.count, bufs, KeptStorage::No, cause).await {
+                Ok(fill) => fill.write(engine, host, stale, bufs, cause).await,
+                Err(e) => Err(e),
+            };
             if written.is_err() {
                 engine.state.lock().give_back(owned);
             }
@@ -215,28 +225,30 @@ enum StaleContent {
     Possible,
 }
 
-/// Whole clusters, of which a request writes a part.
-struct Window {
-    first: GuestCluster,
-    clusters: u64,
-    /// Guest bytes before the data in the first cluster.
-    head: u64,
-    /// Bytes of data.
-    data: u64,
-    /// Guest bytes after the data in the last cluster.
-    tail: u64,
+/// Clusters of one run, of which a request writes a part.
+struct Fill {
+    /// First byte of the data on the guest's disk.
+    at: u64,
+    span: Span,
 }
 
-impl Window {
-    fn new(engine: &Engine, at: u64, clusters: u64, bufs: &Bufs) -> Self {
+impl Fill {
+    async fn plan(
+        engine: &Arc<Engine>,
+        at: u64,
+        clusters: u64,
+        bufs: &Bufs,
+        kept: KeptStorage,
+        cause: Cause,
+    ) -> Result<Self> {
         let geometry = &engine.geometry;
-        let head = geometry.in_cluster(at);
-        let all = clusters << geometry.cluster_bits;
-        let data = (all - head).min(bufs.len() as u64);
-        Self { first: geometry.guest_cluster(at), clusters, head, data, tail: all - head - data }
+        let room = (clusters << geometry.cluster_bits) - geometry.in_cluster(at);
+        let data = room.min(bufs.len() as u64);
+        let span = engine.decide(cause, |state| state.span(at, data, kept)).await?;
+        Ok(Self { at, span })
     }
 
-    /// Fills the storage at `host` with the data and what surrounds it, then publishes it.
+    /// Fills the storage whose first cluster is at `host` with the data and what surrounds it, then publishes it.
     async fn write(
         &self,
         engine: &Arc<Engine>,
@@ -245,28 +257,30 @@ impl Window {
         bufs: &mut Bufs,
         cause: Cause,
     ) -> Result<Bufs> {
-        let start = engine.geometry.guest_offset(self.first);
-        let tail_at = start + self.head + self.data;
-        let head = self.surrounding(engine, start, self.head, stale, cause).await?;
-        let tail = self.surrounding(engine, tail_at, self.tail, stale, cause).await?;
-        let part = bufs.split_to(self.data as usize);
-        let skipped = if head.is_none() { self.head } else { 0 };
-        let head_len = head.as_ref().map_or(0, |b| b.len());
-        if head_len > 0 || tail.is_some() {
+        let Span { head, data, tail } = self.span;
+        let start = self.at - head;
+        let stored = start..self.at + data + tail;
+        let host_start = host.0 + engine.geometry.in_cluster(start);
+        let head_content = self.surrounding(engine, start, head, stale, cause).await?;
+        let tail_content = self.surrounding(engine, self.at + data, tail, stale, cause).await?;
+        let part = bufs.split_to(data as usize);
+        let skipped = if head_content.is_none() { head } else { 0 };
+        let head_len = head_content.as_ref().map_or(0, |b| b.len());
+        if head_len > 0 || tail_content.is_some() {
             engine.file.announce(DebugEvent::CowWrite, cause).await;
         }
-        let mut all: Bufs = head.into_iter().collect();
+        let mut all: Bufs = head_content.into_iter().collect();
         all.append(part);
-        all.append(tail.into_iter().collect());
+        all.append(tail_content.into_iter().collect());
         engine.file.announce(DebugEvent::WriteAio, cause).await;
-        let request = Request::write(host.0 + skipped, all).caused_by(cause);
-        let mut completion = engine.file.submit(request).finish().await;
+        let request = Request::write(host_start + skipped, all).caused_by(cause);
+        let mut completion = engine.data().submit(request).finish().await;
         completion.bufs.split_to(head_len).recycle();
-        let part = completion.bufs.split_to(self.data as usize);
+        let part = completion.bufs.split_to(data as usize);
         completion.bufs.recycle();
         completion.bufs = part;
         let part = hand_back(completion, bufs)?;
-        let linked = engine.decide(cause, |state| state.link_data(self.first, self.clusters, host)).await;
+        let linked = engine.decide(cause, |state| state.link_data(stored.clone(), host)).await;
         match linked {
             Ok(()) => Ok(part),
             Err(e) => {
@@ -308,13 +322,22 @@ impl Window {
 }
 
 impl Engine {
-    /// Whether a range, which lies in one cluster, reads as zeroes without storage or backing file.
+    /// Whether a range reads as zeroes without storage or backing file.
     pub(crate) async fn reads_as_zero(self: &Arc<Self>, at: u64, len: u64, cause: Cause) -> Result<bool> {
-        let run = self.decide(cause, |state| state.map_run(at, len)).await?;
-        Ok(match run.kind {
-            Kind::Zero(_) => true,
-            Kind::Unallocated => self.backing.as_ref().is_none_or(|b| at >= b.len()),
-            Kind::Data(_) | Kind::Compressed(_) => false,
-        })
+        let end = at + len;
+        let mut at = at;
+        while at < end {
+            let run = self.decide(cause, |state| state.map_run(at, end - at)).await?;
+            let zero = match run.kind {
+                Kind::Zero(_) => true,
+                Kind::Unallocated(_) => self.backing.as_ref().is_none_or(|b| at >= b.len()),
+                Kind::Data(_) | Kind::Compressed(_) => false,
+            };
+            if !zero {
+                return Ok(false);
+            }
+            at += run.len;
+        }
+        Ok(true)
     }
 }

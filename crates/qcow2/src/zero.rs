@@ -3,15 +3,16 @@
 //! Whole clusters change their mapping; the ends that are not cluster aligned are written (zeroes) or skipped
 //! (discard).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{Buf, Cause, Completion, ErrorKind, Flags, Op, Request, Result};
 
-use crate::engine::{Discard, Engine};
-use crate::geometry::GuestCluster;
+use crate::engine::{Discards, Dropped, Engine};
+use crate::geometry::{DataPlace, GuestCluster, HostOffset};
 use crate::state::{Decision, State};
-use crate::table::{L1Entry, L2Entry};
+use crate::table::{Cell, Ownership, Storage};
 use crate::write;
 
 /// Largest piece of zeroes written as data.
@@ -82,22 +83,44 @@ pub(crate) async fn write_zeroes(
         (state.header.version, state.header.size)
     };
     let end = offset + len;
+    let grain = geometry.subcluster_size();
+    let from = offset.next_multiple_of(grain);
     // A cluster that the disk ends in counts as whole.
-    let whole_end = if end == size { geometry.clusters_for(end) } else { end >> geometry.cluster_bits };
-    let whole = geometry.clusters_for(offset)..whole_end.max(geometry.clusters_for(offset));
+    let to = if end == size { end.next_multiple_of(geometry.cluster_size()) } else { end / grain * grain };
     let capable = version >= 3 || engine.backing.is_none();
-    if whole.is_empty() || !capable {
+    if from >= to || !capable {
         return zero_ends(engine, offset, end, flags, cause).await;
     }
-    let (from, to) = (whole.start << geometry.cluster_bits, (whole.end << geometry.cluster_bits).min(end));
     zero_ends(engine, offset, from, flags, cause).await?;
-    let unmap = flags.contains(Flags::MAY_UNMAP);
-    for cluster in whole {
-        let cluster = GuestCluster(cluster);
-        engine.decide(cause, |state| state.zero_cluster(cluster, unmap, engine.discard)).await?;
+    engine.zero_external(from, to.min(end) - from, flags, cause).await?;
+    let unmap = if flags.contains(Flags::MAY_UNMAP) { Unmap::Allowed } else { Unmap::No };
+    let mut at = from;
+    while at < to {
+        let next = ((at | (geometry.cluster_size() - 1)) + 1).min(to);
+        if !engine.decide(cause, |state| state.zero_mapping(at..next, unmap)).await? {
+            zero_ends(engine, at, next.min(end), flags, cause).await?;
+        }
         engine.relieve().await?;
+        at = next;
     }
-    zero_ends(engine, to, end, flags, cause).await
+    zero_ends(engine, to.min(end), end, flags, cause).await
+}
+
+/// Whether a write of zeroes may give storage up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unmap {
+    No,
+    Allowed,
+}
+
+impl Engine {
+    /// An external file that is a raw image on its own must read as zeroes by itself.
+    async fn zero_external(&self, at: u64, len: u64, flags: Flags, cause: Cause) -> Result<()> {
+        let raw = self.state.lock().header.has_raw_data_file();
+        let Some(file) = self.data_file.as_ref().filter(|_| raw) else { return Ok(()) };
+        let request = Request::write_zeroes(at, len).with_flags(flags - Flags::FUA).caused_by(cause);
+        file.submit(request).finish().await.result.map(drop)
+    }
 }
 
 /// Zeroes a range that no change of mapping can zero: skips what is zero already, writes the rest.
@@ -121,64 +144,105 @@ async fn zero_ends(engine: &Arc<Engine>, from: u64, to: u64, flags: Flags, cause
 async fn discard(engine: &Arc<Engine>, offset: u64, len: u64, cause: Cause) -> Result<()> {
     let geometry = engine.geometry;
     let end = offset + len;
-    let size = engine.state.lock().header.size;
+    let (size, raw_external) = {
+        let state = engine.state.lock();
+        (state.header.size, state.header.has_raw_data_file())
+    };
     let whole_end = if end == size { geometry.clusters_for(end) } else { end >> geometry.cluster_bits };
     let mut cluster = geometry.clusters_for(offset);
+    if raw_external && cluster < whole_end {
+        let from = cluster << geometry.cluster_bits;
+        let to = (whole_end << geometry.cluster_bits).min(end);
+        return write_zeroes(engine, from, to - from, Flags::MAY_UNMAP, cause).await;
+    }
     while cluster < whole_end {
         let at = GuestCluster(cluster);
         let has_backing = engine.backing.is_some();
-        let skip =
-            engine.decide(cause, |state| state.discard_cluster(at, has_backing, engine.discard)).await?;
-        cluster += skip;
+        let settled = engine.decide(cause, |state| state.discard_cluster(at, has_backing)).await?;
+        engine.pass_discard(at, &settled, cause).await;
+        cluster += settled.clusters;
         engine.relieve().await?;
     }
     Ok(())
 }
 
+/// What became of discarded clusters.
+struct Settled {
+    clusters: u64,
+    /// Storage that one cluster keeps, or that nobody counts: its content is not needed any more.
+    content: Option<HostOffset>,
+}
+
+impl Engine {
+    /// Gives back storage that no refcount stands for. Its guest cluster is held exclusively and reads as zeroes, so
+    /// whatever a cut leaves there is the old content or zeroes. Failure costs only space.
+    async fn pass_discard(&self, cluster: GuestCluster, settled: &Settled, cause: Cause) {
+        let Some(host) = settled.content else { return };
+        if self.state.lock().discards.contains(Discards::REQUEST) {
+            // The disk may end inside the cluster, and an external file with it.
+            let rest = self.state.lock().header.size.saturating_sub(self.geometry.guest_offset(cluster));
+            let len = match self.geometry.data_place {
+                DataPlace::Image => self.geometry.cluster_size(),
+                DataPlace::External => self.geometry.cluster_size().min(rest),
+            };
+            let request = Request::discard(host.0, len).caused_by(cause);
+            let _ = self.data().submit(request).finish().await;
+        }
+    }
+}
+
 impl State {
-    /// Makes one cluster read as zeroes without writing data.
-    fn zero_cluster(&mut self, cluster: GuestCluster, unmap: bool, discard: Discard) -> Decision<()> {
-        let old = self.own_entry(cluster)?;
-        let punch = discard == Discard::Unmap;
-        let new = match old {
-            _ if self.header.version < 3 => L2Entry::Unallocated,
-            L2Entry::Normal(host, ownership) | L2Entry::ZeroAllocated(host, ownership) if !unmap => {
-                L2Entry::ZeroAllocated(host, ownership)
-            }
-            _ => L2Entry::ZeroPlain,
-        };
-        self.unlink(cluster, new, punch)
-    }
-
-    /// Drops one cluster's storage; returns how many clusters this settles.
-    fn discard_cluster(
-        &mut self,
-        cluster: GuestCluster,
-        has_backing: bool,
-        discard: Discard,
-    ) -> Decision<u64> {
-        let per_table = self.geometry.l2_entries();
-        if !has_backing && self.l1_entry(self.geometry.l1_index(cluster))? == L1Entry::Empty {
-            return Ok(per_table - cluster.0 % per_table);
-        }
-        let version = self.header.version;
-        // Nothing to drop and nothing to hide: a shared table is not copied for that.
-        let settled = match self.map_run(self.geometry.guest_offset(cluster), 1)?.kind {
-            crate::map::Kind::Unallocated => !has_backing,
-            crate::map::Kind::Zero(None) => true,
-            _ => false,
-        };
-        if settled {
-            return Ok(1);
-        }
-        let new = if version < 3 { L2Entry::Unallocated } else { L2Entry::ZeroPlain };
-        self.unlink(cluster, new, discard == Discard::Unmap)?;
-        Ok(1)
-    }
-
-    fn own_entry(&mut self, cluster: GuestCluster) -> Decision<L2Entry> {
+    /// Makes a range of one cluster, whole subclusters, read as zeroes without writing data. Says whether that was
+    /// possible: a part of a compressed cluster must be written.
+    fn zero_mapping(&mut self, range: Range<u64>, unmap: Unmap) -> Decision<bool> {
+        let geometry = self.geometry;
+        let cluster = geometry.guest_cluster(range.start);
         let slot = self.own_l2_slot(cluster)?;
-        let raw = self.l2.entry(slot, cluster.0 % self.geometry.slice_entries());
-        Ok(L2Entry::decode(raw, &self.geometry))
+        let old = self.cell(slot, cluster)?;
+        let start = geometry.guest_offset(cluster);
+        let zeroed = geometry.subclusters_of(range.start - start..range.end - start);
+        let all = geometry.all_subclusters();
+        let keeps = unmap == Unmap::No || self.discards.contains(Discards::NO_UNREF);
+        let new = match old.storage {
+            _ if self.header.version < 3 => Cell::UNALLOCATED,
+            Storage::Compressed(_) if zeroed != all => return Ok(false),
+            Storage::Cluster(..) if zeroed != all || keeps => {
+                Cell { storage: old.storage, alloc: old.alloc & !zeroed, zero: old.zero | zeroed }
+            }
+            Storage::None => Cell { zero: old.zero | zeroed, ..old },
+            Storage::Cluster(..) | Storage::Compressed(_) => Cell::zeroes(&geometry),
+        };
+        self.unlink(cluster, new, Dropped::Discarded)?;
+        Ok(true)
+    }
+
+    /// Drops one cluster's storage; says how many clusters this settles.
+    fn discard_cluster(&mut self, cluster: GuestCluster, has_backing: bool) -> Decision<Settled> {
+        let geometry = self.geometry;
+        let all = geometry.all_subclusters();
+        let settled = |clusters| Ok(Settled { clusters, content: None });
+        let old = match self.l2_slot(cluster)? {
+            Some(slot) => self.cell(slot, cluster)?,
+            None if has_backing => Cell::UNALLOCATED,
+            None => return settled(geometry.l2_entries() - cluster.0 % geometry.l2_entries()),
+        };
+        // Nothing to drop and nothing to hide: a shared table is not copied for that.
+        if old.storage == Storage::None && (old.zero == all || !has_backing) {
+            return settled(1);
+        }
+        let new = match old.storage {
+            _ if self.header.version < 3 => Cell::UNALLOCATED,
+            Storage::Cluster(..) if self.discards.contains(Discards::NO_UNREF) => {
+                Cell { storage: old.storage, alloc: 0, zero: all }
+            }
+            _ => Cell::zeroes(&geometry),
+        };
+        self.unlink(cluster, new, Dropped::Discarded)?;
+        let uncounted = new.storage == old.storage || geometry.data_place == DataPlace::External;
+        let content = match old.storage {
+            Storage::Cluster(host, Ownership::Private) if uncounted => Some(host),
+            _ => None,
+        };
+        Ok(Settled { clusters: 1, content })
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cowbell_block::mem::MemNode;
 use cowbell_block::{Access, Buf, Flags, Node, Preallocation, Request};
-use cowbell_qcow2::{CreateOptions, Discard, OpenOptions, Qcow2};
+use cowbell_qcow2::{CreateOptions, DataFile, DataFileForm, Discards, L2Format, OpenOptions, Qcow2};
 use support::{Rng, assert_clean, create, open, read, run, submit, write, zero};
 
 const SIZE: u64 = 3 << 20;
@@ -115,7 +115,7 @@ fn random_operations_with_tiny_caches_lazy_refcounts_and_unmap() {
         l2_cache_bytes: 1024,
         refcount_cache_bytes: 1024,
         slice_bytes: 512,
-        discard: Discard::Unmap,
+        discards: Discards::all() - Discards::NO_UNREF,
         ..Default::default()
     };
     for seed in 0..12 {
@@ -125,6 +125,121 @@ fn random_operations_with_tiny_caches_lazy_refcounts_and_unmap() {
             ..Default::default()
         };
         compare_with_model(options, tiny.clone(), (seed % 4 == 0).then_some(1 << 20), 900 + seed);
+    }
+}
+
+#[test]
+fn random_operations_on_subclusters() {
+    for (i, cluster_bits) in [14, 16, 21].into_iter().enumerate() {
+        for backing in [None, Some(700_001), Some(SIZE + 4096)] {
+            let l2_format = L2Format::Extended;
+            let options = CreateOptions { cluster_bits, l2_format, ..Default::default() };
+            for seed in 0..4 {
+                let discards = if seed % 2 == 0 { Discards::default() } else { Discards::all() };
+                let open = OpenOptions { discards, ..Default::default() };
+                compare_with_model(options.clone(), open, backing, 3000 + 10 * i as u64 + seed);
+            }
+        }
+    }
+}
+
+#[test]
+fn random_operations_on_preallocated_images() {
+    use Preallocation::{Falloc, Full, Metadata};
+    for (seed, preallocation) in [Metadata, Falloc, Full].into_iter().enumerate() {
+        for l2_format in [L2Format::Standard, L2Format::Extended] {
+            let options = CreateOptions { cluster_bits: 14, l2_format, preallocation, ..Default::default() };
+            compare_with_model(options, OpenOptions::default(), None, 5000 + seed as u64);
+        }
+    }
+    let overlay = CreateOptions {
+        cluster_bits: 16,
+        l2_format: L2Format::Extended,
+        preallocation: Metadata,
+        ..Default::default()
+    };
+    compare_with_model(overlay, OpenOptions::default(), Some(1 << 20), 5010);
+}
+
+#[test]
+fn a_preallocated_image_has_all_its_clusters() {
+    let options =
+        CreateOptions { size: 5 << 20, preallocation: Preallocation::Metadata, ..Default::default() };
+    let file = create(&options);
+    assert_eq!(file.content().len(), (5 + 80) << 16);
+    let node = open(&file, None, OpenOptions::default());
+    let report = run(node.check(cowbell_block::Fix::None)).expect("checkable");
+    assert_eq!((report.allocated_clusters, report.fragmented_clusters), (80, 0));
+    submit(&*node, Request::truncate(7 << 20, Preallocation::Metadata));
+    assert!(read(&*node, 0, 7 << 20).iter().all(|b| *b == 0));
+    run(node.close()).expect("closed");
+    assert_clean(&file);
+}
+
+#[test]
+fn a_disk_that_shrank_and_grew_shows_zeroes() {
+    for (l2_format, cluster_bits) in [(L2Format::Standard, 12), (L2Format::Extended, 16)] {
+        let file = create(&CreateOptions { size: SIZE, cluster_bits, l2_format, ..Default::default() });
+        let node = open(&file, None, OpenOptions::default());
+        write(&*node, 0, &vec![9; SIZE as usize]);
+        let full = file.content().len();
+        submit(&*node, Request::truncate(1_000_448, Preallocation::Off));
+        assert!(file.content().len() < full / 2, "the file shrinks with the disk");
+        submit(&*node, Request::truncate(SIZE, Preallocation::Off));
+        let content = read(&*node, 0, SIZE as usize);
+        assert!(content[..1_000_448].iter().all(|b| *b == 9));
+        assert!(content[1_000_448..].iter().all(|b| *b == 0));
+        run(node.close()).expect("closed");
+        assert_clean(&file);
+    }
+}
+
+#[test]
+fn data_in_an_external_file_lies_where_the_guest_sees_it() {
+    for form in [DataFileForm::Dependent, DataFileForm::Raw] {
+        let name = "data".to_owned();
+        let options =
+            CreateOptions { size: SIZE, data_file: Some(DataFile { name, form }), ..Default::default() };
+        let (file, data) = (Arc::new(MemNode::new(0)), Arc::new(MemNode::new(0)));
+        let child = cowbell_block::Child::new(file.clone());
+        run(cowbell_qcow2::create(&child, Some(data.clone()), &options)).expect("valid options");
+        let open_it =
+            || open(&file, None, OpenOptions { data_file: Some(data.clone()), ..Default::default() });
+        let mut model = vec![0; SIZE as usize];
+        let mut rng = Rng(4711);
+        for _ in 0..3 {
+            let node = open_it();
+            for _ in 0..100 {
+                let offset = rng.below(SIZE / 512) * 512;
+                let len = (1 + rng.below(1 << 18)).min(SIZE - offset);
+                let range = offset as usize..(offset + len) as usize;
+                match rng.below(5) {
+                    0..=2 => {
+                        let byte = rng.below(255) as u8 + 1;
+                        model[range].fill(byte);
+                        write(&*node, offset, &vec![byte; len as usize]);
+                    }
+                    3 => {
+                        model[range].fill(0);
+                        zero(&*node, offset, len, Flags::MAY_UNMAP);
+                    }
+                    _ => {
+                        submit(&*node, Request::discard(offset, len));
+                        model[range.clone()].copy_from_slice(&read(&*node, offset, len as usize));
+                    }
+                }
+            }
+            assert!(read(&*node, 0, SIZE as usize) == model);
+            let report = run(node.check(cowbell_block::Fix::None)).expect("checkable");
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.findings);
+            run(node.close()).expect("closed");
+            if form == DataFileForm::Raw {
+                assert!(data.content() == model, "the file is the disk");
+            }
+        }
+        assert!(read(&*open_it(), 0, SIZE as usize) == model);
+        let without = OpenOptions { data_file: None, ..Default::default() };
+        assert!(run(Qcow2::open(file.clone(), None, without)).is_err());
     }
 }
 
@@ -223,7 +338,7 @@ fn a_name_that_does_not_fit_is_refused_before_anything_is_made() {
         CreateOptions { cluster_bits: 9, backing_file: Some("b".repeat(500)), ..Default::default() };
     assert!(options.validate().is_ok() && options.check_header().is_err());
     let file = Arc::new(MemNode::with_content(b"precious"));
-    let refused = run(cowbell_qcow2::create(&cowbell_block::Child::new(file.clone()), &options));
+    let refused = run(cowbell_qcow2::create(&cowbell_block::Child::new(file.clone()), None, &options));
     assert!(refused.is_err());
     assert_eq!(file.content(), b"precious");
 }

@@ -122,7 +122,7 @@ impl Sparse {
 
 fn image(options: CreateOptions) -> Arc<Sparse> {
     let file = Arc::new(Sparse(tempfile::tempfile().expect("a temporary file")));
-    run(cowbell_qcow2::create(&Child::new(file.clone()), &options)).expect("valid options");
+    run(cowbell_qcow2::create(&Child::new(file.clone()), None, &options)).expect("valid options");
     file
 }
 

@@ -9,7 +9,7 @@ use cowbell_block::{BoxFuture, Child, Result};
 use cowbell_checker::{
     CheckError, Checker, Class, Extent, GuestView, Limits, Peek, ReadAt, Report, Source as Place, Verdict,
 };
-use cowbell_qcow2::{CreateOptions, Discard, OpenOptions, Qcow2};
+use cowbell_qcow2::{CreateOptions, Discards, OpenOptions, Qcow2};
 
 use crate::config::{Backing, Config, Prestate};
 use crate::disk::{Clock, HostConfig, SimDisk};
@@ -71,7 +71,7 @@ impl Subject for Engine {
             l2_cache_bytes: config.l2_cache_bytes,
             slice_bytes: config.l2_slice_bytes.min(1 << config.cluster_bits) as u32,
             refcount_cache_bytes: config.refcount_cache_bytes,
-            discard: if config.discard { Discard::Unmap } else { Discard::Keep },
+            discards: if config.discard { Discards::all() - Discards::NO_UNREF } else { Discards::empty() },
             ..OpenOptions::default()
         };
         Box::pin(async move {
@@ -218,7 +218,7 @@ fn created(config: &Config, pool: &mut Pool) -> Image {
         ..CreateOptions::default()
     };
     let child = Child::new(disk.node());
-    let made = world.block_on(async move { cowbell_qcow2::create(&child, &options).await });
+    let made = world.block_on(async move { cowbell_qcow2::create(&child, None, &options).await });
     made.expect("creating does not stall").expect("the configuration can be created");
     let (sectors, len) = disk.content();
     let own = own.lock();

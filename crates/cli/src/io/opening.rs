@@ -120,6 +120,7 @@ async fn overlay(backing: Arc<dyn Node>) -> cowbell_block::Result<Arc<dyn Node>>
     let size = backing.len();
     cowbell_qcow2::create(
         &Child::new(file.clone()),
+        None,
         &cowbell_qcow2::CreateOptions { size, ..cowbell_qcow2::CreateOptions::default() },
     )
     .await?;

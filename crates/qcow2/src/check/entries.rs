@@ -5,8 +5,8 @@
 use super::Pass;
 use super::scan::Table;
 use crate::engine::Engine;
-use crate::geometry::{Geometry, HostOffset};
-use crate::table::{Compressed, L2Entry};
+use crate::geometry::{DataPlace, Geometry, HostOffset, L2Format};
+use crate::table::{Cell, Compressed, L2Entry};
 
 /// A pass over one table.
 pub(super) struct Entries<'a> {
@@ -28,8 +28,19 @@ impl<'a> Entries<'a> {
     }
 
     fn raw(&self, index: usize) -> Option<u64> {
-        let bytes = self.bytes.get(index * 8..index * 8 + 8)?;
-        bytes.first_chunk().map(|b| u64::from_be_bytes(*b))
+        self.word(index * self.geometry.l2_entry_bytes() as usize)
+    }
+
+    /// The bitmap beside an extended entry.
+    fn bitmap(&self, index: usize) -> u64 {
+        match self.geometry.l2_format {
+            L2Format::Standard => 0,
+            L2Format::Extended => self.word(index * 16 + 8).unwrap_or(0),
+        }
+    }
+
+    fn word(&self, at: usize) -> Option<u64> {
+        self.bytes.get(at..at + 8)?.first_chunk().map(|b| u64::from_be_bytes(*b))
     }
 
     /// Clusters of private data in a row, from the current entry on.
@@ -47,7 +58,7 @@ impl Pass {
     /// Goes on with a table; returns a cluster whose refcount must be brought, or `None` at the end.
     pub(super) fn scan_entries(&mut self, entries: &mut Entries<'_>) -> Option<u64> {
         while let Some(raw) = entries.raw(entries.index) {
-            if raw == 0 {
+            if raw == 0 && entries.bitmap(entries.index) == 0 {
                 entries.index += 1;
                 continue;
             }
@@ -67,6 +78,9 @@ impl Pass {
     fn scan_run(&mut self, entries: &mut Entries<'_>, raw: u64) -> Result<usize, u64> {
         let Some(host) = L2Entry::private_data(raw) else { return Ok(0) };
         let geometry = entries.geometry;
+        if (geometry.l2_format, geometry.data_place) != (L2Format::Standard, DataPlace::Image) {
+            return Ok(0);
+        }
         let len = entries.run(raw);
         let first = geometry.host_cluster(host).0;
         let inside = host.0 + ((len as u64 - 1) << geometry.cluster_bits) < entries.file_len;
@@ -94,8 +108,16 @@ impl Pass {
         if let L2Entry::Normal(host, _) | L2Entry::ZeroAllocated(host, _) = entry {
             self.scan_data(entries, raw, host)?;
         }
-        if L2Entry::has_reserved_bits(raw) {
+        if L2Entry::has_reserved_bits(raw, &geometry) {
             self.corruption(format!("ERROR found l2 entry with reserved bits set: {raw:x}"));
+        }
+        let bitmap = entries.bitmap(entries.index);
+        if Cell::decode(raw, bitmap, &geometry).is_none()
+            || (bitmap != 0 && matches!(entry, L2Entry::Compressed(_)))
+        {
+            self.corruption(format!(
+                "ERROR l2 entry {raw:x} does not allow the subcluster bitmap {bitmap:016x}"
+            ));
         }
         if entries.version < 3 && entry.is_zero() {
             let cluster = entries.table.l1_index * geometry.l2_entries() + entries.index as u64;
@@ -113,7 +135,9 @@ impl Pass {
     fn scan_data(&mut self, entries: &mut Entries<'_>, raw: u64, host: HostOffset) -> Result<(), u64> {
         let (geometry, table) = (entries.geometry, entries.table);
         let cluster = geometry.host_cluster(host).0;
-        if !geometry.is_aligned(host) {
+        if geometry.data_place == DataPlace::External {
+            // Another file, and nobody counts there.
+        } else if !geometry.is_aligned(host) {
             self.corruption(format!(
                 "ERROR offset={:x}: Data cluster is not properly aligned; L2 entry corrupted.",
                 host.0

@@ -23,7 +23,7 @@ pub fn run<T>(future: impl Future<Output = T>) -> T {
 
 pub fn create(options: &CreateOptions) -> Arc<MemNode> {
     let file = Arc::new(MemNode::new(0));
-    run(cowbell_qcow2::create(&Child::new(file.clone()), options)).expect("valid options");
+    run(cowbell_qcow2::create(&Child::new(file.clone()), None, options)).expect("valid options");
     file
 }
 

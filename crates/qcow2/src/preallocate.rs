@@ -1,0 +1,141 @@
+//! Storage for guest clusters before anything is written to them.
+//!
+//! What the range reads as does not change. Without a backing file that is zeroes: a cluster that nobody ever
+//! wrote becomes a plain data cluster over a hole; one that may hold an earlier owner's bytes is zeroed first.
+//! With extended entries no subcluster uses its storage yet, so whatever is below still shows.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cowbell_block::{Buf, DebugEvent, Preallocation, Request, Result};
+
+use crate::engine::{Engine, NO_CAUSE};
+use crate::geometry::{DataPlace, GuestCluster, HostOffset, L2Format};
+use crate::state::{Decision, State};
+use crate::table::{Cell, Ownership, Storage};
+
+/// Largest piece of zeroes written at once.
+const PIECE_BYTES: u64 = 2 << 20;
+
+/// Guest clusters in a row without storage, inside one L2 slice; or with it, to be skipped.
+struct Stretch {
+    clusters: u64,
+    has_storage: bool,
+}
+
+impl Engine {
+    /// Gives the clusters of a guest range storage, as far as they have none. The caller holds the whole disk.
+    ///
+    /// # Errors
+    /// The file's; what was allocated until then is referenced.
+    pub(crate) async fn preallocate(self: &Arc<Self>, range: Range<u64>, mode: Preallocation) -> Result<()> {
+        let geometry = self.geometry;
+        let end = geometry.clusters_for(range.end);
+        let mut at = range.start >> geometry.cluster_bits;
+        while at < end {
+            let stretch = self.decide(NO_CAUSE, |state| state.stretch(GuestCluster(at), end - at)).await?;
+            at += match stretch.has_storage {
+                true => stretch.clusters,
+                false => self.give_storage(GuestCluster(at), stretch.clusters, mode).await?,
+            };
+            self.relieve().await?;
+        }
+        self.cover_file().await
+    }
+
+    /// Gives at most `clusters` clusters storage; returns how many got it.
+    async fn give_storage(
+        self: &Arc<Self>,
+        first: GuestCluster,
+        clusters: u64,
+        mode: Preallocation,
+    ) -> Result<u64> {
+        let geometry = self.geometry;
+        if geometry.data_place == DataPlace::External {
+            let host = HostOffset(geometry.guest_offset(first));
+            self.decide(NO_CAUSE, |state| state.link_storage(first, clusters, host)).await?;
+            return Ok(clusters);
+        }
+        self.file.announce(DebugEvent::ClusterAlloc, NO_CAUSE).await;
+        let owned = self.decide(NO_CAUSE, |state| state.allocate(clusters)).await?;
+        let host = HostOffset(owned.first << geometry.cluster_bits);
+        let fill = match (mode, owned.virgin) {
+            (Preallocation::Full, _) => {
+                self.write_zero_data(host, owned.count << geometry.cluster_bits).await
+            }
+            (Preallocation::Falloc, _) | (_, false) => {
+                let zeroes = Request::write_zeroes(host.0, owned.count << geometry.cluster_bits);
+                self.file.submit(zeroes).finish().await.result.map(drop)
+            }
+            (Preallocation::Off | Preallocation::Metadata, true) => Ok(()),
+        };
+        let linked = match fill {
+            Ok(()) => self.decide(NO_CAUSE, |state| state.link_storage(first, owned.count, host)).await,
+            Err(e) => Err(e),
+        };
+        match linked {
+            Ok(()) => Ok(owned.count),
+            Err(e) => {
+                self.state.lock().give_back(owned);
+                Err(e)
+            }
+        }
+    }
+
+    async fn write_zero_data(&self, host: HostOffset, len: u64) -> Result<()> {
+        let mut at = 0;
+        while at < len {
+            let n = PIECE_BYTES.min(len - at);
+            self.file.write(host.0 + at, Buf::zeroed(n as usize)).await?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// Makes the file as long as what it holds: clusters over holes at its end read as zeroes to everybody.
+    async fn cover_file(&self) -> Result<()> {
+        let end = self.state.lock().virgin_from;
+        if end > self.file.len() && self.geometry.data_place == DataPlace::Image {
+            let longer = Request::truncate(end, Preallocation::Off);
+            self.file.submit(longer).finish().await.result?;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// The stretch of clusters that begins at `first`, at most `max` long.
+    fn stretch(&mut self, first: GuestCluster, max: u64) -> Decision<Stretch> {
+        let slot = self.own_l2_slot(first)?;
+        let end = self.slice_end(first).min(first.0 + max);
+        let has_storage = |cell: Cell| cell.storage != Storage::None;
+        let wanted = has_storage(self.cell(slot, first)?);
+        let mut clusters = 1;
+        while first.0 + clusters < end
+            && has_storage(self.cell(slot, GuestCluster(first.0 + clusters))?) == wanted
+        {
+            clusters += 1;
+        }
+        Ok(Stretch { clusters, has_storage: wanted })
+    }
+
+    /// Publishes storage for clusters that have none.
+    fn link_storage(&mut self, first: GuestCluster, clusters: u64, host: HostOffset) -> Decision<()> {
+        let slot = self.own_l2_slot(first)?;
+        for i in 0..clusters {
+            let cluster = GuestCluster(first.0 + i);
+            let old = self.cell(slot, cluster)?;
+            assert!(old.storage == Storage::None, "the caller looked");
+            let at = HostOffset(host.0 + (i << self.geometry.cluster_bits));
+            let storage = Storage::Cluster(at, Ownership::Private);
+            let cell = match self.geometry.l2_format {
+                // The storage reads as zeroes, as the cluster did.
+                L2Format::Standard if old.zero == 0 => Cell { storage, alloc: 1, zero: 0 },
+                _ => Cell { storage, ..old },
+            };
+            self.set_cell(slot, cluster, cell);
+        }
+        self.entries_need_barrier = true;
+        Ok(())
+    }
+}
