@@ -21,6 +21,8 @@ use crate::request::{Cause, Completion, Extent, Flags, Op, Operation, Request};
 pub enum EdgeKind {
     /// The parent passes requests on as they are.
     Filtered,
+    /// The parent passes requests on into a part of it, so its length must stay.
+    Window,
     /// The parent keeps its metadata here, and perhaps guest data.
     Storage,
     /// The parent keeps guest data here and no metadata.

@@ -12,15 +12,17 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::child::EdgeKind;
+use crate::claim::claim;
 use crate::create::CreateArgs;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::Graph;
+use crate::graph::{Graph, Needs, Permissions};
 use crate::naming::{self, ImageName, NamingError};
 use crate::node::{Access, Node};
 use crate::open::{Opened, open_tree};
 use crate::options::{AioMode, CacheMode, ChildRef, CommonOptions, DetectZeroes, DiscardMode, OptionTree};
 use crate::policy::{Policy, Reference};
-use crate::registry::Registry;
+use crate::registry::{Driver, Registry};
 use crate::spawn::Spawner;
 use crate::unfinished::{self, Mark, UnfinishedNode};
 
@@ -78,6 +80,8 @@ pub struct OpenContext {
     pub table_cache_bytes: Option<u64>,
     /// Where children named by a string are looked up.
     pub graph: Option<Graph>,
+    needs: Option<Needs>,
+    driver: Option<Arc<dyn Driver>>,
     chain: Chain,
     preopened: Option<Arc<dyn Node>>,
     probed: bool,
@@ -155,6 +159,8 @@ impl OpenContext {
             mark: None,
             table_cache_bytes: None,
             graph: None,
+            needs: None,
+            driver: None,
             chain: Chain::default(),
             preopened: None,
             probed: false,
@@ -167,6 +173,32 @@ impl OpenContext {
     pub fn writable(mut self) -> Self {
         self.access = Access::ReadWrite;
         self
+    }
+
+    /// The same for a user that does, and lets others do, as `needs` say; without it, one that reads, or reads and
+    /// writes, and minds nobody.
+    #[must_use]
+    pub fn with_needs(mut self, needs: Needs) -> Self {
+        self.needs = Some(needs);
+        self
+    }
+
+    /// What is asked of the node that is opened: the image locks on the host's storage follow from it.
+    pub fn needs(&self) -> Needs {
+        let mut needs = self.needs.unwrap_or(match self.access {
+            Access::ReadOnly => Needs { required: Permissions::CONSISTENT_READ, ..Needs::NOTHING },
+            Access::ReadWrite => {
+                let required = Permissions::CONSISTENT_READ | Permissions::WRITE;
+                Needs { required, ..Needs::NOTHING }
+            }
+        });
+        if self.no_io {
+            needs.required -= Permissions::CONSISTENT_READ;
+        }
+        if self.force_share {
+            needs.shared = Permissions::all();
+        }
+        needs
     }
 
     /// The directory that the file named by an image must not lead out of, also not by symbolic links.
@@ -200,16 +232,34 @@ impl OpenContext {
         options: ChildRef,
         kind: ChildKind,
     ) -> Result<Option<Arc<dyn Node>>> {
+        let edge = self.driver.as_ref().map_or(EdgeKind::Storage, |driver| driver.edge_kind(role));
+        self.open_child_as(role, edge, options, kind).await
+    }
+
+    /// Like [`OpenContext::open_child`], for a child that is something else for its parent than the driver's
+    /// [`edge_kind`](crate::registry::Driver::edge_kind) says.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open_child_as(
+        &self,
+        role: &str,
+        edge: EdgeKind,
+        options: ChildRef,
+        kind: ChildKind,
+    ) -> Result<Option<Arc<dyn Node>>> {
+        let cx = self.for_child(kind, edge);
         if role == "file"
             && let Some(node) = &self.preopened
         {
+            claim(node, cx.needs())?;
             return Ok(Some(node.clone()));
         }
         match options {
             ChildRef::Absent | ChildRef::Null => Ok(None),
             ChildRef::Node(name) => self.named_node(&name).map(Some),
             ChildRef::Inline(tree) => {
-                let node = open_tree(tree, self.for_child(kind)).await?.node;
+                let node = open_tree(tree, cx).await?.node;
                 Ok(Some(if role == "file" { self.marked(node) } else { node }))
             }
         }
@@ -281,8 +331,14 @@ impl OpenContext {
             let error = ChainError::TooDeep { name: shown, max: self.policy.depth_max };
             return Err(Error::new(ErrorKind::InvalidInput, error));
         }
-        match open_tree(tree, cx).await {
-            Ok(opened) => Ok(Some(opened.node)),
+        // As the reference does: what the image above needs is asked for when the backing file is open, and a
+        // refusal concerns the image, not the opening of the backing file.
+        let needs = cx.needs();
+        match open_tree(tree, cx.with_needs(Needs::NOTHING)).await {
+            Ok(opened) => {
+                claim(&opened.node, needs)?;
+                Ok(Some(opened.node))
+            }
             // A loop concerns the whole chain: the links above add nothing.
             Err(e) if is_about_the_chain(&e) => Err(e),
             Err(e) => {
@@ -310,7 +366,7 @@ impl OpenContext {
     ) -> Result<Option<Arc<dyn Node>>> {
         match (given, stored.filter(|name| !name.is_empty())) {
             (ChildRef::Absent, Some(name)) => {
-                let mut cx = self.for_child(ChildKind::Storage);
+                let mut cx = self.for_child(ChildKind::Storage, EdgeKind::Data);
                 let allowed = cx.follow(Reference::DataFile, &naming::location_of(file), name)?;
                 let tree = naming::storage_tree(&self.registry, &allowed)?;
                 Ok(Some(open_tree(tree, cx).await?.node))
@@ -329,7 +385,7 @@ impl OpenContext {
         let driver = self.registry.driver(name);
         let driver = driver.ok_or_else(|| NamingError::UnknownDriver(name.to_owned()))?;
         let Some(mark) = &self.mark else {
-            return driver.create(args, self.for_child(ChildKind::Storage)).await;
+            return driver.create(args, self.for_child(ChildKind::Storage, EdgeKind::Storage)).await;
         };
         unfinished::create_marked(&**driver, args, self, mark).await
     }
@@ -344,7 +400,9 @@ impl OpenContext {
 
     pub(crate) async fn open_unmarked_storage(&self, filename: &str) -> Result<Arc<dyn Node>> {
         let tree = naming::storage_tree(&self.registry, filename)?;
-        Ok(open_tree(tree, self.for_child(ChildKind::Storage).writable()).await?.node)
+        Ok(open_tree(tree, self.clone().writable().for_child(ChildKind::Storage, EdgeKind::Storage))
+            .await?
+            .node)
     }
 
     /// Opens an image by its name with this context, as a tool does.
@@ -361,8 +419,10 @@ impl OpenContext {
     }
 
     /// The context of a child that is not a backing file.
-    pub(crate) fn for_child(&self, kind: ChildKind) -> Self {
+    pub(crate) fn for_child(&self, kind: ChildKind, edge: EdgeKind) -> Self {
         Self {
+            needs: Some(self.needs().below(edge, self.access == Access::ReadWrite)),
+            driver: None,
             discard: DiscardMode::Unmap,
             detect_zeroes: DetectZeroes::Off,
             mark: None,
@@ -382,7 +442,10 @@ impl OpenContext {
             names: Arc::new(names),
             beneath: self.chain.beneath.clone(),
         };
+        let needs = self.needs().below(EdgeKind::Backing, self.access == Access::ReadWrite);
         Self {
+            needs: Some(needs),
+            driver: None,
             access: Access::ReadOnly,
             auto_read_only: false,
             detect_zeroes: DetectZeroes::Off,
@@ -432,6 +495,17 @@ impl OpenContext {
             return Err(ModeError::DetectZeroesNeedsDiscard.into());
         }
         Ok(())
+    }
+
+    /// The context of storage whose content decides about the driver above: nobody is asked, and nothing held.
+    pub(crate) fn for_probing(&self) -> Self {
+        self.clone().with_needs(Needs::NOTHING)
+    }
+
+    /// Notes whose children are opened with this context.
+    pub(crate) fn with_driver(mut self, driver: &Arc<dyn Driver>) -> Self {
+        self.driver = Some(driver.clone());
+        self
     }
 
     pub(crate) fn with_preopened(mut self, file: Arc<dyn Node>) -> Self {

@@ -32,6 +32,7 @@
 pub mod buf;
 pub mod chain;
 pub mod child;
+pub mod claim;
 pub mod context;
 pub mod create;
 pub mod error;

@@ -65,6 +65,10 @@ impl Driver for LogWritesDriver {
         Role::Filter
     }
 
+    fn edge_kind(&self, role: &str) -> EdgeKind {
+        if role == "log" { EdgeKind::Storage } else { EdgeKind::Filtered }
+    }
+
     fn open(&self, options: OptionTree, cx: OpenContext) -> BoxFuture<Result<Arc<dyn Node>>> {
         Box::pin(async move {
             let options: LogWritesOptions = parse(NAME, Role::Filter, options)?;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::child::NamedEdge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{DebugEvent, Suspension};
+use crate::graph::Needs;
 use crate::request::{BoxFuture, Cause, Op, Request};
 
 /// A raw image, a file, an image format, a filter: anything that stores or changes blocks.
@@ -98,6 +99,21 @@ pub trait Node: Send + Sync + 'static {
     fn reopen(&self, access: Access) -> BoxFuture<Result<()>> {
         let _ = access;
         Box::pin(std::future::ready(Err(ErrorKind::Unsupported.into())))
+    }
+
+    /// What the image locks stand for that this node holds on the host's storage. `None`: it takes no part.
+    fn held_needs(&self) -> Option<Needs> {
+        None
+    }
+
+    /// Makes the image locks those of `needs`, in one step: on failure nothing has changed. Without effect on a
+    /// node that holds none. See [`claim`](crate::claim::claim), which does this for all that is below a node.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when another process stands in the way.
+    fn set_needs(&self, needs: Needs) -> Result<()> {
+        let _ = needs;
+        Ok(())
     }
 
     /// Moves caches into the file, makes them durable and releases the file. Later requests fail.

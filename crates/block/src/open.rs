@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::buf::Buf;
-use crate::child::Child;
+use crate::child::{Child, EdgeKind};
 use crate::context::{ChildKind, OpenContext};
 use crate::error::Result;
 use crate::naming::{self, ImageName, NamingError};
@@ -56,7 +56,9 @@ async fn open(tree: OptionTree, mut cx: OpenContext) -> Result<Opened> {
                 Some(Value::String(name)) => ChildRef::Node(name),
                 _ => return Err(NamingError::ChildMissing { role: "file".to_owned() }.into()),
             };
-            let file = cx.require_child("file", file, ChildKind::Storage).await?;
+            let probing = cx.for_probing();
+            let file = probing.open_child_as("file", EdgeKind::Filtered, file, ChildKind::Storage).await?;
+            let file = file.ok_or_else(|| NamingError::ChildMissing { role: "file".to_owned() })?;
             let driver = probe(&cx.registry, &file).await?;
             let raw = driver.is_none();
             cx = cx.with_preopened(file);
@@ -68,7 +70,7 @@ async fn open(tree: OptionTree, mut cx: OpenContext) -> Result<Opened> {
         }
         _ => return Err(NamingError::NothingToOpen.into()),
     };
-    let node = driver.open(tree, cx).await?;
+    let node = driver.open(tree, cx.with_driver(&driver)).await?;
     if let (Some(name), Some(graph)) = (node_name, graph) {
         graph.remember_name(name, &node)?;
     }

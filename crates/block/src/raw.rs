@@ -21,7 +21,7 @@ use crate::create::{CreateArgs, CreateOption, OptionKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::DebugEvent;
 use crate::modes::Modes;
-use crate::naming::json_filename;
+use crate::naming::{NamingError, json_filename};
 use crate::node::{Access, ImageInfo, Limits, Node};
 use crate::options::{ChildRef, OptionTree, SizeOpt, parse};
 use crate::registry::{Driver, PROBE_BYTES, Registry, Role};
@@ -102,8 +102,10 @@ impl Driver for RawDriver {
     fn open(&self, options: OptionTree, cx: OpenContext) -> BoxFuture<Result<Arc<dyn Node>>> {
         Box::pin(async move {
             let options: RawOptions = parse(crate::registry::RAW, Role::Format, options)?;
-            let file = cx.require_child("file", options.file, ChildKind::Storage).await?;
             let window = Window { offset: options.offset.0, size: options.size.map(u64::from) };
+            let edge = if window == Window::default() { EdgeKind::Filtered } else { EdgeKind::Window };
+            let file = cx.open_child_as("file", edge, options.file, ChildKind::Storage).await?;
+            let file = file.ok_or_else(|| NamingError::ChildMissing { role: "file".to_owned() })?;
             let guard = cx.was_probed().then(|| cx.registry.clone());
             Ok(Arc::new(RawNode::open(file, window, cx.access, Modes::of(&cx), guard)?) as Arc<dyn Node>)
         })
@@ -375,7 +377,7 @@ impl Node for RawNode {
     }
 
     fn edges(&self) -> Vec<NamedEdge> {
-        let kind = if self.0.window == Window::default() { EdgeKind::Filtered } else { EdgeKind::Data };
+        let kind = if self.0.window == Window::default() { EdgeKind::Filtered } else { EdgeKind::Window };
         vec![NamedEdge { role: "file", kind, child: self.0.file.clone() }]
     }
 

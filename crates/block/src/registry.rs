@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::child::EdgeKind;
 use crate::context::OpenContext;
 use crate::create::{CreateArgs, CreateOption};
 use crate::error::{Error, Result};
@@ -72,6 +73,16 @@ pub trait Driver: Send + Sync + 'static {
         let mut tree = OptionTree::new();
         tree.insert("filename".to_owned(), strip_prefix(name, self.name()).into());
         Ok(tree)
+    }
+
+    /// What the child in this role is for a node of this driver: it decides what the node needs of it.
+    fn edge_kind(&self, role: &str) -> EdgeKind {
+        match (self.role(), role) {
+            (_, "backing") => EdgeKind::Backing,
+            (Role::Format, "data-file") => EdgeKind::Data,
+            (Role::Format, _) => EdgeKind::Storage,
+            (Role::Filter | Role::Protocol, _) => EdgeKind::Filtered,
+        }
     }
 
     /// Whether images of this format can have a backing file.

@@ -144,7 +144,7 @@ pub(crate) async fn create_marked(
         }
         args.options.insert("size".to_owned(), 0.into());
     }
-    driver.create(args, cx.for_child(ChildKind::Storage)).await?;
+    driver.create(args, cx.for_child(ChildKind::Storage, EdgeKind::Storage)).await?;
     let file = Child::new(cx.open_unmarked_storage(&filename).await?);
     let made = async {
         mark.set_len(len.map_or(SECTOR_BYTES, |len| len.min(DISK_BYTES)));

@@ -8,7 +8,7 @@ use cowbell_block::naming::{ImageName, parse_option_list};
 use cowbell_block::node::{Access, Node};
 use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
 use cowbell_block::unfinished::Mark;
-use cowbell_block::{Completion, ErrorKind, Flags, Op, Operation, Outcome, Request, Root};
+use cowbell_block::{Completion, ErrorKind, Flags, Needs, Op, Operation, Outcome, Request, Root};
 
 use crate::context::Context;
 
@@ -44,6 +44,8 @@ pub struct How<'a> {
 pub enum Purpose {
     /// Reading or writing data.
     Data,
+    /// Being copied: nobody else may change it meanwhile.
+    Source,
     /// Looking at metadata: the backing file and an external data file stay closed.
     Inspect,
     /// Checking and repairing.
@@ -167,6 +169,9 @@ pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Ima
     context.for_check = how.purpose == Purpose::Check;
     context.mark = how.mark.clone();
     context.table_cache_bytes = (how.side_by_side > 1).then(|| TABLE_CACHE_BYTES / how.side_by_side as u64);
+    if how.purpose == Purpose::Source {
+        context = context.with_needs(Needs::READ);
+    }
     let name = match how.image_opts {
         true => ImageName::OptionList(how.name.to_owned()),
         false => ImageName::Text(how.name.to_owned()),

@@ -19,7 +19,6 @@ use serde::Deserialize;
 use crate::error::OpenError;
 use crate::file::{Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
 use crate::ioctl;
-use crate::lock;
 
 /// A raw file is a whole number of these, in bytes.
 const SECTOR: u64 = 512;
@@ -148,11 +147,6 @@ impl FileDriver {
         if options.filename.is_empty() {
             return Err(OpenError::NoName { driver: self.name }.into_error());
         }
-        let needs = match (cx.force_share, cx.no_io, cx.access) {
-            (true, ..) => Some(lock::READ_SHARED),
-            (false, true, Access::ReadOnly) => Some(lock::INSPECT),
-            _ => None,
-        };
         let file_options = FileOptions {
             kind: self.kind,
             access: cx.access,
@@ -162,7 +156,7 @@ impl FileDriver {
             aio: options.aio.unwrap_or(cx.aio),
             modes: Modes::of(cx),
             locking: options.locking,
-            needs,
+            needs: Some(cx.needs()),
             beneath: cx.beneath().map(Path::new),
             ..FileOptions::default()
         };

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`mod@file`] | the protocol node over a regular file or a block device |
 //! | `driver` | that node for the registry: options, creation |
-//! | [`lock`], `claim` | image locks that QEMU understands, and which of them a user of an image needs |
+//! | [`lock`] | image locks that QEMU understands |
 //! | [`exec`], [`task`], [`timer`] | futures on the thread that waits for them |
 //! | `lane`, `ring`, `pool` | calls that may wait: io_uring where it is allowed, else a few threads |
 //! | `workers` | a thread per core, for engines that compute |
@@ -13,7 +13,6 @@
 //! Invariants: nothing is started before it is needed; `io::Error` and errno stay here and become
 //! [`cowbell_block::Error`] once; every `unsafe` block is a few lines long and says why it holds.
 
-mod claim;
 mod driver;
 pub mod error;
 pub mod exec;
@@ -31,7 +30,6 @@ pub mod terminal;
 pub mod timer;
 mod workers;
 
-pub use claim::claim;
 pub use driver::{FileDriver, add_drivers};
 pub use exec::block_on;
 pub use file::{Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};

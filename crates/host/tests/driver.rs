@@ -4,12 +4,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use cowbell_block::claim::claim;
 use cowbell_block::policy::Policy;
 use cowbell_block::{
     Buf, Child, CreateArgs, ErrorKind, ImageName, Node, OpenContext, Registry, Request, Result, open_image,
 };
 use cowbell_host::lock::{self, Needs};
-use cowbell_host::{FileNode, FileOptions, add_drivers, block_on, claim};
+use cowbell_host::{FileNode, FileOptions, add_drivers, block_on};
 
 fn context() -> OpenContext {
     let mut registry = Registry::new();
@@ -136,11 +137,8 @@ fn conflict(path: &str, first: (Needs, bool), second: (Needs, bool)) -> Option<S
         if writes {
             cx = cx.writable();
         }
-        // As an image that is in use is opened: nothing locked until it is known what for.
         let list = format!("driver=raw,file.driver=file,file.filename={path}");
-        let node = open(&cx, &list)?;
-        claim(&node, needs)?;
-        Ok::<_, cowbell_block::Error>(node)
+        open(&cx.with_needs(needs), &list)
     };
     let _first = opened(first).expect("alone");
     opened(second).err().map(|e| e.to_string().replace(path, "X"))
@@ -157,12 +155,12 @@ fn claims_decide_who_may_share() {
     let node = open(&context(), &path).expect("opened");
     let file = node.primary().expect("a file");
     let file: &FileNode = file.as_any().downcast_ref().expect("ours");
-    assert_eq!(file.needs(), Some(lock::READ));
+    assert_eq!(file.held_needs(), Some(lock::READ_SHARED), "raw minds nobody");
     claim(&node, lock::NONE).expect("nothing to refuse");
-    assert_eq!(file.needs(), Some(lock::NONE));
+    assert_eq!(file.held_needs(), Some(lock::NONE));
     let _writer = FileNode::open(&path, &FileOptions::read_write()).expect("nobody minds");
     assert_eq!(claim(&node, lock::READ).expect_err("too late").kind(), ErrorKind::Busy);
-    assert_eq!(file.needs(), Some(lock::NONE), "as before");
+    assert_eq!(file.held_needs(), Some(lock::NONE), "as before");
 }
 
 #[test]

@@ -76,6 +76,7 @@ impl Needs {
         let mut needs = self;
         match kind {
             EdgeKind::Filtered => {}
+            EdgeKind::Window => needs.shared -= Permissions::RESIZE,
             EdgeKind::Storage => {
                 // Metadata may change even if nobody above writes, and nobody else may touch it.
                 if accepts_writes {

@@ -18,7 +18,7 @@ use crate::face::Face;
 use crate::flags::{Args, img as flags};
 use crate::json;
 use crate::meter::Meter;
-use crate::open::{How, Image, cache_mode, open};
+use crate::open::{How, Image, Purpose, cache_mode, open};
 use crate::out::Out;
 use crate::pace::Limited;
 use crate::size::SIZE_MAX;
@@ -158,6 +158,7 @@ async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
             cache: plan.source_cache,
             force_share: args.has(&flags::FORCE_SHARE),
             side_by_side: plan.sources.len() + 1,
+            purpose: Purpose::Source,
             ..How::reading(name, plan.source_format)
         };
         sources.push(open(cx, &how).await?);

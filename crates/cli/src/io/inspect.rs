@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use cowbell_block::claim::claim;
 use cowbell_block::node::{Access, Node};
-use cowbell_block::{ExtentFlags, Preallocation, Request};
+use cowbell_block::{ExtentFlags, Needs, Permissions, Preallocation, Request};
 
 use super::session::Session;
 use super::shell::{Done, Failed};
@@ -139,13 +140,28 @@ pub(super) async fn truncate(session: &mut Session<'_>, command: &IoCommand, arg
         Ok(len) => len,
         Err(text) => return session.fail(&text),
     };
-    match session.request(Request::truncate(len, preallocation)).await.result {
-        Ok(_) => Ok(()),
-        Err(e) => {
-            session.cx.report(e);
-            Err(Failed)
+    let Some(node) = session.image().map(crate::open::Image::node) else { return Err(Failed) };
+    // The only command that resizes: for its time others may not mind that.
+    let result = match claim(&node, resizing(WRITER)) {
+        Ok(()) => {
+            let result = session.request(Request::truncate(len, preallocation)).await.result;
+            claim(&node, WRITER).and(result.map(drop))
         }
-    }
+        Err(e) => Err(e),
+    };
+    result.map_err(|e| {
+        session.cx.report(e);
+        Failed
+    })
+}
+
+/// What this tool needs of an image that it writes to.
+const WRITER: Needs =
+    Needs { required: Permissions::CONSISTENT_READ.union(Permissions::WRITE), shared: Permissions::all() };
+
+/// The same while the image is resized.
+fn resizing(needs: Needs) -> Needs {
+    Needs { required: needs.required | Permissions::RESIZE, ..needs }
 }
 
 pub(super) async fn reopen(session: &mut Session<'_>, args: &Args) -> Done {

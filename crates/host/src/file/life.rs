@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use crate::error::{FileError, os};
 use crate::file::{Shared, open};
 use crate::handle::Handle;
-use crate::lock::{self, Needs};
+use crate::lock::{self, Needs, Permissions};
 use crate::pool;
 
 impl Shared {
@@ -67,7 +67,10 @@ fn adapted(held: Needs, access: Access) -> Needs {
     let writes = lock::WRITE.required - lock::READ.required;
     match access {
         Access::ReadOnly => Needs { required: held.required - writes, ..held },
-        Access::ReadWrite if held == lock::READ_SHARED => lock::WRITE_SHARED,
+        // Whoever bears with others that resize, as raw does, has no need to do so itself.
+        Access::ReadWrite if held.shared.contains(Permissions::RESIZE) => {
+            Needs { required: held.required | lock::WRITE_SHARED.required, ..held }
+        }
         Access::ReadWrite => Needs { required: held.required | writes, ..held },
     }
 }

@@ -106,37 +106,6 @@ impl FileNode {
         Ok(Arc::new_cyclic(|me| Self { shared, me: me.clone() }))
     }
 
-    /// What the locks held stand for; `None` when the file is not locked.
-    pub fn needs(&self) -> Option<Needs> {
-        *self.shared.lock.lock()
-    }
-
-    /// Changes the locks held, in one step: on failure nothing has changed. Without effect when locking is off.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Busy`] when another process stands in the way.
-    pub fn set_needs(&self, needs: Needs) -> Result<()> {
-        let mut lock = self.shared.lock.lock();
-        let Some(held) = *lock else { return Ok(()) };
-        lock::prepare(&*self.shared.handle, held, needs, &self.shared.filename)?;
-        lock::commit(&*self.shared.handle, held, needs);
-        *lock = Some(needs);
-        Ok(())
-    }
-
-    /// Takes the locks of `needs` beyond those held, keeping both: the first half of a graph change.
-    /// [`FileNode::set_needs`] with the new needs commits it and with the old ones aborts it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Busy`] when another process stands in the way; nothing has changed then.
-    pub fn prepare_needs(&self, needs: Needs) -> Result<()> {
-        let held = self.needs();
-        match held {
-            Some(held) => self.set_needs(held.and(needs)),
-            None => Ok(()),
-        }
-    }
-
     /// The open file.
     pub(crate) fn handle(&self) -> &Handle {
         &self.shared.handle
@@ -347,6 +316,19 @@ impl Node for FileNode {
     fn reopen(&self, access: Access) -> BoxFuture<Result<()>> {
         let shared = self.shared.clone();
         Box::pin(async move { shared.reopen(access).await })
+    }
+
+    fn held_needs(&self) -> Option<Needs> {
+        *self.shared.lock.lock()
+    }
+
+    fn set_needs(&self, needs: Needs) -> Result<()> {
+        let mut lock = self.shared.lock.lock();
+        let Some(held) = *lock else { return Ok(()) };
+        lock::prepare(&*self.shared.handle, held, needs, &self.shared.filename)?;
+        lock::commit(&*self.shared.handle, held, needs);
+        *lock = Some(needs);
+        Ok(())
     }
 
     fn close(&self) -> BoxFuture<Result<()>> {
