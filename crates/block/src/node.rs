@@ -9,6 +9,7 @@ use crate::child::NamedEdge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{DebugEvent, Suspension};
 use crate::graph::Needs;
+use crate::options::OptionTree;
 use crate::request::{BoxFuture, Cause, Op, Request};
 
 /// A raw image, a file, an image format, a filter: anything that stores or changes blocks.
@@ -93,6 +94,22 @@ pub trait Node: Send + Sync + 'static {
     fn check(&self, fix: Fix) -> BoxFuture<Result<CheckReport>> {
         let _ = fix;
         Box::pin(std::future::ready(Err(ErrorKind::Unsupported.into())))
+    }
+
+    /// Stores another backing file's name and format in the image; `None` for none. What the open node shows does not
+    /// change.
+    fn change_backing(&self, name: Option<String>, format: Option<String>) -> BoxFuture<Result<()>> {
+        let _ = (name, format);
+        let error = NotOffered { driver: self.driver(), what: "changing the backing file" };
+        Box::pin(std::future::ready(Err(error.into())))
+    }
+
+    /// Changes what the image is, by the options that its driver offers for that
+    /// ([`Driver::amend_options`](crate::registry::Driver::amend_options)).
+    fn amend(&self, options: OptionTree) -> BoxFuture<Result<()>> {
+        let _ = options;
+        let error = NotOffered { driver: self.driver(), what: "amendment of options" };
+        Box::pin(std::future::ready(Err(error.into())))
     }
 
     /// Changes what a running node was opened with: whether writes are refused.

@@ -100,6 +100,11 @@ pub trait Driver: Send + Sync + 'static {
         &[]
     }
 
+    /// What [`Node::amend`] can be told, in the order that help shows. Empty: images cannot be amended.
+    fn amend_options(&self) -> &'static [CreateOption] {
+        &[]
+    }
+
     /// Makes a new image. A format makes the file first ([`OpenContext::create_storage`]), then opens it and
     /// writes its own structures.
     fn create(&self, args: CreateArgs, cx: OpenContext) -> BoxFuture<Result<()>> {

@@ -6,14 +6,14 @@ use cowbell_block::context::{ChildKind, OpenContext, StoredBacking};
 use cowbell_block::create::{CreateArgs, CreateOption, OptionKind};
 use cowbell_block::modes::Modes;
 use cowbell_block::node::NotOffered;
-use cowbell_block::options::{BoolOpt, ChildRef, DiscardMode, OptionTree, SizeOpt, parse};
+use cowbell_block::options::{BoolOpt, ChildRef, DiscardMode, OptionTree, SizeOpt, from_tree, parse};
 use cowbell_block::registry::{Driver, Role, Score};
 use cowbell_block::{BoxFuture, Child, Error, ErrorKind, Node, Preallocation, Result};
 use serde::Deserialize;
 
 use crate::{
-    CompressionType, CreateError, CreateOptions, DRIVER, DataFile, DataFileForm, Discards, Header, L2Format,
-    Notice, OpenOptions, Qcow2,
+    Amendment, CompressionType, CreateError, CreateOptions, DRIVER, DataFile, DataFileForm, Discards, Header,
+    L2Format, Notice, OpenOptions, Qcow2,
 };
 
 /// Opens and makes qcow2 images for a registry.
@@ -152,9 +152,72 @@ const CREATE_OPTIONS: &[CreateOption] = &[
     CreateOption::new("refcount_bits", OptionKind::Num, "Width of a reference count entry in bits").or("16"),
 ];
 
+const AMEND_OPTIONS: &[CreateOption] = &[
+    CreateOption::new("size", OptionKind::Size, "Virtual disk size"),
+    CreateOption::new("compat", OptionKind::Str, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    CreateOption::new("backing_file", OptionKind::Str, "File name of a base image"),
+    CreateOption::new("backing_fmt", OptionKind::Str, "Image format of the base image"),
+    CreateOption::new("data_file", OptionKind::Str, "File name of an external data file"),
+    CreateOption::new(
+        "data_file_raw",
+        OptionKind::Bool,
+        "The external data file must stay valid as a raw image",
+    ),
+    CreateOption::new("lazy_refcounts", OptionKind::Bool, "Postpone refcount updates"),
+    CreateOption::new("refcount_bits", OptionKind::Num, "Width of a reference count entry in bits"),
+];
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct AmendOptions {
+    size: Option<u64>,
+    compat: Option<String>,
+    backing_file: Option<String>,
+    backing_fmt: Option<String>,
+    data_file: Option<String>,
+    data_file_raw: Option<bool>,
+    lazy_refcounts: Option<bool>,
+    refcount_bits: Option<u64>,
+}
+
+/// Reads the options of an amendment for the image with this header.
+pub(crate) fn amendment(options: OptionTree, header: &Header) -> Result<Amendment> {
+    let options: AmendOptions = from_tree(options)?;
+    let refuse = |error| Error::new(ErrorKind::InvalidInput, error);
+    let names_backing = options.backing_file.is_some() || options.backing_fmt.is_some();
+    if names_backing
+        && (options.backing_file != header.backing_file || options.backing_fmt != header.backing_format)
+    {
+        return Err(refuse(OptionError::AmendBacking));
+    }
+    let version = match options.compat.as_deref() {
+        None => None,
+        Some("1.1" | "v3") => Some(3),
+        Some("0.10" | "v2") => Some(2),
+        Some(other) => return Err(refuse(OptionError::Compat(other.to_owned()))),
+    };
+    let refcount_order = match options.refcount_bits {
+        None => None,
+        Some(bits) if bits.is_power_of_two() && bits <= 64 => Some(bits.trailing_zeros()),
+        Some(_) => return Err(CreateError::RefcountWidth.into()),
+    };
+    Ok(Amendment {
+        version,
+        refcount_order,
+        lazy_refcounts: options.lazy_refcounts,
+        size: options.size,
+        data_file: options.data_file,
+        raw_data_file: options.data_file_raw,
+    })
+}
+
 /// An option of creation with a value that it does not take.
 #[derive(Debug, thiserror::Error)]
 enum OptionError {
+    #[error("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.")]
+    AmendBacking,
+    #[error("Unknown compatibility level {0}")]
+    Compat(String),
     #[error("discard-no-unref is only supported since qcow2 version 3")]
     NoUnrefVersion,
     #[error("Parameter '{name}' does not accept value '{value}'")]
@@ -222,6 +285,10 @@ impl Driver for Qcow2Driver {
 
     fn create_options(&self) -> &'static [CreateOption] {
         CREATE_OPTIONS
+    }
+
+    fn amend_options(&self) -> &'static [CreateOption] {
+        AMEND_OPTIONS
     }
 
     fn create(&self, mut args: CreateArgs, cx: OpenContext) -> BoxFuture<Result<()>> {

@@ -34,6 +34,8 @@ pub(crate) struct Engine {
     pub data_file: Option<Child>,
     /// The image was opened for its metadata only: there is no such file here.
     pub lacks_data: bool,
+    /// The image's form was changed: what is known of it here is out of date.
+    pub retired: AtomicBool,
     pub geometry: Geometry,
     pub state: Mutex<State>,
     /// Guest clusters: shared by overwrites in place, exclusive for everything that changes a mapping.
@@ -127,6 +129,8 @@ enum Unusable {
     Poisoned,
     #[error("the image is marked corrupt")]
     Corrupt,
+    #[error("the image was given another form; open it again")]
+    Retired,
     #[error("the image was opened without its external data file")]
     MetadataOnly,
 }
@@ -151,6 +155,7 @@ impl Engine {
             refcounting: RangeLock::new(),
             loading: Loading::default(),
             writable: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             corrupt: AtomicBool::new(false),
@@ -184,6 +189,9 @@ impl Engine {
         }
         if self.corrupt.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Io, Unusable::Corrupt));
+        }
+        if self.retired.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::InvalidInput, Unusable::Retired));
         }
         if self.lacks_data {
             return Err(Error::new(ErrorKind::InvalidInput, Unusable::MetadataOnly));

@@ -85,6 +85,13 @@ impl Geometry {
         Self { l2_format, ..self }
     }
 
+    /// The same with refcounts of `2^order` bits.
+    #[must_use]
+    pub fn with_refcounts(self, refcount_order: u32) -> Self {
+        assert!(refcount_order <= 6, "the width was checked");
+        Self { refcount_order, ..self }
+    }
+
     /// The same with data in this place.
     #[must_use]
     pub fn with_data(self, data_place: DataPlace) -> Self {

@@ -86,6 +86,8 @@ const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXT_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXT_BITMAPS: u32 = 0x2385_2875;
 const EXT_DATA_FILE: u32 = 0x4441_5441;
+/// Ours: its content means nothing. It is there only while a header is being rewritten, see `rewrite`.
+const EXT_NOTHING: u32 = 0x636f_7762;
 
 /// How compressed clusters are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -361,6 +363,7 @@ impl Header {
                     let text = text.ok_or(HeaderError::BackingFormat(len))?;
                     self.backing_format = Some(text.to_owned());
                 }
+                EXT_NOTHING => {}
                 // Version 2 images have no feature bits, but their extensions are kept all the same.
                 _ => self.extensions.push(Extension { kind, data: data.to_vec() }),
             }
@@ -508,11 +511,51 @@ impl Header {
         Geometry::new(self.cluster_bits, self.refcount_order, slice_bytes).with_l2(l2).with_data(data)
     }
 
-    /// The header as stored, padded to a whole cluster's beginning: fixed fields, extensions, backing name.
+    /// The header as stored: fixed fields, extensions, backing name.
     ///
     /// # Errors
     /// When it does not fit the first cluster.
     pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut out = self.encode_fields();
+        out.extend_from_slice(&self.encode_extensions());
+        self.place_backing_name(&mut out, 0);
+        let cluster = 1usize << self.cluster_bits;
+        if out.len() > cluster {
+            return Err(HeaderError::DoesNotFit { needed: out.len(), cluster }.into());
+        }
+        Ok(out)
+    }
+
+    /// The header in two parts: the fields, with an extension of nothing that reaches as far as byte `at`; and from
+    /// there on all extensions and the backing name.
+    pub(crate) fn encode_apart(&self, at: usize) -> (Vec<u8>, Vec<u8>) {
+        let mut fields = self.encode_fields();
+        let skipped = at - fields.len() - 8;
+        fields.extend_from_slice(&EXT_NOTHING.to_be_bytes());
+        fields.extend_from_slice(&(skipped as u32).to_be_bytes());
+        let mut rest = self.encode_extensions();
+        let name_at = self.place_backing_name(&mut rest, at);
+        if let Some((offset, len)) = name_at {
+            set_backing_name(&mut fields, offset, len);
+        }
+        (fields, rest)
+    }
+
+    /// Bytes of the first cluster that a header in it uses, as far as it can be read.
+    pub(crate) fn used_bytes(cluster: &[u8]) -> usize {
+        let word = |at: usize| cluster.get(at..at + 4).map_or(0, be32) as usize;
+        let mut at = if word(4) == 3 { word(100) } else { V2_LEN };
+        while at + 8 <= cluster.len() {
+            let (kind, len) = (word(at) as u32, word(at + 4));
+            at = at.saturating_add(8).saturating_add(len.next_multiple_of(8));
+            if kind == EXT_END {
+                break;
+            }
+        }
+        at.max(word(12) + word(16)).min(cluster.len())
+    }
+
+    fn encode_fields(&self) -> Vec<u8> {
         let v3 = self.version == 3;
         let mut out = self.raw().as_bytes()[..if v3 { V3_LEN } else { V2_LEN }].to_vec();
         if v3 {
@@ -520,6 +563,11 @@ impl Header {
             let len = out.len() as u32;
             out[100..104].copy_from_slice(&len.to_be_bytes());
         }
+        out
+    }
+
+    fn encode_extensions(&self) -> Vec<u8> {
+        let mut out = Vec::new();
         if let Some(format) = &self.backing_format {
             push_extension(&mut out, EXT_BACKING_FORMAT, format.as_bytes());
         }
@@ -537,17 +585,19 @@ impl Header {
             push_extension(&mut out, extension.kind, &extension.data);
         }
         push_extension(&mut out, EXT_END, &[]);
-        if let Some(name) = &self.backing_file {
-            let (offset, len) = (out.len() as u64, name.len() as u32);
-            out[8..16].copy_from_slice(&offset.to_be_bytes());
-            out[16..20].copy_from_slice(&len.to_be_bytes());
-            out.extend_from_slice(name.as_bytes());
+        out
+    }
+
+    /// Appends the backing file's name to `out`, which begins at byte `base` of the cluster; says where it is. In
+    /// a whole header the fields are told as well.
+    fn place_backing_name(&self, out: &mut Vec<u8>, base: usize) -> Option<(u64, u32)> {
+        let name = self.backing_file.as_ref()?;
+        let place = ((base + out.len()) as u64, name.len() as u32);
+        if base == 0 {
+            set_backing_name(out, place.0, place.1);
         }
-        let cluster = 1usize << self.cluster_bits;
-        if out.len() > cluster {
-            return Err(HeaderError::DoesNotFit { needed: out.len(), cluster }.into());
-        }
-        Ok(out)
+        out.extend_from_slice(name.as_bytes());
+        Some(place)
     }
 
     /// The fields that change while an image is in use, and their place: all inside the first sector.
@@ -582,6 +632,25 @@ impl Header {
             },
             padding: [0; 7],
         }
+    }
+
+    /// Stores another name of the external data file.
+    pub(crate) fn set_data_file(&mut self, name: &str) {
+        self.extensions.retain(|e| e.kind != EXT_DATA_FILE);
+        self.extensions.push(Self::data_file_extension(name));
+    }
+
+    /// The external data file no longer reads like the disk by itself.
+    pub(crate) fn clear_raw_data_file(&mut self) {
+        self.autoclear &= !AUTOCLEAR_RAW_DATA;
+    }
+
+    /// Drops what version 2 has no place for.
+    pub(crate) fn leave_version_3(&mut self) {
+        self.incompatible = Incompatible::empty();
+        (self.compatible, self.autoclear) = (0, 0);
+        self.unknown_fields.clear();
+        self.extensions.retain(|e| !matches!(e.kind, EXT_FEATURE_NAMES | EXT_BITMAPS));
     }
 
     /// The extension that names an external data file.
@@ -641,6 +710,11 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
 
 fn be32(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |b| u32::from_be_bytes(*b))
+}
+
+fn set_backing_name(fields: &mut [u8], offset: u64, len: u32) {
+    fields[8..16].copy_from_slice(&offset.to_be_bytes());
+    fields[16..20].copy_from_slice(&len.to_be_bytes());
 }
 
 fn push_extension(out: &mut Vec<u8>, kind: u32, data: &[u8]) {
@@ -738,6 +812,19 @@ mod tests {
             (read.backing_file.as_deref(), read.backing_format.as_deref()),
             (Some("base"), Some("raw"))
         );
+    }
+
+    #[test]
+    fn a_header_in_two_parts_says_the_same() {
+        let header = sample();
+        let whole = header.encode().unwrap();
+        assert_eq!(Header::used_bytes(&whole), whole.len());
+        let (fields, rest) = header.encode_apart(2048);
+        let mut apart = vec![0xee; 65536];
+        apart[..fields.len()].copy_from_slice(&fields);
+        apart[2048..2048 + rest.len()].copy_from_slice(&rest);
+        assert_eq!(Header::parse(&apart).unwrap(), header);
+        assert_eq!(Header::used_bytes(&apart), 2048 + rest.len());
     }
 
     #[test]

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod alloc;
+mod amend;
 mod cache;
 mod check;
 mod compress;
@@ -30,9 +31,11 @@ mod preallocate;
 mod read;
 mod refcount;
 mod resize;
+mod rewrite;
 mod snapshot;
 mod state;
 mod table;
+mod widen;
 mod write;
 mod zero;
 
@@ -43,6 +46,7 @@ use std::sync::atomic::Ordering;
 
 use cowbell_block::child::{EdgeKind, NamedEdge};
 use cowbell_block::modes::Modes;
+use cowbell_block::options::OptionTree;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{
     Access, BoxFuture, Bufs, CheckReport, Child, Completion, Error, ErrorKind, Fix, ImageInfo, Limits, Node,
@@ -50,6 +54,7 @@ use cowbell_block::{
 };
 use serde_json::{Map, Value, json};
 
+pub use amend::Amendment;
 pub use create::{CreateError, CreateOptions, DataFile, DataFileForm, create};
 pub use driver::Qcow2Driver;
 pub use engine::{Discards, Notice};
@@ -371,6 +376,19 @@ impl Node for Qcow2 {
         Box::pin(async move { check::run(&engine, fix).await })
     }
 
+    fn change_backing(&self, name: Option<String>, format: Option<String>) -> BoxFuture<Result<()>> {
+        let engine = self.engine.clone();
+        Box::pin(async move { amend::change_backing(&engine, name, format).await })
+    }
+
+    fn amend(&self, options: OptionTree) -> BoxFuture<Result<()>> {
+        let engine = self.engine.clone();
+        Box::pin(async move {
+            let wanted = driver::amendment(options, &engine.state.lock().header)?;
+            amend::amend(&engine, wanted).await
+        })
+    }
+
     fn reopen(&self, access: Access) -> BoxFuture<Result<()>> {
         let engine = self.engine.clone();
         Box::pin(async move {
@@ -399,7 +417,7 @@ async fn close(engine: &Arc<Engine>) -> Result<()> {
         return Ok(());
     }
     let mut result = Ok(());
-    if engine.writable.load(Ordering::SeqCst) {
+    if engine.writable.load(Ordering::SeqCst) && !engine.retired.load(Ordering::SeqCst) {
         // A poisoned image has lost something that nobody may learn of later than now. A corrupt one takes no
         // more writes; what was flushed is there.
         result = match engine.corrupt.load(Ordering::SeqCst) {

@@ -51,7 +51,7 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: &Request, preallocation: Pre
     })
 }
 
-async fn resize(engine: &Arc<Engine>, size: u64, preallocation: Preallocation) -> Result<()> {
+pub(crate) async fn resize(engine: &Arc<Engine>, size: u64, preallocation: Preallocation) -> Result<()> {
     if !size.is_multiple_of(512) {
         return Err(Error::new(ErrorKind::InvalidInput, ResizeError::Unaligned));
     }
