@@ -645,6 +645,11 @@ impl Header {
         self.autoclear &= !AUTOCLEAR_RAW_DATA;
     }
 
+    /// Drops the table that only serves messages.
+    pub(crate) fn drop_feature_names(&mut self) {
+        self.extensions.retain(|e| e.kind != EXT_FEATURE_NAMES);
+    }
+
     /// Drops what version 2 has no place for.
     pub(crate) fn leave_version_3(&mut self) {
         self.incompatible = Incompatible::empty();

@@ -12,7 +12,8 @@
 //!   fields'| new extensions ... | new name |                          new, in the usual place
 //! ```
 //!
-//! A cluster too small to hold both is written in one go; only clusters of 1 and 2 KiB with long names are.
+//! A header of one sector is simply written. Where the cluster has no room for both, the table of feature names is
+//! left out: it only serves messages. What is longer even so, in clusters of 1 and 2 KiB, is written as it is.
 
 use std::sync::Arc;
 
@@ -35,34 +36,59 @@ impl Engine {
         let _turn = self.loading.header.lock(0..1, LockMode::Exclusive).await;
         let mut new = self.state.lock().header.clone();
         change(&mut new);
-        let bytes = new.encode()?;
-        let cluster = self.file.read(0, self.geometry.cluster_size() as usize).await?;
+        let mut bytes = new.encode()?;
+        let size = self.geometry.cluster_size() as usize;
+        let cluster = self.file.read(0, size).await?;
         let used = Header::used_bytes(&cluster);
         cluster.recycle();
-        self.replace_header(&new, bytes, used).await.map_err(|e| self.poison(e))?;
-        change(&mut self.state.lock().header);
+        let mut way = Way::of(&new, bytes.len(), used, size);
+        if way == Way::Plain {
+            let mut shorter = new.clone();
+            shorter.drop_feature_names();
+            let short_bytes = shorter.encode()?;
+            let short_way = Way::of(&shorter, short_bytes.len(), used, size);
+            if short_way != Way::Plain {
+                (new, bytes, way) = (shorter, short_bytes, short_way);
+            }
+        }
+        self.replace_header(&new, bytes, used, way).await.map_err(|e| self.poison(e))?;
+        let mut state = self.state.lock();
+        change(&mut state.header);
+        state.header.extensions = new.extensions;
         Ok(())
     }
 
-    async fn replace_header(self: &Arc<Self>, new: &Header, mut bytes: Vec<u8>, used: usize) -> Result<()> {
+    async fn replace_header(
+        self: &Arc<Self>,
+        new: &Header,
+        mut bytes: Vec<u8>,
+        used: usize,
+        way: Way,
+    ) -> Result<()> {
         // What the old header had behind the new one's end goes away with it.
-        bytes.resize(bytes.len().max(used), 0);
-        if bytes.len() > SECTOR {
-            let at = bytes.len().next_multiple_of(SECTOR);
-            let (fields, rest) = new.encode_apart(at);
-            let apart = at + rest.len() <= self.geometry.cluster_size() as usize && fields.len() <= SECTOR;
-            if apart {
+        bytes.resize(bytes.len().max(used).next_multiple_of(SECTOR), 0);
+        let (first, others) = bytes.split_at(SECTOR);
+        match way {
+            Way::OneSector => {
+                self.write_durably(0, first).await?;
+                if !others.is_empty() {
+                    self.write_durably(SECTOR, others).await?;
+                }
+            }
+            Way::Apart { at } => {
+                let (fields, rest) = new.encode_apart(at);
                 self.write_durably(at, &rest).await?;
                 self.write_durably(0, &fields).await?;
-            }
-            self.write_durably(SECTOR, &bytes[SECTOR..]).await?;
-            self.write_durably(0, &bytes[..SECTOR]).await?;
-            if apart {
+                self.write_durably(SECTOR, others).await?;
+                self.write_durably(0, first).await?;
                 self.file.write(at as u64, Buf::zeroed(rest.len())).await?;
             }
-            return Ok(());
+            Way::Plain => {
+                self.write_durably(SECTOR, others).await?;
+                self.write_durably(0, first).await?;
+            }
         }
-        self.write_durably(0, &bytes).await
+        Ok(())
     }
 
     async fn write_durably(self: &Arc<Self>, at: usize, bytes: &[u8]) -> Result<()> {
@@ -73,5 +99,30 @@ impl Engine {
     fn poison(&self, e: Error) -> Error {
         self.poisoned.store(true, std::sync::atomic::Ordering::SeqCst);
         e
+    }
+}
+
+/// How a header replaces another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// All that counts is in the first sector.
+    OneSector,
+    /// By way of a copy at this byte of the cluster.
+    Apart { at: usize },
+    /// There is no room.
+    Plain,
+}
+
+impl Way {
+    fn of(new: &Header, len: usize, used: usize, cluster: usize) -> Self {
+        if len <= SECTOR {
+            return Self::OneSector;
+        }
+        let at = len.max(used).next_multiple_of(SECTOR);
+        let (fields, rest) = new.encode_apart(at);
+        match at + rest.len() <= cluster && fields.len() <= SECTOR {
+            true => Self::Apart { at },
+            false => Self::Plain,
+        }
     }
 }
