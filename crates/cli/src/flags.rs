@@ -13,6 +13,7 @@ pub mod img;
 pub mod io;
 pub mod manual;
 pub mod parse;
+pub mod run;
 pub mod top;
 
 pub use parse::Args;

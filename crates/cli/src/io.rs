@@ -27,6 +27,7 @@ use crate::face::{Face, version_text};
 use crate::flags::parse::{Order, ParseError, parse};
 use crate::flags::{Args, img, io as flags};
 use crate::out::Out;
+pub use opening::overlay;
 use session::Session;
 
 /// The prompt, printed and flushed before each line is read, also when nobody sees it: scripts wait for it.

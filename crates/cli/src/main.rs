@@ -7,6 +7,7 @@
 //! | [`context`], [`out`] | reporting, policy; standard output |
 //! | [`drivers`], [`open`] | the registry; opening images as options say |
 //! | [`img`], [`io`] | the tools, one file per command |
+//! | [`mod@run`] | the machine |
 //! | [`size`], [`json`] | forms of output and input |
 //! | [`demo`], [`links`] | the rest |
 //!
@@ -28,6 +29,7 @@ mod meter;
 mod open;
 mod out;
 mod pace;
+mod run;
 mod size;
 mod zone;
 
@@ -109,6 +111,7 @@ fn run_top(name: &str, args: Vec<String>) -> u8 {
         match command.name {
             "img" => img::run(cx, rest),
             "io" => io::run(cx, rest),
+            "run" => run::run(cx, rest),
             _ => run_small(cx, command, rest),
         }
     })

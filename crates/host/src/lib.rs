@@ -8,7 +8,8 @@
 //! | [`exec`], [`task`], [`timer`] | futures on the thread that waits for them |
 //! | `lane`, `ring`, `pool` | calls that may wait: io_uring where it is allowed, else a few threads |
 //! | `workers` | a thread per core, for engines that compute |
-//! | [`signal`], [`terminal`] | what a tool wants to know of its surroundings |
+//! | [`signal`], [`terminal`], [`usage`] | what a tool wants to know of its surroundings |
+//! | [`raw_terminal`], [`ready`] | a console for a guest; waiting for several descriptors |
 //!
 //! Invariants: nothing is started before it is needed; `io::Error` and errno stay here and become
 //! [`cowbell_block::Error`] once; every `unsafe` block is a few lines long and says why it holds.
@@ -22,12 +23,15 @@ mod ioctl;
 mod lane;
 pub mod lock;
 mod pool;
+pub mod raw_terminal;
+pub mod ready;
 mod ring;
 pub mod signal;
 mod slot;
 pub mod task;
 pub mod terminal;
 pub mod timer;
+pub mod usage;
 mod workers;
 
 pub use driver::{FileDriver, add_drivers};
@@ -35,6 +39,7 @@ pub use exec::block_on;
 pub use file::{Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
 pub use lane::Lane;
 pub use lock::{Needs, Permissions};
+pub use raw_terminal::RawTerminal;
 pub use ring::is_offered as ring_is_offered;
 pub use task::spawn_local;
 pub use timer::sleep;

@@ -66,7 +66,12 @@ extern "C" fn on_progress(_: libc::c_int) {
     PROGRESS.store(true, Ordering::Relaxed);
 }
 
-fn is_ignored(signal: libc::c_int) -> Result<bool, Errno> {
+/// Sets the flag that [`is_interrupted`] shows; for handlers of other modules.
+pub(crate) fn set_interrupted() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+pub(crate) fn is_ignored(signal: libc::c_int) -> Result<bool, Errno> {
     // SAFETY: all zeroes is a valid `sigaction`.
     let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: no new action is given; `now` may be overwritten.
@@ -76,7 +81,7 @@ fn is_ignored(signal: libc::c_int) -> Result<bool, Errno> {
     }
 }
 
-fn install(
+pub(crate) fn install(
     signal: libc::c_int,
     handler: extern "C" fn(libc::c_int),
     flags: libc::c_int,
@@ -85,7 +90,7 @@ fn install(
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as *const () as libc::sighandler_t;
     action.sa_flags = flags;
-    // SAFETY: `action` is a complete `sigaction`; the handlers only store to atomics, which is safe in signal
+    // SAFETY: `action` is a complete `sigaction`; the handlers make only calls that are allowed in signal
     // context; the old action is not asked for.
     match unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) } {
         0 => Ok(()),

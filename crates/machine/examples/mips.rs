@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         kernel.bootargs = append;
     }
     boot.modules = modules;
-    let mut machine = Machine::new(&config, Ports { console: Box::new(Stdout), disks, network });
+    let mut machine = Machine::new(&config, Ports { console: Box::new(Stdout), disks, network })?;
     machine.boot(&config, &boot)?;
     let start = cpu_seconds();
     let exit = loop {

@@ -90,6 +90,14 @@ pub enum BootError {
         /// How large it is.
         len: u64,
     },
+    /// A kernel that has to be decompressed first.
+    #[error("{what} is compressed with {method}: decompress it first")]
+    Compressed {
+        /// What.
+        what: &'static str,
+        /// How.
+        method: &'static str,
+    },
     /// A bad ELF file.
     #[error("bad ELF file")]
     Elf(#[from] ElfError),
@@ -103,6 +111,13 @@ fn linux_header(data: &[u8]) -> Option<(u64, u64)> {
     let number =
         |at: usize| data.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
     (data.get(0x38..0x3c)? == b"RSC\x05").then_some((number(8)?, number(16)?))
+}
+
+/// How data that must run as it is turns out to be compressed.
+fn compression(data: &[u8]) -> Option<&'static str> {
+    const MAGICS: [(&[u8], &str); 4] =
+        [(b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2")];
+    MAGICS.into_iter().find(|(magic, _)| data.starts_with(magic)).map(|(_, name)| name)
 }
 
 /// A kernel or program in place.
@@ -185,6 +200,9 @@ impl Machine {
 
     /// An ELF program goes where it says, anything else to `flat_at`.
     fn load_program(&mut self, what: &'static str, data: &[u8], flat_at: u64) -> Result<Loaded, BootError> {
+        if let Some(method) = compression(data) {
+            return Err(BootError::Compressed { what, method });
+        }
         if !data.starts_with(b"\x7fELF") {
             self.place(what, flat_at, data)?;
             return Ok(Loaded { entry: flat_at, end: flat_at + data.len() as u64, is_linux: false });
@@ -291,7 +309,7 @@ mod tests {
 
     fn boot(modules: Vec<BootModule>) -> Result<Machine, BootError> {
         let config = MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() };
-        let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole)));
+        let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole))).expect("a machine");
         machine.boot(&config, &Boot { bios: None, modules })?;
         Ok(machine)
     }
@@ -313,5 +331,8 @@ mod tests {
         let huge = module(vec![0; 17 << 20], "");
         assert!(matches!(boot(vec![module(image(), ""), huge]), Err(BootError::NoRoom { .. })));
         assert!(matches!(boot(vec![module(b"\x7fELF".to_vec(), "")]), Err(BootError::Elf(_))));
+        let compressed =
+            BootModule { kind: Some(ModuleKind::Kernel), ..module(b"\x1f\x8b\x08".to_vec(), "") };
+        assert!(matches!(boot(vec![compressed]), Err(BootError::Compressed { method: "gzip", .. })));
     }
 }

@@ -123,6 +123,21 @@ impl Bus {
         Some(u16::from_le_bytes([*self.rom.get(at)?, *self.rom.get(at + 1)?]))
     }
 
+    /// What a debugger sees of memory, without touching any device: RAM and the boot ROM.
+    pub(crate) fn peek(&self, address: u64, into: &mut [u8]) -> bool {
+        if self.ram.read(address, into) {
+            return true;
+        }
+        let Some(at) = address.checked_sub(board::ROM).and_then(|at| usize::try_from(at).ok()) else {
+            return false;
+        };
+        let range = at.checked_add(into.len()).and_then(|end| self.rom.get(at..end));
+        range.is_some_and(|bytes| {
+            into.copy_from_slice(bytes);
+            true
+        })
+    }
+
     /// Reads a device register, aligned. `None` is an access fault.
     pub(crate) fn read(&mut self, address: u64, size: usize) -> Option<u64> {
         self.touched = true;
@@ -366,7 +381,7 @@ mod tests {
     fn bus() -> Bus {
         let disk = MemDisk::new(vec![0; 64 << 10]);
         let ports = Ports { disks: vec![Box::new(disk)], ..Ports::new(Box::new(NoConsole)) };
-        let mut bus = Bus::new(Ram::new(64 << 10), Clock::new(0), 2, 0, ports);
+        let mut bus = Bus::new(Ram::new(64 << 10).expect("memory"), Clock::new(0), 2, 0, ports);
         let block = Block::new(0, 64 << 10, false, DiskLatency::default());
         let kinds = [
             Kind::Block(block),

@@ -47,6 +47,70 @@ pub struct MachineConfig {
     pub engine: Engine,
 }
 
+/// Largest RAM, in bytes: a TiB.
+pub const RAM_BYTES_MAX: u64 = 1 << 40;
+/// Most harts: what the interrupt controllers' windows have room for is more, what is tested less.
+pub const HARTS_MAX: usize = 32;
+/// Largest shift: a microsecond for each instruction.
+pub const SHIFT_MAX: u32 = 10;
+/// Most disks: slots of the board, without the console's, the entropy device's and the network card's.
+pub const DISKS_MAX: usize = crate::bus::board::VIRTIO_SLOTS - 3;
+
+/// Why there can be no such machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// No memory, or more than [`RAM_BYTES_MAX`].
+    #[error("a machine cannot have {bytes} bytes of memory: from 1 to {RAM_BYTES_MAX} are possible")]
+    RamSize {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// The host does not have that much.
+    #[error("the host has no {bytes} bytes of memory for the machine")]
+    HostMemory {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// No hart, or more than [`HARTS_MAX`].
+    #[error("a machine cannot have {count} harts: from 1 to {HARTS_MAX} are possible")]
+    Harts {
+        /// What was asked for.
+        count: usize,
+    },
+    /// Larger than [`SHIFT_MAX`].
+    #[error("a shift of {shift} is too large: from 0 to {SHIFT_MAX} are possible")]
+    Shift {
+        /// What was asked for.
+        shift: u32,
+    },
+    /// More than [`DISKS_MAX`].
+    #[error("a machine cannot have {count} disks: up to {DISKS_MAX} are possible")]
+    Disks {
+        /// What was asked for.
+        count: usize,
+    },
+}
+
+impl MachineConfig {
+    /// Whether there can be a machine like this with so many disks.
+    ///
+    /// # Errors
+    /// The first option that is out of its range.
+    pub fn check(&self, disks: usize) -> Result<(), ConfigError> {
+        let bytes = self.ram_bytes;
+        if bytes == 0 || bytes > RAM_BYTES_MAX {
+            return Err(ConfigError::RamSize { bytes });
+        }
+        if self.harts == 0 || self.harts > HARTS_MAX {
+            return Err(ConfigError::Harts { count: self.harts });
+        }
+        if self.shift > SHIFT_MAX {
+            return Err(ConfigError::Shift { shift: self.shift });
+        }
+        if disks > DISKS_MAX { Err(ConfigError::Disks { count: disks }) } else { Ok(()) }
+    }
+}
+
 impl Default for MachineConfig {
     /// 256 MiB, one hart, one nanosecond an instruction, the first second of 2026.
     fn default() -> MachineConfig {

@@ -1,7 +1,8 @@
 //! The one queue through which everything from outside, and every completion, reaches the machine.
 //!
 //! An event strikes when the clock reaches its time, before the instruction that would be executed then; events of
-//! the same time strike in the order they were queued. The queue is state: it is part of the digest.
+//! the same time strike in the order they were queued, those from outside first: whether they were known long before
+//! or came while the machine stood must make no difference. The queue is state: it is part of the digest.
 
 use crate::port::ConsoleId;
 use std::collections::BTreeMap;
@@ -30,28 +31,47 @@ pub enum Event {
     },
 }
 
+impl Event {
+    const fn origin(&self) -> Origin {
+        match self {
+            Event::Input { .. } | Event::Frame { .. } => Origin::Outside,
+            Event::DiskDue { .. } => Origin::Inside,
+        }
+    }
+}
+
+/// Where an event comes from; the order at one instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Origin {
+    Outside,
+    Inside,
+}
+
 /// Events by time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct EventQueue {
-    events: BTreeMap<(u64, u64), Event>,
-    queued: u64,
+    events: BTreeMap<(u64, Origin, u64), Event>,
+    /// Events queued so far from each origin: numbered apart, so that input known in advance moves no other number.
+    queued: [u64; 2],
 }
 
 impl EventQueue {
     /// Queues an event for clock time `at`.
     pub fn push(&mut self, at: u64, event: Event) {
-        self.events.insert((at, self.queued), event);
-        self.queued += 1;
+        let origin = event.origin();
+        let queued = &mut self.queued[origin as usize];
+        self.events.insert((at, origin, *queued), event);
+        *queued += 1;
     }
 
     /// Time of the next event; `u64::MAX` when there is none.
     pub fn next_time(&self) -> u64 {
-        self.events.first_key_value().map_or(u64::MAX, |((at, _), _)| *at)
+        self.events.first_key_value().map_or(u64::MAX, |((at, ..), _)| *at)
     }
 
     /// The next event if it is due at `now`; it stays queued until [`pop`](Self::pop).
     pub fn due(&self, now: u64) -> Option<&Event> {
-        self.events.first_key_value().filter(|((at, _), _)| *at <= now).map(|(_, event)| event)
+        self.events.first_key_value().filter(|((at, ..), _)| *at <= now).map(|(_, event)| event)
     }
 
     /// Removes the next event.
@@ -76,5 +96,15 @@ mod tests {
         let order: Vec<Event> = std::iter::from_fn(|| queue.pop()).collect();
         assert_eq!(order, [2, 4, 1, 3].map(input));
         assert_eq!(queue.next_time(), u64::MAX);
+    }
+
+    #[test]
+    fn what_comes_from_outside_strikes_first() {
+        let input = Event::Input { console: ConsoleId::Uart, bytes: vec![1] };
+        let due = Event::DiskDue { slot: 0, token: 7 };
+        let mut queue = EventQueue::default();
+        queue.push(5, due.clone());
+        queue.push(5, input.clone());
+        assert_eq!([queue.pop(), queue.pop()], [Some(input), Some(due)]);
     }
 }

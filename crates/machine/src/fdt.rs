@@ -112,7 +112,7 @@ fn write_cpus(fdt: &mut FdtWriter, config: &MachineConfig) -> FdtWriterResult<()
     fdt.property_u32("#address-cells", 1)?;
     fdt.property_u32("#size-cells", 0)?;
     fdt.property_u32("timebase-frequency", TIMEBASE_HZ as u32)?;
-    for hart in 0..config.harts.max(1) as u32 {
+    for hart in 0..config.harts as u32 {
         let cpu = fdt.begin_node(&format!("cpu@{hart:x}"))?;
         fdt.property_string("device_type", "cpu")?;
         fdt.property_u32("reg", hart)?;
@@ -153,7 +153,7 @@ fn write_power(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
 
 /// For each hart, its interrupt controller with each of two interrupt numbers.
 fn interrupts_extended(config: &MachineConfig, numbers: [u32; 2]) -> Vec<u32> {
-    (0..config.harts.max(1) as u32)
+    (0..config.harts as u32)
         .flat_map(|hart| numbers.map(|number| [PHANDLE_HARTS + 2 * hart + 1, number]))
         .flatten()
         .collect()

@@ -35,6 +35,6 @@ pub mod virtio;
 
 pub use boot::{Boot, BootModule, ModuleKind};
 pub use bus::Ports;
-pub use config::{Engine, Idle, MachineConfig};
+pub use config::{ConfigError, Engine, Idle, MachineConfig};
 pub use device::Finish;
 pub use machine::{Exit, Machine};

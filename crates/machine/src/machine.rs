@@ -2,13 +2,17 @@
 //!
 //! ```text
 //!   run(limit) ──► strike due events ──► raise lines ──► take an interrupt ──► run the hart whose turn it is
-//!       ▲                                                                      for exactly the budget up to the
-//!       └────────────── limit, finish, a late disk, nothing to do ◄──────────  next deadline, turn end or limit
+//!       ▲                                                      │               for exactly the budget up to the
+//!       └── finish, a late disk, nothing to do ◄── limit ◄─────┴─────────────  next deadline, turn end or limit
 //! ```
+//!
+//! A run that stops at a limit or a breakpoint stops *settled*: all that is due by its count has struck, and the
+//! interrupt that comes before the next instruction is taken. So there is one state for each count, however the
+//! machine was stopped there. What comes from outside while it stands comes one instant later.
 
 use crate::bus::{Bus, Ports};
 use crate::clock::Clock;
-use crate::config::{Engine, Idle, MachineConfig};
+use crate::config::{ConfigError, Engine, Idle, MachineConfig};
 use crate::csr::interrupt;
 use crate::device::Finish;
 use crate::engine::{Blocks, LEN_MAX, Plain, Stop, Tier};
@@ -69,15 +73,21 @@ pub(crate) struct Turn {
 /// Instructions a hart runs before the next one's turn.
 const TURN: u64 = 10_000;
 
-/// A deadline from here on never comes, so that no timer value a guest writes can carry the clock past its end.
-const FAR: u64 = 1 << 60;
+/// A deadline from this nanosecond on never comes, so that no timer value a guest writes can carry the clock past its
+/// end: more than a century.
+const FAR_NS: u64 = 1 << 62;
 
 impl Machine {
     /// A machine with nothing loaded: see [`crate::boot`] for that.
-    pub fn new(config: &MachineConfig, ports: Ports) -> Machine {
-        let ram = Ram::new(config.ram_bytes);
+    ///
+    /// # Errors
+    /// When there can be no such machine.
+    pub fn new(config: &MachineConfig, ports: Ports) -> Result<Machine, ConfigError> {
+        config.check(ports.disks.len())?;
+        let bytes = config.ram_bytes;
+        let ram = Ram::new(bytes).ok_or(ConfigError::HostMemory { bytes })?;
         let disks: Vec<(u64, bool)> = ports.disks.iter().map(|disk| (disk.len(), disk.read_only())).collect();
-        let count = config.harts.max(1);
+        let count = config.harts;
         let mut bus = Bus::new(ram, Clock::new(config.shift), count, config.rtc_start_ns, ports);
         let mut kinds: Vec<Kind> = disks
             .iter()
@@ -94,7 +104,7 @@ impl Machine {
         for (slot, kind) in bus.virtio.iter_mut().zip(kinds) {
             *slot = Transport::new(kind);
         }
-        Machine {
+        Ok(Machine {
             harts: (0..count as u64).map(Hart::new).collect(),
             bus,
             tier: match config.engine {
@@ -106,7 +116,7 @@ impl Machine {
             turn: Turn { hart: 0, left: TURN },
             breakpoints: Vec::new(),
             leave_breakpoint: false,
-        }
+        })
     }
 
     /// Instructions executed so far.
@@ -138,15 +148,25 @@ impl Machine {
         self.turn
     }
 
-    /// Types into a console, now.
-    pub fn input(&mut self, console: ConsoleId, bytes: &[u8]) {
-        let now = self.bus.clock.now();
-        self.input_at(now, console, bytes);
+    /// Types into a console, at the next instant: what is due now has struck already. Gives that instant, at which
+    /// [`input_at`](Self::input_at) repeats it in another run.
+    pub fn input(&mut self, console: ConsoleId, bytes: &[u8]) -> u64 {
+        let at = self.bus.clock.now() + 1;
+        self.input_at(at, console, bytes);
+        at
     }
 
     /// Types into a console when the clock stands at `at` (instructions, idle time included).
     pub fn input_at(&mut self, at: u64, console: ConsoleId, bytes: &[u8]) {
         self.bus.events.push(at, Event::Input { console, bytes: bytes.to_vec() });
+    }
+
+    /// Bytes that a console takes before it drops some.
+    pub fn input_room(&self, console: ConsoleId) -> usize {
+        match console {
+            ConsoleId::Uart => self.bus.uart.room(),
+            ConsoleId::Virtio => self.bus.virtio.iter().map(|slot| slot.kind.input_room()).sum(),
+        }
     }
 
     /// Delivers a frame to the network card when the clock stands at `at`.
@@ -189,21 +209,23 @@ impl Machine {
             if let Some(finish) = self.bus.finish {
                 return Exit::Finished(finish);
             }
-            if self.count() >= limit {
-                return Exit::Limit;
-            }
             if !self.bus.strike_due() {
                 return Exit::DiskLate;
             }
             self.act_on_attention();
             self.update_lines();
-            if !self.choose_hart() {
-                match self.idle() {
-                    Some(exit) => return exit,
-                    None => continue,
+            let runnable = self.choose_hart();
+            if runnable {
+                let hart = &mut self.harts[self.turn.hart];
+                if let Some(number) = hart.interrupt_to_take() {
+                    hart.take_interrupt(number);
                 }
             }
-            if let Some(exit) = self.run_turn(limit) {
+            if self.count() >= limit {
+                return Exit::Limit;
+            }
+            let exit = if runnable { self.run_turn(limit) } else { self.idle() };
+            if let Some(exit) = exit {
                 return exit;
             }
         }
@@ -213,10 +235,7 @@ impl Machine {
     fn run_turn(&mut self, limit: u64) -> Option<Exit> {
         let now = self.bus.clock.now();
         let deadline = self.next_deadline();
-        let hart = &mut self.harts[self.turn.hart];
-        if let Some(number) = hart.interrupt_to_take() {
-            hart.take_interrupt(number);
-        }
+        let hart = &self.harts[self.turn.hart];
         if self.breakpoints.binary_search(&hart.pc).is_ok() && !std::mem::take(&mut self.leave_breakpoint) {
             return Some(Exit::Breakpoint { hart: self.turn.hart });
         }
@@ -305,7 +324,7 @@ impl Machine {
         if let Some(ns) = self.bus.rtc.deadline_ns() {
             deadline = deadline.min(clock.instructions_in(ns));
         }
-        if deadline < FAR { deadline } else { u64::MAX }
+        if deadline < FAR_NS >> clock.shift { deadline } else { u64::MAX }
     }
 
     /// Puts every interrupt line where devices and timers say now.

@@ -97,14 +97,12 @@ impl std::fmt::Debug for Ram {
 }
 
 impl Ram {
-    /// Zeroed memory of `bytes`, rounded up to whole pages; touched only when the guest does.
-    ///
-    /// # Panics
-    /// When the host has no such amount of address space.
-    pub fn new(bytes: u64) -> Ram {
+    /// Zeroed memory of `bytes`, rounded up to whole pages; touched only when the guest does. `None` when the host has
+    /// not that much.
+    pub fn new(bytes: u64) -> Option<Ram> {
         let count = bytes.div_ceil(PAGE) as usize;
-        let pages = <[Page]>::new_box_zeroed_with_elems(count).expect("address space for guest RAM");
-        Ram {
+        let pages = <[Page]>::new_box_zeroed_with_elems(count).ok()?;
+        Some(Ram {
             pages,
             watch: vec![0; count].into(),
             code: vec![0; count].into(),
@@ -112,7 +110,7 @@ impl Ram {
             tables: Vec::new(),
             attention: Attention::default(),
             broadcast: false,
-        }
+        })
     }
 
     /// Size in bytes.
@@ -309,7 +307,7 @@ mod tests {
 
     #[track_caller]
     fn check(prepare: impl FnOnce(&mut Ram), store: (u64, &[u8]), expect: (Vec<u32>, Vec<Stale>)) {
-        let mut ram = Ram::new(4 * PAGE);
+        let mut ram = Ram::new(4 * PAGE).expect("memory");
         prepare(&mut ram);
         assert!(ram.write(RAM_BASE + store.0, store.1));
         assert_eq!((ram.attention.code, ram.attention.translations), expect);
@@ -344,7 +342,7 @@ mod tests {
 
     #[test]
     fn ranges_outside_are_refused_whole() {
-        let mut ram = Ram::new(PAGE);
+        let mut ram = Ram::new(PAGE).expect("memory");
         assert!(!ram.write(RAM_BASE + PAGE - 1, &[1, 2]));
         assert!(!ram.read(RAM_BASE - 1, &mut [0; 2]));
         assert_eq!(ram.read_number(RAM_BASE + PAGE - 1, 1), Some(0));

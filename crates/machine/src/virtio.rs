@@ -70,6 +70,14 @@ impl Kind {
         }
     }
 
+    /// Bytes of input that fit.
+    pub(crate) fn input_room(&self) -> usize {
+        match self {
+            Kind::Console(console) => console.room(),
+            _ => 0,
+        }
+    }
+
     fn reset(&mut self) {
         match self {
             Kind::Block(block) => block.reset(),

@@ -1,10 +1,11 @@
 //! Debian's `gdb-multiarch` at the machine's door, and that being looked at changes nothing.
 
-use cowbell_machine::gdb::{Ended, serve};
+use cowbell_machine::gdb::{Attendant, Ended, Gone, Received, serve};
 use cowbell_machine::port::NoConsole;
 use cowbell_machine::ram::RAM_BASE;
-use cowbell_machine::{Machine, MachineConfig, Ports};
-use std::net::TcpListener;
+use cowbell_machine::{Exit, Machine, MachineConfig, Ports};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
 /// Counts in t1 and stores it, for ever.
@@ -17,12 +18,44 @@ const PROGRAM: [u32; 4] = [
 
 fn machine() -> Machine {
     let config = MachineConfig { ram_bytes: 1 << 20, ..MachineConfig::default() };
-    let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole)));
+    let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole))).expect("a machine");
     for (at, word) in (0..).zip(PROGRAM) {
         machine.bus_mut().ram.write(RAM_BASE + 4 * at, &word.to_le_bytes());
     }
     machine.harts_mut()[0].pc = RAM_BASE;
     machine
+}
+
+/// A socket, and nothing else.
+struct Socket(TcpStream);
+
+impl Attendant for Socket {
+    fn receive(&mut self) -> Received {
+        let mut bytes = [0; 4096];
+        self.0.set_nonblocking(true).expect("a socket");
+        let read = self.0.read(&mut bytes);
+        self.0.set_nonblocking(false).expect("a socket");
+        match read {
+            Ok(0) => Received::Closed,
+            Ok(len) => Received::Bytes(bytes[..len].to_vec()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Received::Nothing,
+            Err(_) => Received::Closed,
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+        self.0.write_all(bytes).map_err(|_| Gone)
+    }
+
+    fn wait(&mut self) {
+        let _ = self.0.peek(&mut [0]);
+    }
+
+    fn attend(&mut self, _: &mut Machine, _: Exit) {}
+
+    fn quits(&self) -> bool {
+        false
+    }
 }
 
 /// Runs GDB with these commands after connecting; `None` when it is not installed.
@@ -37,7 +70,7 @@ fn debug(machine: &mut Machine, commands: &[&str]) -> Option<(String, Ended)> {
     }
     let child = gdb.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().ok()?;
     let (stream, _) = listener.accept().expect("GDB connects");
-    let ended = serve(machine, stream, &mut |_, _| {}).expect("a session");
+    let ended = serve(machine, &mut Socket(stream)).expect("a session");
     let output = child.wait_with_output().expect("GDB ends");
     Some((String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(), ended))
 }

@@ -20,7 +20,8 @@ fn run(name: &str, engine: Engine, disk: Option<Vec<u8>>) -> Outcome {
     let config = MachineConfig { ram_bytes: 16 << 20, engine, ..MachineConfig::default() };
     let output = Arc::new(Mutex::new(Vec::new()));
     let disks = disk.into_iter().map(|bytes| Box::new(MemDisk::new(bytes)) as Box<dyn Disk>).collect();
-    let mut machine = Machine::new(&config, Ports { disks, ..Ports::new(Box::new(Arc::clone(&output))) });
+    let mut machine = Machine::new(&config, Ports { disks, ..Ports::new(Box::new(Arc::clone(&output))) })
+        .expect("a machine");
     let data = std::fs::read(guests().join(format!("built/{name}.elf"))).expect("a built guest");
     let module = BootModule { kind: None, data, bootargs: String::new() };
     machine.boot(&config, &Boot { bios: None, modules: vec![module] }).expect("boots");

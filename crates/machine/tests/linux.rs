@@ -67,7 +67,7 @@ fn boot(directory: &Path) -> Session {
     let initrd = archive(&[("init", INIT.as_bytes()), ("bin/busybox", &read("busybox"))]);
     let config = MachineConfig { ram_bytes: 128 << 20, ..MachineConfig::default() };
     let output = Arc::new(Mutex::new(Vec::new()));
-    let mut machine = Machine::new(&config, Ports::new(Box::new(Arc::clone(&output))));
+    let mut machine = Machine::new(&config, Ports::new(Box::new(Arc::clone(&output)))).expect("a machine");
     let module =
         |kind, data, bootargs: &str| BootModule { kind: Some(kind), data, bootargs: bootargs.into() };
     let modules = vec![

@@ -157,7 +157,7 @@ enum World {
 
 fn machine(seed: u64, world: World, engine: Engine, harts: usize) -> Machine {
     let config = MachineConfig { ram_bytes: RAM_BYTES, engine, harts, ..MachineConfig::default() };
-    let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole)));
+    let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole))).expect("a machine");
     let mut random = Random(!seed);
     let ram = &mut machine.bus_mut().ram;
     for (at, word) in HANDLER_CODE.iter().enumerate() {

@@ -7,7 +7,8 @@ use cowbell_machine::{Boot, BootModule, Engine, Exit, Finish, Idle, Machine, Mac
 const ENGINES: [Engine; 3] = [Engine::Blocks, Engine::ShortBlocks(2), Engine::Plain];
 
 fn machine(config: &MachineConfig, program: &[u32], disks: Vec<Box<dyn Disk>>) -> Machine {
-    let mut machine = Machine::new(config, Ports { disks, ..Ports::new(Box::new(NoConsole)) });
+    let mut machine =
+        Machine::new(config, Ports { disks, ..Ports::new(Box::new(NoConsole)) }).expect("a machine");
     for (at, word) in (0..).zip(program) {
         machine.bus_mut().ram.write(RAM_BASE + 4 * at, &word.to_le_bytes());
     }

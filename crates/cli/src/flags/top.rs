@@ -3,6 +3,7 @@
 use super::{Command, Flag, State, Value, flag};
 use crate::flags::img::{HELP, IMG, VERSION};
 use crate::flags::io::IO;
+use crate::flags::run::RUN;
 
 /// `--from` of demo.
 pub static FROM: Flag =
@@ -58,10 +59,10 @@ pub static MANUAL: Command = Command {
 /// The program.
 pub static COWBELL: Command = Command {
     name: "cowbell",
-    summary: "Disk images you can trust",
+    summary: "Disk images you can trust, machines you can rewind",
     operands: "COMMAND ...",
     about: "Called as qemu-img or qemu-io, the program is that tool.",
     flags: &[&HELP, &VERSION],
-    commands: &[&IMG, &IO, &DEMO, &INSTALL_LINKS, &COMPLETIONS, &MANUAL],
+    commands: &[&IMG, &IO, &RUN, &DEMO, &INSTALL_LINKS, &COMPLETIONS, &MANUAL],
     state: State::Ready,
 };

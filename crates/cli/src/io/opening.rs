@@ -104,7 +104,7 @@ pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Resul
 
 /// A temporary overlay on `backing`. Its file has no name any more when this returns, so that nothing of it
 /// is left, however the program ends.
-async fn overlay(backing: Arc<dyn Node>) -> cowbell_block::Result<Arc<dyn Node>> {
+pub async fn overlay(backing: Arc<dyn Node>) -> cowbell_block::Result<Arc<dyn Node>> {
     let path = std::env::temp_dir().join(format!("cowbell-overlay-{}", std::process::id()));
     let options = FileOptions {
         access: Access::ReadWrite,

@@ -1,9 +1,13 @@
-//! A 16550A UART. What is sent is out at once; what comes in waits in the FIFO.
+//! A 16550A UART. What is sent is out at once; what comes in waits on the line, of which the FIFO is the beginning.
 
 use std::collections::VecDeque;
 
 /// Bytes of input held for a guest that does not read; more is dropped, as a real line would.
 const INPUT_MAX: usize = 64 << 10;
+
+/// Bytes that the chip itself holds: what a driver throws away when it clears the FIFO. The rest is still on the line,
+/// so that what is typed ahead of a booting kernel is not lost.
+const FIFO: usize = 16;
 
 const IER_RECEIVE: u8 = 1;
 const IER_TRANSMIT: u8 = 2;
@@ -27,8 +31,12 @@ pub struct Uart {
 impl Uart {
     /// Bytes arrive from outside.
     pub fn receive(&mut self, bytes: &[u8]) {
-        let room = INPUT_MAX - self.input.len();
-        self.input.extend(&bytes[..bytes.len().min(room)]);
+        self.input.extend(&bytes[..bytes.len().min(self.room())]);
+    }
+
+    /// Bytes that still fit.
+    pub fn room(&self) -> usize {
+        INPUT_MAX.saturating_sub(self.input.len())
     }
 
     /// Whether the interrupt line is up.
@@ -102,7 +110,7 @@ impl Uart {
             2 => {
                 self.fifo_enabled = value & 1 != 0;
                 if value & 2 != 0 {
-                    self.input.clear();
+                    self.input.drain(..self.input.len().min(FIFO));
                 }
             }
             3 => self.line_control = value,
@@ -140,6 +148,16 @@ mod tests {
         check(&mut uart, 5, 0x60);
         check(&mut uart, 2, 0x02);
         assert!(!uart.interrupt());
+    }
+
+    #[test]
+    fn clearing_the_fifo_leaves_what_is_on_the_line() {
+        let mut uart = Uart::default();
+        uart.receive(b"0123456789abcdefGH");
+        uart.write(2, 3);
+        check(&mut uart, 0, b'G');
+        uart.write(2, 3);
+        check(&mut uart, 5, 0x60);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The machine as `gdbstub` sees it.
 
+use super::Shared;
 use super::registers::{self, DebugArch, RegisterId};
 use super::watch::{self, Watchpoint};
 use crate::device::Finish;
@@ -33,9 +34,9 @@ const SLICE: u64 = 2_000_000;
 const WATCHED_SLICE: u64 = 20_000;
 
 /// A machine under a debugger.
-pub struct Debugged<'a> {
+pub struct Debugged<'a, 'b> {
     machine: &'a mut Machine,
-    wait: &'a mut dyn FnMut(&mut Machine, Exit),
+    attendant: &'a Shared<'b>,
     hart: usize,
     breakpoints: Vec<u64>,
     watchpoints: Vec<Watchpoint>,
@@ -52,13 +53,13 @@ enum Resume {
     Continue,
 }
 
-impl<'a> Debugged<'a> {
-    pub(super) fn new(machine: &'a mut Machine, wait: &'a mut dyn FnMut(&mut Machine, Exit)) -> Self {
+impl<'a, 'b> Debugged<'a, 'b> {
+    pub(super) fn new(machine: &'a mut Machine, attendant: &'a Shared<'b>) -> Self {
         let resume = Resume::Continue;
         let (breakpoints, watchpoints) = (Vec::new(), Vec::new());
         Debugged {
             machine,
-            wait,
+            attendant,
             hart: 0,
             breakpoints,
             watchpoints,
@@ -84,7 +85,9 @@ impl<'a> Debugged<'a> {
             }
             Resume::Continue if self.watchpoints.is_empty() => {
                 let exit = self.machine.run(start + SLICE);
-                self.stopped(exit, None)
+                let reason = self.stopped(exit, None);
+                self.attend_limit(exit);
+                reason
             }
             Resume::Continue => {
                 while self.machine.count() < start + WATCHED_SLICE {
@@ -102,8 +105,16 @@ impl<'a> Debugged<'a> {
                         return reason;
                     }
                 }
+                self.attend_limit(Exit::Limit);
                 None
             }
+        }
+    }
+
+    /// Between two pieces of a run the surroundings are looked after.
+    fn attend_limit(&mut self, exit: Exit) {
+        if exit == Exit::Limit {
+            self.attendant.borrow_mut().attend(self.machine, exit);
         }
     }
 
@@ -121,19 +132,19 @@ impl<'a> Debugged<'a> {
                 Some(SingleThreadStopReason::SwBreak(()))
             }
             Exit::DiskLate | Exit::Idle { .. } => {
-                (self.wait)(self.machine, exit);
+                self.attendant.borrow_mut().attend(self.machine, exit);
                 None
             }
         }
     }
 
-    /// The bytes of one page from `va` on, by physical address.
+    /// The physical address of `va`, and how many of `len` bytes lie in its page.
     fn locate(&self, va: u64, len: usize) -> Option<(u64, usize)> {
         let len = len.min((PAGE - va % PAGE) as usize);
         let hart = &self.machine.harts()[self.hart];
         let physical =
             if self.physical { va } else { translate_for_debugger(hart, &self.machine.bus().ram, va)? };
-        self.machine.bus().ram.contains(physical, len as u64).then_some((physical, len))
+        Some((physical, len))
     }
 
     fn set_breakpoint(&mut self, address: u64) {
@@ -151,7 +162,7 @@ impl<'a> Debugged<'a> {
     }
 }
 
-impl Target for Debugged<'_> {
+impl Target for Debugged<'_, '_> {
     type Arch = DebugArch;
     type Error = Infallible;
 
@@ -174,7 +185,7 @@ impl Target for Debugged<'_> {
     }
 }
 
-impl SingleThreadBase for Debugged<'_> {
+impl SingleThreadBase for Debugged<'_, '_> {
     fn read_registers(&mut self, regs: &mut RiscvCoreRegs<u64>) -> TargetResult<(), Self> {
         let hart = &self.machine.harts()[self.hart];
         regs.x.copy_from_slice(&hart.x[..32]);
@@ -200,7 +211,9 @@ impl SingleThreadBase for Debugged<'_> {
         while done < data.len() {
             let va = start.wrapping_add(done as u64);
             let Some((physical, len)) = self.locate(va, data.len() - done) else { break };
-            self.machine.bus().ram.read(physical, &mut data[done..done + len]);
+            if !self.machine.bus().peek(physical, &mut data[done..done + len]) {
+                break;
+            }
             done += len;
         }
         if done == 0 && !data.is_empty() { Err(TargetError::NonFatal) } else { Ok(done) }
@@ -211,7 +224,9 @@ impl SingleThreadBase for Debugged<'_> {
         while done < data.len() {
             let va = start.wrapping_add(done as u64);
             let (physical, len) = self.locate(va, data.len() - done).ok_or(TargetError::NonFatal)?;
-            self.machine.bus_mut().ram.write(physical, &data[done..done + len]);
+            if !self.machine.bus_mut().ram.write(physical, &data[done..done + len]) {
+                return Err(TargetError::NonFatal);
+            }
             done += len;
         }
         Ok(())
@@ -222,7 +237,7 @@ impl SingleThreadBase for Debugged<'_> {
     }
 }
 
-impl SingleRegisterAccess<()> for Debugged<'_> {
+impl SingleRegisterAccess<()> for Debugged<'_, '_> {
     fn read_register(&mut self, (): (), register: RegisterId, buf: &mut [u8]) -> TargetResult<usize, Self> {
         let value = registers::read(self.machine, self.hart, register).ok_or(TargetError::NonFatal)?;
         let size = registers::size(register);
@@ -237,7 +252,7 @@ impl SingleRegisterAccess<()> for Debugged<'_> {
     }
 }
 
-impl SingleThreadResume for Debugged<'_> {
+impl SingleThreadResume for Debugged<'_, '_> {
     fn resume(&mut self, _: Option<Signal>) -> Result<(), Infallible> {
         self.resume = Resume::Continue;
         self.machine.leave_breakpoint();
@@ -249,14 +264,14 @@ impl SingleThreadResume for Debugged<'_> {
     }
 }
 
-impl SingleThreadSingleStep for Debugged<'_> {
+impl SingleThreadSingleStep for Debugged<'_, '_> {
     fn step(&mut self, _: Option<Signal>) -> Result<(), Infallible> {
         self.resume = Resume::Step;
         Ok(())
     }
 }
 
-impl Breakpoints for Debugged<'_> {
+impl Breakpoints for Debugged<'_, '_> {
     fn support_sw_breakpoint(&mut self) -> Option<SwBreakpointOps<'_, Self>> {
         Some(self)
     }
@@ -270,7 +285,7 @@ impl Breakpoints for Debugged<'_> {
     }
 }
 
-impl SwBreakpoint for Debugged<'_> {
+impl SwBreakpoint for Debugged<'_, '_> {
     fn add_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
         self.set_breakpoint(address);
         Ok(true)
@@ -281,7 +296,7 @@ impl SwBreakpoint for Debugged<'_> {
     }
 }
 
-impl HwBreakpoint for Debugged<'_> {
+impl HwBreakpoint for Debugged<'_, '_> {
     fn add_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
         self.set_breakpoint(address);
         Ok(true)
@@ -292,7 +307,7 @@ impl HwBreakpoint for Debugged<'_> {
     }
 }
 
-impl HwWatchpoint for Debugged<'_> {
+impl HwWatchpoint for Debugged<'_, '_> {
     fn add_hw_watchpoint(&mut self, address: u64, len: u64, kind: WatchKind) -> TargetResult<bool, Self> {
         self.watchpoints.push(Watchpoint { address, len, kind });
         Ok(true)
@@ -308,7 +323,7 @@ impl HwWatchpoint for Debugged<'_> {
     }
 }
 
-impl MonitorCmd for Debugged<'_> {
+impl MonitorCmd for Debugged<'_, '_> {
     fn handle_monitor_cmd(&mut self, command: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), Infallible> {
         match command {
             b"icount" => outputln!(out, "{}", self.machine.count()),
@@ -321,7 +336,7 @@ impl MonitorCmd for Debugged<'_> {
     }
 }
 
-impl TargetDescriptionXmlOverride for Debugged<'_> {
+impl TargetDescriptionXmlOverride for Debugged<'_, '_> {
     fn target_description_xml(
         &self,
         annex: &[u8],

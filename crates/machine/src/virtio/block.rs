@@ -198,7 +198,7 @@ mod tests {
     /// Offers a request whose driver part is `out` and whose device part has `inward` bytes.
     #[track_caller]
     fn check(out: &[u8], inward: u32, expect: Result<(DiskOp, u64, u64), u8>) {
-        let mut ram = Ram::new(4 * PAGE);
+        let mut ram = Ram::new(4 * PAGE).expect("memory");
         ram.write(RAM_BASE, out);
         let reply_at = RAM_BASE + 2 * PAGE;
         let part = |address, len, writable| Part { address, len, writable };
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_reply_after_a_reset_touches_nothing() {
-        let mut ram = Ram::new(PAGE);
+        let mut ram = Ram::new(PAGE).expect("memory");
         let mut block = Block::new(0, SECTOR, false, DiskLatency::default());
         let reply = DiskReply { data: vec![1; 512], ok: true };
         assert_eq!(block.complete(&mut ram, 0, &reply), None);

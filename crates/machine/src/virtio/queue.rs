@@ -186,7 +186,7 @@ mod tests {
 
     /// A queue of four, with these descriptors `(address, len, flags, next)` and heads made available.
     fn ring(descriptors: &[(u64, u32, u16, u16)], heads: &[u16]) -> (Ram, Queue) {
-        let mut ram = Ram::new(4 * PAGE);
+        let mut ram = Ram::new(4 * PAGE).expect("memory");
         for (index, (address, len, flags, next)) in descriptors.iter().enumerate() {
             let at = RAM_BASE + 16 * index as u64;
             ram.write(at, &address.to_le_bytes());

@@ -15,8 +15,12 @@ pub struct VirtioConsole {
 impl VirtioConsole {
     /// Bytes arrive from outside; what does not fit is dropped.
     pub fn receive(&mut self, bytes: &[u8]) {
-        let room = INPUT_MAX - self.input.len();
-        self.input.extend(&bytes[..bytes.len().min(room)]);
+        self.input.extend(&bytes[..bytes.len().min(self.room())]);
+    }
+
+    /// Bytes that still fit.
+    pub fn room(&self) -> usize {
+        INPUT_MAX.saturating_sub(self.input.len())
     }
 }
 
