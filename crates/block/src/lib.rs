@@ -53,6 +53,7 @@ pub mod raw;
 pub mod registry;
 pub mod request;
 pub mod root;
+pub mod snapshots;
 pub mod spawn;
 #[cfg(test)]
 mod testing;
@@ -84,4 +85,5 @@ pub use request::{
     Request,
 };
 pub use root::Root;
+pub use snapshots::{NewSnapshot, SnapshotChange, SnapshotName};
 pub use spawn::{Spawn, Spawner};

@@ -11,6 +11,7 @@ use crate::event::{DebugEvent, Suspension};
 use crate::graph::Needs;
 use crate::options::OptionTree;
 use crate::request::{BoxFuture, Cause, Op, Request};
+use crate::snapshots::{SnapshotChange, SnapshotName};
 
 /// A raw image, a file, an image format, a filter: anything that stores or changes blocks.
 ///
@@ -110,6 +111,19 @@ pub trait Node: Send + Sync + 'static {
         let _ = options;
         let error = NotOffered { driver: self.driver(), what: "amendment of options" };
         Box::pin(std::future::ready(Err(error.into())))
+    }
+
+    /// Makes, applies, deletes or renames an internal snapshot.
+    fn change_snapshots(&self, change: SnapshotChange) -> BoxFuture<Result<()>> {
+        let _ = change;
+        Box::pin(std::future::ready(Err(ErrorKind::Unsupported.into())))
+    }
+
+    /// A read-only node with what an internal snapshot holds, beside the running disk. It shares this node's
+    /// children and must be closed before it.
+    fn at_snapshot(&self, which: SnapshotName) -> BoxFuture<Result<Arc<dyn Node>>> {
+        let _ = which;
+        Box::pin(std::future::ready(Err(ErrorKind::Unsupported.into())))
     }
 
     /// Changes what a running node was opened with: whether writes are refused.

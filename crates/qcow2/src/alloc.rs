@@ -80,7 +80,24 @@ impl State {
         let Some(slot) = self.refblock_slot(cluster)? else { return Ok(0) };
         let (block, order) = (self.refblocks.bytes(slot), self.geometry.refcount_order);
         let rest = cluster % per_slice..per_slice;
-        Ok(rest.take_while(|index| refcount::get(block, order, *index) == 0).count() as u64)
+        let free = |index: &u64| {
+            let cluster = cluster / per_slice * per_slice + index;
+            refcount::get(block, order, *index) == 0 && !self.is_resting(cluster)
+        };
+        Ok(rest.take_while(free).count() as u64)
+    }
+
+    /// How many clusters are in use from this one on, in its slice of refcounts. Where no block counts them, none is.
+    pub fn used_from(&mut self, cluster: u64) -> Decision<u64> {
+        let per_slice = self.geometry.refslice_entries();
+        let Some(slot) = self.refblock_slot(cluster)? else { return Ok(0) };
+        let (block, order) = (self.refblocks.bytes(slot), self.geometry.refcount_order);
+        let rest = cluster % per_slice..per_slice;
+        let used = |index: &u64| {
+            let cluster = cluster / per_slice * per_slice + index;
+            refcount::get(block, order, *index) != 0 || self.is_resting(cluster)
+        };
+        Ok(rest.take_while(used).count() as u64)
     }
 
     fn find_free(&mut self, count: u64) -> Decision<Range<u64>> {
@@ -98,8 +115,9 @@ impl State {
             let Some(slot) = self.refblock_slot(end)? else {
                 return Err(Need::NewRefblock(end / self.geometry.refblock_entries()).into());
             };
-            let used =
-                refcount::get(self.refblocks.bytes(slot), self.geometry.refcount_order, end % per_slice) != 0;
+            let block = self.refblocks.bytes(slot);
+            let used = refcount::get(block, self.geometry.refcount_order, end % per_slice) != 0
+                || self.is_resting(end);
             end += 1;
             if used {
                 start = end;

@@ -277,6 +277,7 @@ impl Driver for Qcow2Driver {
                     as u32,
                 skip_repair: cx.for_check,
                 spawn: cx.spawn.clone(),
+                work_bytes: defaults.work_bytes,
                 notice,
             };
             Ok(Qcow2::open(file, backing, open).await? as Arc<dyn Node>)

@@ -19,12 +19,19 @@ use crate::state::{Corruption, State};
 pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// What the image's user gave the engine besides the image.
+#[derive(Clone)]
 pub(crate) struct Surroundings {
     pub notice: Option<Notice>,
     /// The way to all cores.
     #[allow(dead_code, reason = "check and compression, being written side by side, use it")]
     pub spawn: Option<Spawner>,
+    /// Most bytes of counts that an operation on the whole image keeps.
+    pub work_bytes: u64,
 }
+
+/// Usual bytes of counts that an operation on the whole image keeps: 512 GiB of clusters of the usual size are gone
+/// through at once.
+pub(crate) const WORK_BYTES: u64 = 16 << 20;
 
 /// An open image.
 pub(crate) struct Engine {
@@ -52,6 +59,10 @@ pub(crate) struct Engine {
     /// Metadata is broken; the corrupt bit is set.
     pub corrupt: AtomicBool,
     pub around: Surroundings,
+    /// Shared with the views of snapshots.
+    views: Arc<()>,
+    /// This engine shows a snapshot; its children belong to the disk's engine.
+    pub is_view: bool,
     orphans: Mutex<Vec<BoxFuture<Completion>>>,
     orphan_count: AtomicUsize,
     /// Requests that wait, and could drive orphans.
@@ -100,7 +111,6 @@ pub(crate) enum Dropped {
     /// The guest asked for it.
     Discarded,
     /// A snapshot was deleted.
-    #[expect(dead_code, reason = "deleting snapshots comes with the next change")]
     WithSnapshot,
     /// They were replaced, or a table moved.
     Replaced,
@@ -160,6 +170,8 @@ impl Engine {
             poisoned: AtomicBool::new(false),
             corrupt: AtomicBool::new(false),
             around,
+            views: Arc::new(()),
+            is_view: false,
             orphans: Mutex::default(),
             orphan_count: AtomicUsize::new(0),
             waiters: Mutex::default(),
@@ -171,6 +183,17 @@ impl Engine {
     #[inline]
     pub fn data(&self) -> &Child {
         self.data_file.as_ref().unwrap_or(&self.file)
+    }
+
+    /// The same engine as a view of a snapshot beside `disk`.
+    #[must_use]
+    pub fn viewing(self, disk: &Engine) -> Self {
+        Self { views: disk.views.clone(), is_view: true, lacks_data: disk.lacks_data, ..self }
+    }
+
+    /// Whether somebody reads a snapshot.
+    pub fn has_views(&self) -> bool {
+        Arc::strong_count(&self.views) > 1
     }
 
     /// Bytes of a table slice.

@@ -83,7 +83,8 @@ impl Engine {
         }
     }
 
-    async fn flush_now(self: &Arc<Self>) -> Result<()> {
+    /// The same, for who has the turn of the flushes.
+    pub(crate) async fn flush_now(self: &Arc<Self>) -> Result<()> {
         let (number, mut entries, depends, mut freed) = {
             let mut state = self.state.lock();
             state.flush_started += 1;
@@ -223,6 +224,7 @@ impl Engine {
     /// What the flush promised is kept by now, so a failure here does not fail it: the clusters stay released
     /// and the next flush tries again.
     pub(crate) async fn reclaim(self: &Arc<Self>) {
+        self.end_rests().await;
         loop {
             let next = {
                 let mut state = self.state.lock();

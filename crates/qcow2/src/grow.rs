@@ -125,13 +125,16 @@ impl Engine {
         let mut end = start;
         // From `blocks_end` on nothing is counted, and nothing lies there.
         while end < start + count && end < blocks_end * per_block {
-            let free = self.decide(NO_CAUSE, |state| state.free_from(end)).await?;
-            match free {
-                0 => {
-                    end += 1;
-                    start = end;
-                }
-                free => end += free,
+            let (free, used) = self
+                .decide(NO_CAUSE, |state| match state.free_from(end)? {
+                    // Where no block counts them, nothing lies, but nothing can be taken either.
+                    0 => Ok((0, state.used_from(end)?.max(1))),
+                    free => Ok((free, 0)),
+                })
+                .await?;
+            end += free + used;
+            if used > 0 {
+                start = end;
             }
         }
         let missing = (start + count > blocks_end * per_block).then_some(blocks_end);

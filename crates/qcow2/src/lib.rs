@@ -31,6 +31,7 @@ mod preallocate;
 mod read;
 mod refcount;
 mod resize;
+mod rest;
 mod rewrite;
 mod snapshot;
 mod state;
@@ -50,7 +51,7 @@ use cowbell_block::options::OptionTree;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{
     Access, BoxFuture, Bufs, CheckReport, Child, Completion, Error, ErrorKind, Fix, ImageInfo, Limits, Node,
-    Op, Operation, Request, Result, Spawner,
+    Op, Operation, Request, Result, SnapshotChange, SnapshotName, Spawner,
 };
 use serde_json::{Map, Value, json};
 
@@ -61,7 +62,8 @@ pub use engine::{Discards, Notice};
 pub use geometry::{L2Format, SLICE_BYTES};
 pub use header::{CompressionType, Header, HeaderError};
 
-use engine::{Engine, Surroundings};
+use engine::{Engine, Surroundings, WORK_BYTES};
+use geometry::Geometry;
 use header::{Incompatible, LAZY_REFCOUNTS};
 use snapshot::SnapshotTable;
 use state::{Capacities, State};
@@ -110,6 +112,9 @@ pub struct OpenOptions {
     pub skip_repair: bool,
     /// The way to all cores, for work on much metadata or data at once.
     pub spawn: Option<Spawner>,
+    /// Most bytes of counts that an operation on the whole image keeps; an image that needs more is gone through
+    /// several times.
+    pub work_bytes: u64,
     /// Called when the image turns out to be corrupt.
     pub notice: Option<Notice>,
 }
@@ -128,6 +133,7 @@ impl Default for OpenOptions {
             lazy_refcounts: None,
             skip_repair: false,
             spawn: None,
+            work_bytes: WORK_BYTES,
             notice: None,
         }
     }
@@ -222,22 +228,28 @@ pub(crate) async fn open_engine(
     header.size -= header.size % 512;
     // Looked through for its limits only: the entries are read by those who need them.
     SnapshotTable::scan(&file, &header, drop).await?;
-    let in_slices = |bytes: u64| (bytes / u64::from(geometry.slice_bytes)) as usize;
-    let caches = Capacities {
-        l1: in_slices(ROOT_CACHE_BYTES.min(options.l2_cache_bytes)),
-        l2: in_slices(options.l2_cache_bytes),
-        reftable: in_slices(ROOT_CACHE_BYTES.min(options.refcount_cache_bytes)),
-        refblocks: in_slices(options.refcount_cache_bytes),
-    };
+    let caches = capacities(&geometry, options.l2_cache_bytes, options.refcount_cache_bytes);
     let wants_lazy = options.lazy_refcounts.unwrap_or(header.compatible & LAZY_REFCOUNTS != 0);
     let lazy = header.version >= 3 && wants_lazy;
     let state = State::new(header, geometry, file.len(), lazy, options.discards, &caches);
-    let surroundings = Surroundings { notice: options.notice, spawn: options.spawn };
+    let (notice, spawn, work_bytes) = (options.notice, options.spawn, options.work_bytes);
+    let surroundings = Surroundings { notice, spawn, work_bytes };
     let engine = Arc::new(Engine::new(file, backing, data_file, state, surroundings));
     if options.access == Access::ReadWrite {
         engine.start_writing(SkipRepair(options.skip_repair)).await?;
     }
     Ok(engine)
+}
+
+/// Sizes of the caches for these bytes of L2 tables and refcount blocks.
+fn capacities(geometry: &Geometry, l2_bytes: u64, refcount_bytes: u64) -> Capacities {
+    let in_slices = |bytes: u64| (bytes / u64::from(geometry.slice_bytes)) as usize;
+    Capacities {
+        l1: in_slices(ROOT_CACHE_BYTES.min(l2_bytes)),
+        l2: in_slices(l2_bytes),
+        reftable: in_slices(ROOT_CACHE_BYTES.min(refcount_bytes)),
+        refblocks: in_slices(refcount_bytes),
+    }
 }
 
 /// Whether refcounts are left as they are in an image that was not shut down cleanly.
@@ -247,6 +259,9 @@ impl Engine {
     /// Makes the image ready for mutations: refuses what must not be written, clears what this engine does not
     /// maintain, repairs what an unclean shutdown left.
     async fn start_writing(self: &Arc<Self>, skip_repair: SkipRepair) -> Result<()> {
+        if self.is_view {
+            return Err(ErrorKind::ReadOnly.into());
+        }
         if self.writable.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -389,6 +404,26 @@ impl Node for Qcow2 {
         })
     }
 
+    fn change_snapshots(&self, change: SnapshotChange) -> BoxFuture<Result<()>> {
+        let worker = self.engine.clone();
+        // Kept: half of it must not stay undone when the caller loses interest.
+        let op = self.engine.keep(async move {
+            match snapshot::change(&worker, change).await {
+                Ok(()) => Completion::done(Bufs::none()),
+                Err(e) => Completion::failed(Bufs::none(), e),
+            }
+        });
+        Box::pin(async move { op.finish().await.result.map(drop) })
+    }
+
+    fn at_snapshot(&self, which: SnapshotName) -> BoxFuture<Result<Arc<dyn Node>>> {
+        let engine = self.engine.clone();
+        Box::pin(async move {
+            let engine = snapshot::open_view(&engine, &which).await?;
+            Ok(Arc::new(Self { engine, modes: Modes::default() }) as Arc<dyn Node>)
+        })
+    }
+
     fn reopen(&self, access: Access) -> BoxFuture<Result<()>> {
         let engine = self.engine.clone();
         Box::pin(async move {
@@ -424,6 +459,9 @@ async fn close(engine: &Arc<Engine>) -> Result<()> {
             true => Ok(()),
             false => engine.settle_refcounts().await,
         };
+    }
+    if engine.is_view {
+        return result;
     }
     let mut closed = engine.file.node().close().await;
     if let Some(data_file) = &engine.data_file {

@@ -57,18 +57,30 @@ impl Engine {
 
     async fn load_l1(self: &Arc<Self>, key: u64) -> Result<()> {
         let _turn = self.loading.l1.lock(key..key + 1, LockMode::Exclusive).await;
-        let (host, len) = {
-            let mut state = self.state.lock();
-            if state.l1.find(key).is_some() {
-                return Ok(());
-            }
-            let slice = u64::from(state.geometry.slice_bytes);
-            let table = u64::from(state.header.l1_entries) * 8;
-            (HostOffset(state.header.l1_offset.0 + key * slice), slice.min(table - key * slice))
-        };
-        let data = self.read_slice(host, len).await?;
-        self.cache_it(Tables::Mapping, data, |state, data| state.l1.insert(key, host, data, true).map(drop))
-            .await
+        let mut moved = true;
+        while std::mem::take(&mut moved) {
+            let (table, len) = {
+                let mut state = self.state.lock();
+                let bytes = u64::from(state.header.l1_entries) * 8;
+                // The table may have been replaced by a shorter one meanwhile.
+                if state.l1.find(key).is_some() || key * self.slice_bytes() >= bytes {
+                    return Ok(());
+                }
+                (state.header.l1_offset, self.slice_bytes().min(bytes - key * self.slice_bytes()))
+            };
+            let host = HostOffset(table.0 + key * self.slice_bytes());
+            let data = self.read_slice(host, len).await?;
+            self.cache_it(Tables::Mapping, data, |state, data| {
+                if state.header.l1_offset == table {
+                    return state.l1.insert(key, host, data, true).map(drop);
+                }
+                // The table was replaced while we read: read the new one.
+                moved = true;
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     async fn load_reftable(self: &Arc<Self>, key: u64, cause: Cause) -> Result<()> {
@@ -121,7 +133,8 @@ impl Engine {
         }
     }
 
-    async fn check_table(self: &Arc<Self>, table: HostOffset, index: u64) -> Result<()> {
+    /// Fails unless an L2 table can lie at this offset.
+    pub(crate) async fn check_table(self: &Arc<Self>, table: HostOffset, index: u64) -> Result<()> {
         let corruption = if !self.geometry.is_aligned(table) {
             Corruption::L2TableUnaligned { offset: table.0, index }
         } else if table.0 >= self.file.len() {

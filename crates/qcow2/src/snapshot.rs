@@ -1,38 +1,51 @@
-//! The table of internal snapshots: read and kept.
+//! Internal snapshots: the table, and what is done with them.
+//!
+//! | module | duty |
+//! |---|---|
+//! | `rows` | the entries of the table, byte for byte |
+//! | `deltas` | how references change, in bounded memory |
+//! | `tables` | L1 and L2 tables, read in large pieces in the order of the file |
+//! | `shadow` | new refcounts and tables beside the old ones, switched by one write |
+//! | `blocks` | the refcount blocks of a shadow |
+//! | `create`, `apply`, `delete`, `rename` | one operation each |
+//! | `flags` | COPIED flags after references were dropped |
+//! | `view` | a snapshot opened read-only |
+//!
+//! Every operation is a [`shadow::Shadow`]: what it changes is written to new clusters, made durable and switched by
+//! one write inside the header's first sector (rules R10, R12 and M3), refcounts and COPIED flags included. So a cut
+//! leaves the image before the operation or after it, and at worst clusters that nobody uses: no state between has
+//! a flag that contradicts its refcount. The operation holds the range lock of everything and the turn of the
+//! flushes, so nothing is allocated, freed or written back beside it.
 //!
 //! qcow2 specification, *Snapshots*. Limits are the reference's, so that images stay exchangeable.
 
-use cowbell_block::{Child, Error, ErrorKind, Result, SnapshotInfo};
-use zerocopy::byteorder::big_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout};
+mod apply;
+mod blocks;
+mod create;
+mod delete;
+mod deltas;
+mod flags;
+mod rename;
+mod rows;
+mod shadow;
+mod tables;
+mod view;
 
-use crate::geometry::{Geometry, HostOffset};
+use std::sync::Arc;
+
+use cowbell_block::range_lock::LockMode;
+use cowbell_block::snapshots::{MatchBy, SnapshotChange, SnapshotName};
+use cowbell_block::{Child, Error, ErrorKind, Result, SnapshotInfo};
+
+use crate::engine::Engine;
+use crate::geometry::{DataPlace, Geometry, HostOffset};
 use crate::header::{Header, L1_BYTES_MAX};
+use rows::Input;
 
 /// Most bytes of a snapshot table.
 const TABLE_BYTES_MAX: u64 = 64 << 20;
-/// Most bytes of extra data in one entry.
-const EXTRA_BYTES_MAX: u32 = 1024;
-/// Bytes of extra data that version 3 demands: VM state size and disk size.
-const EXTRA_V3: u32 = 16;
-/// Bytes read at once: most tables fit.
-const PIECE_BYTES: usize = 64 << 10;
-
-#[derive(FromBytes, KnownLayout, Immutable)]
-#[repr(C)]
-struct RawEntry {
-    l1_table_offset: U64,
-    l1_size: U32,
-    id_len: U16,
-    name_len: U16,
-    date_sec: U32,
-    date_nsec: U32,
-    vm_clock_nsec: U64,
-    vm_state_size: U32,
-    extra_len: U32,
-}
-
-const _: () = assert!(size_of::<RawEntry>() == 40);
+/// Most snapshots of an image.
+const SNAPSHOTS_MAX: u32 = 65_536;
 
 /// One snapshot.
 #[derive(Clone, Debug)]
@@ -65,7 +78,16 @@ impl Snapshot {
 
     /// Whether fields are missing that version 3 demands.
     pub fn is_incomplete(&self, version: u32) -> bool {
-        version >= 3 && self.extra_len < EXTRA_V3
+        version >= 3 && self.extra_len < rows::EXTRA_V3
+    }
+
+    /// Fails unless the L1 table can be used.
+    fn check(&self, geometry: &Geometry) -> Result<()> {
+        match self.fault(geometry) {
+            None => Ok(()),
+            Some(Fault::L1TooLarge) => Err(SnapshotError::L1TooLarge.into()),
+            Some(Fault::L1Unaligned) => Err(SnapshotError::L1Offset.into()),
+        }
     }
 }
 
@@ -77,18 +99,53 @@ pub(crate) struct SnapshotTable {
     pub table_bytes: u64,
 }
 
-/// A snapshot table that breaks a rule.
+/// A snapshot table that breaks a rule, or an operation that would.
 #[derive(Debug, thiserror::Error)]
-enum SnapshotError {
+pub(crate) enum SnapshotError {
     #[error("Snapshot table too large")]
     TooLarge,
     #[error("Too much extra metadata in snapshot table entry {0}")]
     Extra(u32),
+    #[error("Snapshot L1 table too large")]
+    L1TooLarge,
+    #[error("Snapshot L1 table offset invalid")]
+    L1Offset,
+    #[error("Can't find snapshot")]
+    NotFound,
+    #[error("the image has {SNAPSHOTS_MAX} snapshots already, the most that there may be")]
+    TooMany,
+    #[error("a snapshot with id '{0}' exists already")]
+    IdTaken(u64),
+    #[error("the snapshot's name has {0} bytes; at most 65535 fit")]
+    NameTooLong(usize),
+    #[error(
+        "a cluster would have {wanted} references, more than the {max} that the image's refcounts can count"
+    )]
+    RefcountTooLarge { wanted: u64, max: u64 },
+    #[error("the snapshot's disk of {0} bytes is too large")]
+    DiskTooLarge(u64),
+    #[error("internal snapshots do not work while the data lies in an external file")]
+    DataFile,
+    #[error("a snapshot of the image is being read")]
+    InUse,
 }
 
 impl From<SnapshotError> for Error {
     fn from(e: SnapshotError) -> Self {
-        Error::new(ErrorKind::TooLarge, e)
+        let kind = match e {
+            SnapshotError::TooLarge
+            | SnapshotError::Extra(_)
+            | SnapshotError::L1TooLarge
+            | SnapshotError::TooMany
+            | SnapshotError::DiskTooLarge(_) => ErrorKind::TooLarge,
+            SnapshotError::L1Offset | SnapshotError::NameTooLong(_) => ErrorKind::InvalidInput,
+            SnapshotError::RefcountTooLarge { .. } => ErrorKind::InvalidInput,
+            SnapshotError::NotFound => ErrorKind::NotFound,
+            SnapshotError::IdTaken(_) => ErrorKind::AlreadyExists,
+            SnapshotError::DataFile => ErrorKind::Unsupported,
+            SnapshotError::InUse => ErrorKind::Busy,
+        };
+        Error::new(kind, e)
     }
 }
 
@@ -109,68 +166,48 @@ impl SnapshotTable {
     /// # Errors
     /// As [`SnapshotTable::read`].
     pub async fn scan(file: &Child, header: &Header, mut each: impl FnMut(Snapshot)) -> Result<u64> {
-        let mut input =
-            Input { file, base: header.snapshots_offset.0, piece: Vec::new(), piece_at: 0, at: 0 };
-        for index in 0..header.snapshot_count {
-            let entry = read_entry(&mut input, index, header).await?;
-            each(entry);
-            input.at = input.at.next_multiple_of(8);
-            if input.at > TABLE_BYTES_MAX {
-                return Err(SnapshotError::TooLarge.into());
+        let mut input = Input::new(file, header);
+        while let Some(row) = input.next().await? {
+            each(row.snapshot(header.size));
+        }
+        Ok(input.table_bytes())
+    }
+
+    /// The snapshot that is meant, with its index.
+    async fn find(file: &Child, header: &Header, which: &SnapshotName) -> Result<(u32, Snapshot)> {
+        for by in [MatchBy::Id, MatchBy::Name] {
+            let mut input = Input::new(file, header);
+            let mut index = 0;
+            while let Some(row) = input.next().await? {
+                if which.matches(by, &row.id, &row.name) {
+                    return Ok((index, row.snapshot(header.size)));
+                }
+                index += 1;
             }
         }
-        Ok(input.at)
+        Err(SnapshotError::NotFound.into())
     }
 }
 
-async fn read_entry(input: &mut Input<'_>, index: u32, header: &Header) -> Result<Snapshot> {
-    let bytes = input.take(size_of::<RawEntry>()).await?;
-    let raw = RawEntry::read_from_bytes(&bytes).expect("taken in its length");
-    let extra_len = raw.extra_len.get();
-    if extra_len > EXTRA_BYTES_MAX {
-        return Err(SnapshotError::Extra(index).into());
+/// Changes the snapshots of an image as a whole or not at all.
+///
+/// # Errors
+/// What forbids it, or the file's error. Unless the switch itself failed, nothing has changed.
+pub(crate) async fn change(engine: &Arc<Engine>, change: SnapshotChange) -> Result<()> {
+    engine.check_writable()?;
+    let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
+    let _flushes = engine.flushing.lock(0..1, LockMode::Exclusive).await;
+    engine.check_writable()?;
+    if engine.geometry.data_place == DataPlace::External {
+        return Err(SnapshotError::DataFile.into());
     }
-    let extra = input.take(extra_len as usize).await?;
-    let id = input.take(usize::from(raw.id_len.get())).await?;
-    let name = input.take(usize::from(raw.name_len.get())).await?;
-    let word = |at: usize| extra.get(at..at + 8)?.first_chunk().map(|b| u64::from_be_bytes(*b));
-    let info = SnapshotInfo {
-        id: String::from_utf8_lossy(&id).into_owned(),
-        name: String::from_utf8_lossy(&name).into_owned(),
-        vm_state_size: word(0).unwrap_or(u64::from(raw.vm_state_size.get())),
-        date_sec: raw.date_sec.get(),
-        date_nsec: raw.date_nsec.get(),
-        vm_clock_nsec: raw.vm_clock_nsec.get(),
-        icount: word(16).filter(|count| *count != u64::MAX),
-        disk_size: word(8).unwrap_or(header.size),
-    };
-    let l1_offset = HostOffset(raw.l1_table_offset.get());
-    Ok(Snapshot { info, l1_offset, l1_entries: raw.l1_size.get(), extra_len })
-}
-
-/// Reads the table front to back in large pieces.
-struct Input<'a> {
-    file: &'a Child,
-    base: u64,
-    piece: Vec<u8>,
-    piece_at: u64,
-    at: u64,
-}
-
-impl Input<'_> {
-    async fn take(&mut self, len: usize) -> Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(len);
-        while out.len() < len {
-            let inside = self.at.wrapping_sub(self.piece_at) as usize;
-            if inside >= self.piece.len() {
-                self.piece = self.file.read(self.base + self.at, PIECE_BYTES).await?.to_vec();
-                self.piece_at = self.at;
-                continue;
-            }
-            let n = (len - out.len()).min(self.piece.len() - inside);
-            out.extend_from_slice(&self.piece[inside..inside + n]);
-            self.at += n as u64;
-        }
-        Ok(out)
+    engine.bring_up_to_date().await?;
+    match change {
+        SnapshotChange::Create(new) => create::create(engine, &new).await,
+        SnapshotChange::Apply(which) => apply::apply(engine, &which).await,
+        SnapshotChange::Delete(which) => delete::delete(engine, &which).await,
+        SnapshotChange::Rename(which, name) => rename::rename(engine, &which, &name).await,
     }
 }
+
+pub(crate) use view::open_view;

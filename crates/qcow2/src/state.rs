@@ -13,6 +13,7 @@ use crate::engine::{Discards, Dropped};
 use crate::geometry::{DataPlace, Geometry, GuestCluster, HostCluster, L2Format};
 use crate::header::Header;
 use crate::meta::MetaMap;
+use crate::rest::Resting;
 use crate::table::{self, Cell, L1Entry, Storage};
 
 /// What a decision lacks.
@@ -174,6 +175,8 @@ pub(crate) struct State {
     pub freed: Vec<Freed>,
     /// Lost a reference in the file, durably; waiting for old plans.
     pub released: Vec<Freed>,
+    /// Free in the file, but not to be reused yet; see `rest`.
+    pub resting: Vec<Resting>,
     /// Entries that point to data or tables written since the last barrier.
     pub entries_need_barrier: bool,
     /// Refcounts are written at close only.
@@ -212,6 +215,7 @@ impl State {
             epochs: Epochs::new(),
             freed: Vec::new(),
             released: Vec::new(),
+            resting: Vec::new(),
             entries_need_barrier: false,
             lazy,
             discards,

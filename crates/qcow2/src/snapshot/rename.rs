@@ -1,0 +1,60 @@
+//! Gives a snapshot another name.
+
+use std::sync::Arc;
+
+use cowbell_block::{Result, SnapshotName};
+
+use super::rows::{Input, Output, Row};
+use super::shadow::{Shadow, Switch};
+use super::{SnapshotError, SnapshotTable, TABLE_BYTES_MAX};
+use crate::engine::{Dropped, Engine};
+use crate::geometry::HostCluster;
+use crate::header::Header;
+
+/// Renames a snapshot.
+pub(super) async fn rename(engine: &Arc<Engine>, which: &SnapshotName, name: &str) -> Result<()> {
+    if name.len() > usize::from(u16::MAX) {
+        return Err(SnapshotError::NameTooLong(name.len()).into());
+    }
+    let header = engine.state.lock().header.clone();
+    let (index, _) = SnapshotTable::find(&engine.file, &header, which).await?;
+    let mut shadow = Shadow::new(engine, Dropped::Replaced);
+    let done = run(&mut shadow, &header, index, name).await;
+    if done.is_err() {
+        shadow.abandon().await;
+    }
+    done
+}
+
+async fn run(shadow: &mut Shadow, header: &Header, renamed: u32, name: &str) -> Result<()> {
+    let engine = shadow.engine.clone();
+    let change = |index: u32, row: Row| {
+        let mut row = row.completed(header.size);
+        if index == renamed {
+            row.name = name.as_bytes().to_vec();
+        }
+        row
+    };
+    let (mut bytes, mut index) = (0, 0);
+    let mut input = Input::new(&engine.file, header);
+    while let Some(row) = input.next().await? {
+        bytes += change(index, row).stored_len();
+        index += 1;
+    }
+    if bytes > TABLE_BYTES_MAX {
+        return Err(SnapshotError::TooLarge.into());
+    }
+    shadow.drop_structure(header.snapshots_offset, input.table_bytes());
+    let place = shadow.own(engine.geometry.clusters_for(bytes), 1).await?;
+    let offset = engine.geometry.host_offset(HostCluster(place.first));
+    let mut input = Input::new(&engine.file, header);
+    let mut output = Output::new(&engine.file, offset);
+    let mut index = 0;
+    while let Some(row) = input.next().await? {
+        output.put(&change(index, row)).await?;
+        index += 1;
+    }
+    output.finish().await?;
+    let snapshots = Some((offset, header.snapshot_count));
+    shadow.commit(Switch { snapshots, ..Switch::default() }).await
+}
