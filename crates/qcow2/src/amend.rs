@@ -108,6 +108,8 @@ pub(crate) async fn amend(engine: &Arc<Engine>, wanted: Amendment) -> Result<()>
     let version = wanted.version.unwrap_or(header.version);
     let order = wanted.refcount_order.unwrap_or(header.refcount_order);
     let snapshots = SnapshotTable::read(&engine.file, &header).await?;
+    // A new refcount structure is built from the file's; and a reopened image shall find them good.
+    engine.store_bitmaps().await?;
     if version > header.version {
         let incomplete = snapshots.entries.iter().filter(|s| s.is_incomplete(version)).count();
         if incomplete > 0 {
@@ -121,6 +123,8 @@ pub(crate) async fn amend(engine: &Arc<Engine>, wanted: Amendment) -> Result<()>
         resize::resize(engine, size, Preallocation::Off).await?;
     }
     if version < header.version {
+        // Version 2 has none, and the reference loses them as well.
+        engine.drop_bitmaps().await?;
         engine.expand_zero_clusters().await?;
     }
     // The header tells nothing of refcounts or entries that are not in the file.

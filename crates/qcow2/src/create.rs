@@ -215,9 +215,9 @@ impl CreateOptions {
         incompatible.set(Incompatible::EXTENDED_L2, self.l2_format == L2Format::Extended);
         incompatible.set(Incompatible::DATA_FILE, self.data_file.is_some());
         let raw = self.data_file.as_ref().is_some_and(|file| file.form == DataFileForm::Raw);
-        // The reference leaves the table out where it would fill the header's cluster.
+        // The reference leaves the table out where it would fill much of the header's cluster.
         let mut extensions =
-            if v3 && cluster > 512 { vec![Header::feature_name_table()] } else { Vec::new() };
+            if v3 && cluster > 4096 { vec![Header::feature_name_table()] } else { Vec::new() };
         extensions.extend(self.data_file.as_ref().map(|file| Header::data_file_extension(&file.name)));
         Header {
             version: self.version,

@@ -11,6 +11,7 @@ use cowbell_block::range_lock::{LockMode, RangeLock};
 use cowbell_block::{BoxFuture, Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result, Spawner};
 use parking_lot::Mutex;
 
+use crate::bitmap::Tracker;
 use crate::geometry::{DataPlace, Geometry};
 use crate::header::{Header, Incompatible};
 use crate::state::{Corruption, State};
@@ -52,6 +53,7 @@ pub(crate) struct Engine {
     /// One write-back of refcounts at a time.
     pub refcounting: RangeLock,
     pub loading: Loading,
+    pub bitmaps: Tracker,
     pub writable: AtomicBool,
     pub closed: AtomicBool,
     /// A flush failed: what is durable is unknown until the image is opened again.
@@ -164,6 +166,7 @@ impl Engine {
             flushing: RangeLock::new(),
             refcounting: RangeLock::new(),
             loading: Loading::default(),
+            bitmaps: Tracker::default(),
             writable: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             closed: AtomicBool::new(false),

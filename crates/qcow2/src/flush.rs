@@ -211,12 +211,15 @@ impl Engine {
         result.map_err(|e| self.write_failed(e))
     }
 
-    /// A full host may get room again; any other failure leaves the file's content unknown.
-    fn write_failed(&self, e: Error) -> Error {
-        if e.kind() != ErrorKind::NoSpace {
-            self.poisoned.store(true, Ordering::SeqCst);
-        }
+    /// What the file holds is unknown from now on (rule R9).
+    pub(crate) fn poison(&self, e: Error) -> Error {
+        self.poisoned.store(true, Ordering::SeqCst);
         e
+    }
+
+    /// A full host may get room again; any other failure leaves the file's content unknown.
+    pub(crate) fn write_failed(&self, e: Error) -> Error {
+        if e.kind() == ErrorKind::NoSpace { e } else { self.poison(e) }
     }
 
     /// Gives released clusters back: hole first, then the refcount, so that nobody can own them meanwhile.

@@ -7,6 +7,7 @@ use cowbell_block::{Error, ErrorKind, Result};
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::bitmap::{BITMAPS_MAX, DIRECTORY_BYTES_MAX};
 use crate::geometry::{
     CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, DataPlace, Geometry, HostOffset, L2Format, SLICE_BYTES,
 };
@@ -85,6 +86,8 @@ const EXT_END: u32 = 0;
 const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXT_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXT_BITMAPS: u32 = 0x2385_2875;
+/// Bytes of the bitmaps extension.
+const BITMAPS_EXTENSION_BYTES: usize = 24;
 const EXT_DATA_FILE: u32 = 0x4441_5441;
 /// Ours: its content means nothing. It is there only while a header is being rewritten, see `rewrite`.
 const EXT_NOTHING: u32 = 0x636f_7762;
@@ -124,6 +127,17 @@ pub(crate) struct BitmapsExtension {
     pub count: u32,
     pub directory_bytes: u64,
     pub directory: HostOffset,
+}
+
+impl BitmapsExtension {
+    /// The extension's data.
+    pub fn encode(&self) -> [u8; BITMAPS_EXTENSION_BYTES] {
+        let mut data = [0; BITMAPS_EXTENSION_BYTES];
+        data[..4].copy_from_slice(&self.count.to_be_bytes());
+        data[8..16].copy_from_slice(&self.directory_bytes.to_be_bytes());
+        data[16..].copy_from_slice(&self.directory.0.to_be_bytes());
+        data
+    }
 }
 
 /// A valid header.
@@ -247,6 +261,26 @@ pub enum HeaderError {
     /// An extension is longer than the space for extensions.
     #[error("Header extension too large")]
     ExtensionLength,
+    /// Not 24 bytes.
+    #[error("bitmaps_ext: Invalid extension length")]
+    BitmapsLength,
+    /// The second word is not zero.
+    #[error("bitmaps_ext: Reserved field is not zero")]
+    BitmapsReserved,
+    /// More than 65535.
+    #[error("bitmaps_ext: Image has {0} bitmaps, exceeding the QEMU supported maximum of {BITMAPS_MAX}")]
+    BitmapCount(u32),
+    /// An extension for nothing.
+    #[error("found bitmaps extension with zero bitmaps")]
+    NoBitmaps,
+    /// Not aligned, or outside the address space.
+    #[error("bitmaps_ext: invalid bitmap directory offset")]
+    BitmapDirectoryOffset,
+    /// More than the limit.
+    #[error(
+        "bitmaps_ext: bitmap directory size ({0}) exceeds the maximum supported size ({DIRECTORY_BYTES_MAX})"
+    )]
+    BitmapDirectorySize(u64),
     /// More than 15 bytes, or not text.
     #[error("ERROR: ext_backing_format: len={0} too large (>=16)")]
     BackingFormat(usize),
@@ -399,6 +433,32 @@ impl Header {
         if self.refcount_order > 6 {
             return Err(HeaderError::RefcountOrder(self.refcount_order).into());
         }
+        self.check_bitmaps()
+    }
+
+    fn check_bitmaps(&self) -> Result<()> {
+        let Some(extension) = self.extensions.iter().find(|e| e.kind == EXT_BITMAPS) else { return Ok(()) };
+        if extension.data.len() != BITMAPS_EXTENSION_BYTES {
+            return Err(HeaderError::BitmapsLength.into());
+        }
+        let Some(BitmapsExtension { count, directory_bytes, directory }) = self.bitmaps() else {
+            return Ok(());
+        };
+        if be32(&extension.data[4..]) != 0 {
+            return Err(HeaderError::BitmapsReserved.into());
+        }
+        if count > BITMAPS_MAX {
+            return Err(HeaderError::BitmapCount(count).into());
+        }
+        if count == 0 {
+            return Err(HeaderError::NoBitmaps.into());
+        }
+        if !directory.0.is_multiple_of(1 << self.cluster_bits) || directory.0 >= 1 << 56 {
+            return Err(HeaderError::BitmapDirectoryOffset.into());
+        }
+        if directory_bytes > DIRECTORY_BYTES_MAX {
+            return Err(HeaderError::BitmapDirectorySize(directory_bytes).into());
+        }
         Ok(())
     }
 
@@ -485,6 +545,21 @@ impl Header {
         let count = (word(0)? >> 32) as u32;
         let found = BitmapsExtension { count, directory_bytes: word(8)?, directory: HostOffset(word(16)?) };
         (self.autoclear & AUTOCLEAR_BITMAPS != 0).then_some(found)
+    }
+
+    /// Whether an extension for bitmaps is there that means nothing, since another program wrote the image.
+    pub(crate) fn has_stale_bitmaps(&self) -> bool {
+        self.autoclear & AUTOCLEAR_BITMAPS == 0 && self.extensions.iter().any(|e| e.kind == EXT_BITMAPS)
+    }
+
+    /// Says where the bitmaps lie, or that there are none.
+    pub(crate) fn set_bitmaps(&mut self, bitmaps: Option<&BitmapsExtension>) {
+        self.extensions.retain(|e| e.kind != EXT_BITMAPS);
+        self.autoclear &= !AUTOCLEAR_BITMAPS;
+        if let Some(bitmaps) = bitmaps {
+            self.extensions.push(Extension { kind: EXT_BITMAPS, data: bitmaps.encode().to_vec() });
+            self.autoclear |= AUTOCLEAR_BITMAPS;
+        }
     }
 
     /// The data cluster that an entry of a bitmap's table names.

@@ -3,6 +3,7 @@
 //! ```text
 //!   layout    geometry  header  table  snapshot  refcount
 //!   memory    cache (bounded slices)  state (all of it, one short lock)  meta (where metadata lies)
+//!   bitmap    dirty bitmaps: kept, stored, changed
 //!   decide    map (plans)  alloc (clusters and their way back)
 //!   act       load  read  write  zero  flush  grow  resize  create  check
 //! ```
@@ -14,6 +15,7 @@
 
 mod alloc;
 mod amend;
+mod bitmap;
 mod cache;
 mod check;
 mod compress;
@@ -56,6 +58,7 @@ use cowbell_block::{
 use serde_json::{Map, Value, json};
 
 pub use amend::Amendment;
+pub use bitmap::{BITMAPS_MAX, BitmapError, BitmapInfo, BitmapReader, CannotStore, Recording};
 pub use create::{CreateError, CreateOptions, DataFile, DataFileForm, create};
 pub use driver::Qcow2Driver;
 pub use engine::{Discards, Notice};
@@ -83,6 +86,10 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("l2-table-unwritten", "a new L2 table's cluster is written before it is linked"),
     ("cow-side-by-side", "writes into one fresh cluster run one after the other"),
     ("punch-after-free", "a hole is punched before its cluster can be owned again"),
+    ("bitmaps-not-marked", "bitmaps are marked in use before the disk changes"),
+    ("bitmap-flags-beside-bits", "bits are durable before their bitmap is said to be consistent"),
+    ("bitmap-entries-beside-refcounts", "a cluster of bits is counted before a table names it"),
+    ("bitmap-directory-unsettled", "a bitmap directory is durable before the header names it"),
     ("no-epochs", "a freed cluster waits for the plans that know it"),
     ("no-quarantine", "a freed cluster waits until its pointer is durably gone"),
 ];
@@ -156,10 +163,6 @@ enum OpenError {
     DataFileUnwanted,
     #[error("qcow2 feature '{0}' is not supported in this version of cowbell")]
     Feature(&'static str),
-    #[error(
-        "qcow2 feature 'bitmaps' cannot be kept up to date by this version of cowbell; open the image read-only"
-    )]
-    Bitmaps,
 }
 
 impl Qcow2 {
@@ -235,6 +238,10 @@ pub(crate) async fn open_engine(
     let (notice, spawn, work_bytes) = (options.notice, options.spawn, options.work_bytes);
     let surroundings = Surroundings { notice, spawn, work_bytes };
     let engine = Arc::new(Engine::new(file, backing, data_file, state, surroundings));
+    bitmap::tell_stale(&engine);
+    if !options.skip_repair {
+        bitmap::check_stored(&engine).await?;
+    }
     if options.access == Access::ReadWrite {
         engine.start_writing(SkipRepair(options.skip_repair)).await?;
     }
@@ -269,9 +276,6 @@ impl Engine {
         if header.incompatible.contains(Incompatible::CORRUPT) {
             return Err(Error::new(ErrorKind::PermissionDenied, OpenError::Corrupt));
         }
-        if header.has_bitmaps() {
-            return Err(Error::new(ErrorKind::Unsupported, OpenError::Bitmaps));
-        }
         let file = self.file.node();
         for node in [Some(file), self.data_file.as_ref().map(Child::node)].into_iter().flatten() {
             if node.is_read_only() {
@@ -296,7 +300,14 @@ impl Engine {
         if header.incompatible.contains(Incompatible::DIRTY) && !skip_repair.0 {
             check::repair_refcounts(self).await?;
         }
-        Ok(())
+        if header.has_stale_bitmaps() {
+            self.rewrite_header(|header| header.set_bitmaps(None)).await?;
+        }
+        match self.track_bitmaps().await {
+            // The check tells what is wrong with them.
+            Err(_) if skip_repair.0 => Ok(()),
+            tracked => tracked,
+        }
     }
 
     /// Brings everything into the file; from here on mutations are refused.
@@ -304,6 +315,7 @@ impl Engine {
         if !self.writable.load(Ordering::SeqCst) {
             return Ok(());
         }
+        self.store_bitmaps().await?;
         self.settle_refcounts().await?;
         self.writable.store(false, Ordering::SeqCst);
         for file in [Some(&self.file), self.data_file.as_ref()].into_iter().flatten() {
@@ -320,6 +332,9 @@ impl Engine {
 impl Node for Qcow2 {
     fn submit(&self, mut request: Request) -> Op {
         let engine = &self.engine;
+        if request.op.is_mutation() && engine.bitmaps.is_crowded() {
+            return self.submit_after_storing(request);
+        }
         if !self.modes.is_plain() {
             request = match self.modes.shape(request) {
                 ControlFlow::Continue(request) => request,
@@ -445,6 +460,12 @@ impl Node for Qcow2 {
     }
 }
 
+/// Brings everything into the file. Bitmaps that cannot be stored are lost, and marked as such; all else is not.
+async fn settle_all(engine: &Arc<Engine>) -> Result<()> {
+    let stored = engine.store_bitmaps().await;
+    engine.settle_refcounts().await.and(stored)
+}
+
 async fn close(engine: &Arc<Engine>) -> Result<()> {
     engine.settle().await;
     let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
@@ -457,7 +478,7 @@ async fn close(engine: &Arc<Engine>) -> Result<()> {
         // more writes; what was flushed is there.
         result = match engine.corrupt.load(Ordering::SeqCst) {
             true => Ok(()),
-            false => engine.settle_refcounts().await,
+            false => settle_all(engine).await,
         };
     }
     if engine.is_view {
@@ -474,6 +495,22 @@ async fn close(engine: &Arc<Engine>) -> Result<()> {
 }
 
 impl Qcow2 {
+    /// Stores the bitmaps before a change of the disk: what is noted of them takes too much memory.
+    fn submit_after_storing(&self, request: Request) -> Op {
+        let (engine, modes) = (self.engine.clone(), self.modes);
+        let whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive);
+        self.engine.keep(async move {
+            let stored = {
+                let _whole = whole.await;
+                engine.store_bitmaps().await
+            };
+            match stored {
+                Ok(()) => Self { engine, modes }.submit(request).finish().await,
+                Err(e) => Completion::failed(request.bufs, e),
+            }
+        })
+    }
+
     fn submit_flush(&self, request: Request) -> Op {
         let engine = &self.engine;
         if let Err(e) = engine.check_usable() {
@@ -497,6 +534,7 @@ async fn describe(engine: &Arc<Engine>) -> Result<ImageInfo> {
     // At its final length from the start: a header may claim 65536 entries.
     let mut snapshots = Vec::with_capacity(header.snapshot_count as usize);
     SnapshotTable::scan(&engine.file, &header, |entry| snapshots.push(entry.info)).await?;
+    let bitmaps = bitmap::describe(engine, &header).await?;
     let geometry = engine.geometry;
     let per_l1 = geometry.l2_entries() << geometry.cluster_bits;
     Ok(ImageInfo {
@@ -509,13 +547,13 @@ async fn describe(engine: &Arc<Engine>) -> Result<ImageInfo> {
         backing_format: header.backing_format.clone(),
         snapshots,
         vm_state_offset: Some(header.size.div_ceil(per_l1) * per_l1),
-        format_specific: Some((DRIVER, format_specific(&header))),
+        format_specific: Some((DRIVER, format_specific(&header, bitmaps))),
         ..ImageInfo::default()
     })
 }
 
 /// The facts of the format in the reference's order.
-fn format_specific(header: &Header) -> Map<String, Value> {
+fn format_specific(header: &Header, bitmaps: Option<Value>) -> Map<String, Value> {
     let mut facts = Map::new();
     let mut put = |key: &str, value: Value| facts.insert(key.to_owned(), value);
     let compression = header.compression.name();
@@ -528,6 +566,9 @@ fn format_specific(header: &Header) -> Map<String, Value> {
     put("compat", json!("1.1"));
     put("compression-type", json!(compression));
     put("lazy-refcounts", json!(header.compatible & LAZY_REFCOUNTS != 0));
+    if let Some(list) = bitmaps {
+        put("bitmaps", list);
+    }
     put("refcount-bits", json!(1 << header.refcount_order));
     if let Some(name) = header.data_file() {
         put("data-file", json!(name));

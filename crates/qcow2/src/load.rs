@@ -10,6 +10,7 @@ use cowbell_block::{Buf, Cause, DebugEvent, Result};
 use crate::cache::Full;
 use crate::engine::{Dropped, Engine};
 use crate::geometry::{HostCluster, HostOffset};
+use crate::header::BitmapsExtension;
 use crate::meta::{self, MetaMap, TableKind};
 use crate::snapshot::SnapshotTable;
 use crate::state::{Corruption, Decision, Need, State, Stop};
@@ -240,11 +241,13 @@ impl Engine {
         let l1_bytes = u64::from(header.l1_entries) * 8;
         let reftable_bytes = u64::from(header.reftable_clusters) << geometry.cluster_bits;
         let snapshots = SnapshotTable::read(&self.file, &header).await?;
+        let directory = |e: BitmapsExtension| clusters(e.directory, e.directory_bytes);
         let written = [
             (0..1, meta::HEADER),
             (clusters(header.l1_offset, l1_bytes), meta::ACTIVE_L1),
             (clusters(header.reftable_offset, reftable_bytes), meta::REFTABLE),
             (clusters(header.snapshots_offset, snapshots.table_bytes), meta::SNAPSHOT_TABLE),
+            (header.bitmaps().map_or(0..0, directory), meta::BITMAP_DIRECTORY),
         ];
         for (range, name) in written {
             if let Some(other) = map.overlap(range.clone()) {

@@ -28,6 +28,7 @@ pub(crate) const HEADER: &str = "qcow2_header";
 pub(crate) const ACTIVE_L1: &str = "active L1 table";
 pub(crate) const REFTABLE: &str = "refcount table";
 pub(crate) const SNAPSHOT_TABLE: &str = "snapshot table";
+pub(crate) const BITMAP_DIRECTORY: &str = "bitmap directory";
 pub(crate) const INACTIVE_L1: &str = "inactive L1 table";
 
 impl MetaMap {

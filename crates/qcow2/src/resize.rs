@@ -51,7 +51,15 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: &Request, preallocation: Pre
     })
 }
 
+/// Changes the length of the disk, of which the caller holds all, and of its bitmaps.
 pub(crate) async fn resize(engine: &Arc<Engine>, size: u64, preallocation: Preallocation) -> Result<()> {
+    let bitmaps = engine.prepare_bitmaps(size).await?;
+    let resized = resize_disk(engine, size, preallocation).await;
+    // Also after a failure: they are marked in use.
+    resized.and(engine.finish_bitmaps(bitmaps).await)
+}
+
+async fn resize_disk(engine: &Arc<Engine>, size: u64, preallocation: Preallocation) -> Result<()> {
     if !size.is_multiple_of(512) {
         return Err(Error::new(ErrorKind::InvalidInput, ResizeError::Unaligned));
     }

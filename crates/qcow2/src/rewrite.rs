@@ -18,7 +18,7 @@
 use std::sync::Arc;
 
 use cowbell_block::range_lock::LockMode;
-use cowbell_block::{Buf, Error, Result};
+use cowbell_block::{Buf, Result};
 
 use crate::engine::Engine;
 use crate::header::Header;
@@ -94,11 +94,6 @@ impl Engine {
     async fn write_durably(self: &Arc<Self>, at: usize, bytes: &[u8]) -> Result<()> {
         self.file.write(at as u64, Buf::copy_of(bytes)).await?;
         self.barrier().await
-    }
-
-    fn poison(&self, e: Error) -> Error {
-        self.poisoned.store(true, std::sync::atomic::Ordering::SeqCst);
-        e
     }
 }
 

@@ -128,6 +128,8 @@ pub(crate) enum SnapshotError {
     DataFile,
     #[error("a snapshot of the image is being read")]
     InUse,
+    #[error("Device has active dirty bitmaps")]
+    Bitmaps,
 }
 
 impl From<SnapshotError> for Error {
@@ -143,7 +145,7 @@ impl From<SnapshotError> for Error {
             SnapshotError::NotFound => ErrorKind::NotFound,
             SnapshotError::IdTaken(_) => ErrorKind::AlreadyExists,
             SnapshotError::DataFile => ErrorKind::Unsupported,
-            SnapshotError::InUse => ErrorKind::Busy,
+            SnapshotError::InUse | SnapshotError::Bitmaps => ErrorKind::Busy,
         };
         Error::new(kind, e)
     }

@@ -13,6 +13,7 @@ use cowbell_block::{
     Buf, Bufs, Cause, Completion, DebugEvent, ErrorKind, Flags, Op, Request, Result, mutant,
 };
 
+use crate::bitmap::Mode;
 use crate::engine::Engine;
 use crate::geometry::{DataPlace, HostOffset};
 use crate::map::{KeptStorage, Kind, Pieces, Span, WriteRun};
@@ -35,11 +36,17 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
     let clusters = engine.clusters_of(request.offset, request.len);
     let simple = !request.flags.contains(Flags::FUA) && !engine.has_orphans();
     if simple && let Some(guard) = engine.ranges.try_lock(clusters.clone(), LockMode::Shared) {
-        let pieces = {
-            let mut state = engine.state.lock();
-            state.plan_overwrite(request.offset, request.len).ok().flatten()
+        let mode = engine.bitmaps.mode();
+        let pieces = match mode {
+            Mode::Armed => None,
+            Mode::Off | Mode::Live => {
+                engine.state.lock().plan_overwrite(request.offset, request.len).ok().flatten()
+            }
         };
         if let Some(pieces) = pieces {
+            if mode == Mode::Live {
+                engine.bitmaps.note(request.offset..request.end());
+            }
             return overwrite(engine, guard, &pieces, request);
         }
     }
@@ -49,6 +56,9 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
     let worker = engine.clone();
     engine.keep(async move {
         let guard = turn.await;
+        if let Err(e) = worker.note_change(request.offset, request.len).await {
+            return Completion::failed(request.bufs, e);
+        }
         let completion = write(&worker, request.offset, request.bufs, request.cause).await;
         drop(guard);
         if completion.result.is_ok() && request.flags.contains(Flags::FUA) {

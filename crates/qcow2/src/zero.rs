@@ -56,10 +56,14 @@ where
     // A write that was found to be zeroes brings its buffers; they go back to its submitter.
     let mut request = request;
     let bufs = std::mem::take(&mut request.bufs);
+    let (offset, len) = (request.offset, request.len);
     let work = work(engine.clone(), request);
     engine.keep(async move {
         let guard = turn.await;
-        let result = work.await;
+        let result = match worker.note_change(offset, len).await {
+            Ok(()) => work.await,
+            Err(e) => Err(e),
+        };
         drop(guard);
         match result {
             Ok(()) if fua => worker.flush_for(Completion::done(bufs)).await,

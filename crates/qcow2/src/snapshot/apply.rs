@@ -19,6 +19,10 @@ use crate::table::{L1Entry, Ownership};
 /// Applies a snapshot.
 pub(super) async fn apply(engine: &Arc<Engine>, which: &SnapshotName) -> Result<()> {
     let header = engine.state.lock().header.clone();
+    // They would have to tell all differences; like the reference, this leaves it to the user to remove them.
+    if header.has_bitmaps() {
+        return Err(SnapshotError::Bitmaps.into());
+    }
     let (_, snapshot) = SnapshotTable::find(&engine.file, &header, which).await?;
     snapshot.check(&engine.geometry)?;
     let size = snapshot.info.disk_size - snapshot.info.disk_size % 512;
