@@ -9,7 +9,7 @@ use crate::cargo;
 use crate::reference::Reference;
 use crate::sim::{self, Share};
 use crate::step::{Outcome, Steps};
-use crate::{demo, startup, tidy};
+use crate::{demo, guest, startup, tidy};
 
 /// Damaged images that CI tries, the same each time: what is new is for the soak to find. About half a minute.
 const FUZZ_COUNT: &str = "15000";
@@ -49,6 +49,7 @@ pub fn run(strictness: Strictness) -> Result<bool> {
     steps.run("test", test);
     steps.run("build", || cargo::call(&["build", "--release", "-p", "cowbell-cli"]));
     steps.run("start-up time", startup::run);
+    steps.run("linux guest", guest::linux);
     steps.run("README and demo", demo::run);
     steps.run("differential tests", || difftest(&[]));
     steps.run("fuzz smoke", || fuzz_with(&["--count", FUZZ_COUNT, "--seconds", "180"]));

@@ -9,6 +9,7 @@
 //! | [mod@reference] | finds the reference's tools and judges their version |
 //! | [`startup`] | what starting the program costs |
 //! | [`demo`] | the README's commands exist, and the demo runs |
+//! | [`guest`] | a real Linux for the machine, and what must hold with it |
 //! | [`tidy`] | rules on the tree that are worth a test |
 //! | [mod@bench] | the reference and us on the same work, side by side |
 //! | [`usage`] | CPU time and peak memory of one process (the only `unsafe` here) |
@@ -18,6 +19,7 @@ mod bench;
 mod cargo;
 mod ci;
 mod demo;
+mod guest;
 mod reference;
 mod sim;
 mod startup;
@@ -38,6 +40,7 @@ usage: cargo xtask COMMAND
   soak [--minutes N]         the simulation, fuzzing and differential tests for longer (default 60)
   difftest [ARGUMENT]...     differential tests against the reference's tools
   fuzz [--seconds N]         fuzzing in a seeded loop (default 60)
+  guest linux                gets Debian's riscv64 kernel by apt, and checks the machine with it
   bench [FILTER] [--output json] [--pairs N]
                              us and the reference on the same work, interleaved
   tidy                       rules on the tree";
@@ -68,6 +71,7 @@ fn run(args: &[String]) -> Result<bool> {
             let seconds = number(rest, "--seconds", 60)?;
             ci::alone("fuzz", || ci::fuzz(seconds))
         }
+        "guest" => guest::run(rest),
         "bench" => bench::run(rest),
         "tidy" => ci::alone("tidy", tidy::run),
         "help" | "--help" | "-h" => {
