@@ -25,7 +25,7 @@ impl Session {
     pub fn start(program: &Path, directory: &Path, args: &[&str]) -> Result<Self> {
         let mut command = Command::new(program);
         command.arg("run").args(args).args(["--serial", "unix:console,server=on"]).current_dir(directory);
-        let child =
+        let mut child =
             command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().context("starting cowbell run")?;
         let began = Instant::now();
         let console = loop {
