@@ -8,7 +8,9 @@ use std::task::{Context, Poll, Waker};
 
 use bitflags::bitflags;
 use cowbell_block::range_lock::{LockMode, RangeLock};
-use cowbell_block::{BoxFuture, Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result, Spawner};
+use cowbell_block::{
+    BoxFuture, Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result, Spawner, mutant,
+};
 use parking_lot::Mutex;
 
 use crate::bitmap::Tracker;
@@ -298,6 +300,12 @@ impl Engine {
         self.attend(work, Abandoned::Dropped)
     }
 
+    /// Wraps a mutation whose I/O is on its way already: it waits for nothing else, and dropping it stops the waiting
+    /// only. What it holds is held until the I/O has ended.
+    pub fn keep_started(self: &Arc<Self>, work: impl Future<Output = Completion> + Send + 'static) -> Op {
+        Op::Wait(Box::pin(Started { engine: self.clone(), work: Some(Box::pin(work)) }))
+    }
+
     fn attend(
         self: &Arc<Self>,
         work: impl Future<Output = Completion> + Send + 'static,
@@ -344,6 +352,16 @@ impl Engine {
         if self.has_orphans() {
             waiters.iter().for_each(|(_, waker)| waker.wake_by_ref());
         }
+    }
+
+    /// Takes over work that nobody waits for any more, and wakes those who can drive it.
+    fn adopt(&self, work: BoxFuture<Completion>) {
+        {
+            let mut orphans = self.orphans.lock();
+            orphans.push(work);
+            self.orphan_count.store(orphans.len(), Ordering::Relaxed);
+        }
+        self.waiters.lock().iter().for_each(|(_, waker)| waker.wake_by_ref());
     }
 
     fn poll_orphans(&self, cx: &mut Context<'_>) {
@@ -401,11 +419,38 @@ impl Future for Attended {
 impl Drop for Attended {
     fn drop(&mut self) {
         if let (Some(work), Abandoned::Kept, true) = (self.work.take(), self.abandoned, self.started) {
-            let mut orphans = self.engine.orphans.lock();
-            orphans.push(work);
-            self.engine.orphan_count.store(orphans.len(), Ordering::Relaxed);
+            self.engine.adopt(work);
         }
         self.engine.leave(self.id);
+    }
+}
+
+/// A request whose I/O is on its way.
+struct Started {
+    engine: Arc<Engine>,
+    work: Option<BoxFuture<Completion>>,
+}
+
+impl Future for Started {
+    type Output = Completion;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
+        let work = self.work.as_mut().expect("not polled after completion");
+        let result = work.as_mut().poll(cx);
+        if result.is_ready() {
+            self.work = None;
+        }
+        result
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take()
+            && !mutant::is_active("abandoned-overwrite")
+        {
+            self.engine.adopt(work);
+        }
     }
 }
 

@@ -127,7 +127,7 @@ impl Engine {
         }
         let lazy = self.state.lock().lazy;
         if lazy {
-            if !entries.is_empty() {
+            if !entries.is_empty() && !mutant::is_active("dirty-bit-unset") {
                 self.set_dirty_bit().await?;
             }
         } else {
@@ -287,7 +287,9 @@ impl Engine {
         self.flush().await?;
         // Clusters freed by that flush are counted down now; written here, made durable below.
         self.write_refcounts().await?;
-        self.barrier().await?;
+        if !mutant::is_active("dirty-bit-cleared-early") {
+            self.barrier().await?;
+        }
         if self.state.lock().header.incompatible.contains(Incompatible::DIRTY) {
             self.update_header(|header| header.incompatible -= Incompatible::DIRTY).await?;
             self.barrier().await?;

@@ -92,6 +92,11 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("bitmap-directory-unsettled", "a bitmap directory is durable before the header names it"),
     ("no-epochs", "a freed cluster waits for the plans that know it"),
     ("no-quarantine", "a freed cluster waits until its pointer is durably gone"),
+    ("abandoned-overwrite", "an abandoned write in place holds its clusters until its I/O has ended"),
+    ("stale-slice", "a slice read before its table was replaced is read again"),
+    ("dirty-bit-unset", "the dirty bit is set before entries rely on refcounts that are not written"),
+    ("dirty-bit-cleared-early", "refcounts durable before the dirty bit is cleared"),
+    ("freed-not-found", "clusters that are free again are found again"),
 ];
 
 /// How an image is opened.

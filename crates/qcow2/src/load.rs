@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use cowbell_block::range_lock::LockMode;
-use cowbell_block::{Buf, Cause, DebugEvent, Result};
+use cowbell_block::{Buf, Cause, DebugEvent, Result, mutant};
 
 use crate::cache::Full;
 use crate::engine::{Dropped, Engine};
@@ -58,48 +58,50 @@ impl Engine {
 
     async fn load_l1(self: &Arc<Self>, key: u64) -> Result<()> {
         let _turn = self.loading.l1.lock(key..key + 1, LockMode::Exclusive).await;
-        let mut moved = true;
-        while std::mem::take(&mut moved) {
-            let (table, len) = {
+        loop {
+            let place = {
                 let mut state = self.state.lock();
-                let bytes = u64::from(state.header.l1_entries) * 8;
-                // The table may have been replaced by a shorter one meanwhile.
-                if state.l1.find(key).is_some() || key * self.slice_bytes() >= bytes {
-                    return Ok(());
+                match state.l1_place(key) {
+                    Some(place) if state.l1.find(key).is_none() => place,
+                    _ => return Ok(()),
                 }
-                (state.header.l1_offset, self.slice_bytes().min(bytes - key * self.slice_bytes()))
             };
-            let host = HostOffset(table.0 + key * self.slice_bytes());
-            let data = self.read_slice(host, len).await?;
+            let data = self.read_slice(place.0, place.1).await?;
+            let mut moved = false;
             self.cache_it(Tables::Mapping, data, |state, data| {
-                if state.header.l1_offset == table {
-                    return state.l1.insert(key, host, data, true).map(drop);
-                }
                 // The table was replaced while we read: read the new one.
-                moved = true;
-                Ok(())
+                moved = state.l1_place(key) != Some(place) && !mutant::is_active("stale-slice");
+                if moved { Ok(()) } else { state.l1.insert(key, place.0, data, true).map(drop) }
             })
             .await?;
+            if !moved {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     async fn load_reftable(self: &Arc<Self>, key: u64, cause: Cause) -> Result<()> {
         let _turn = self.loading.reftable.lock(key..key + 1, LockMode::Exclusive).await;
-        let (host, len) = {
-            let mut state = self.state.lock();
-            if state.reftable.find(key).is_some() {
+        loop {
+            let host = {
+                let mut state = self.state.lock();
+                if state.reftable.find(key).is_some() {
+                    return Ok(());
+                }
+                state.reftable_place(key)
+            };
+            self.file.announce(DebugEvent::ReftableLoad, cause).await;
+            let data = self.read_slice(host, self.slice_bytes()).await?;
+            let mut moved = false;
+            self.cache_it(Tables::Refcounts, data, |state, data| {
+                moved = state.reftable_place(key) != host && !mutant::is_active("stale-slice");
+                if moved { Ok(()) } else { state.reftable.insert(key, host, data, true).map(drop) }
+            })
+            .await?;
+            if !moved {
                 return Ok(());
             }
-            let slice = u64::from(state.geometry.slice_bytes);
-            (HostOffset(state.header.reftable_offset.0 + key * slice), slice)
-        };
-        self.file.announce(DebugEvent::ReftableLoad, cause).await;
-        let data = self.read_slice(host, len).await?;
-        self.cache_it(Tables::Refcounts, data, |state, data| {
-            state.reftable.insert(key, host, data, true).map(drop)
-        })
-        .await
+        }
     }
 
     async fn load_l2(self: &Arc<Self>, key: u64, cause: Cause) -> Result<()> {
@@ -405,5 +407,20 @@ impl Engine {
             return Ok(());
         }
         self.file.write(host.0, content).await
+    }
+}
+
+impl State {
+    /// Where slice `key` of the L1 table lies, and its length; `None` beyond the table's end.
+    fn l1_place(&self, key: u64) -> Option<(HostOffset, u64)> {
+        let slice = u64::from(self.geometry.slice_bytes);
+        let rest =
+            (u64::from(self.header.l1_entries) * 8).checked_sub(key * slice).filter(|rest| *rest > 0)?;
+        Some((HostOffset(self.header.l1_offset.0 + key * slice), slice.min(rest)))
+    }
+
+    /// Where slice `key` of the refcount table lies.
+    fn reftable_place(&self, key: u64) -> HostOffset {
+        HostOffset(self.header.reftable_offset.0 + key * u64::from(self.geometry.slice_bytes))
     }
 }

@@ -19,6 +19,9 @@ use crate::state::{Decision, State};
 use crate::table::{Cell, L1Entry};
 use crate::zero;
 
+/// Beyond the end of any disk.
+const END_MAX: u64 = 1 << 62;
+
 /// A length that the image cannot get.
 #[derive(Debug, thiserror::Error)]
 enum ResizeError {
@@ -117,11 +120,11 @@ async fn grow(engine: &Arc<Engine>, old: u64, size: u64, preallocation: Prealloc
 /// The new end first, by one write; what lies beyond it is taken away only then. A cut in between leaves the
 /// shorter disk and clusters that nobody sees, which the next growth removes.
 async fn shrink(engine: &Arc<Engine>, size: u64) -> Result<()> {
-    let old = engine.state.lock().header.size;
     engine.flush().await?;
     engine.update_header(|header| header.size = size).await?;
     engine.barrier().await?;
-    engine.unmap_beyond(size, old).await?;
+    // As far as tables reach: an earlier cut may have left mappings beyond the old end as well.
+    engine.unmap_beyond(size, END_MAX).await?;
     engine.drop_tables_beyond(size).await?;
     engine.settle_refcounts().await?;
     if let Some(file) = engine.external_to_resize(Preallocation::Off) {
@@ -145,18 +148,10 @@ impl Engine {
         let taken = self.take_contiguous(clusters).await?;
         let first = taken.start;
         let offset = HostOffset(first << geometry.cluster_bits);
-        let mut table = Buf::zeroed((entries * 8) as usize);
-        if old_entries > 0 {
-            let old = self.file.read(old_offset.0, (old_entries * 8) as usize).await?;
-            table[..old.len()].copy_from_slice(&old);
-        }
-        self.file.announce(DebugEvent::L1GrowWriteTable, NO_CAUSE).await;
-        if let Err(e) = self.file.write(offset.0, table).await {
+        if let Err(e) = self.copy_l1(old_offset, old_entries, offset, entries).await {
             self.state.lock().give_back_all(taken);
             return Err(e);
         }
-        self.write_refcounts().await?;
-        self.barrier().await?;
         self.file.announce(DebugEvent::L1GrowActivateTable, NO_CAUSE).await;
         self.update_header(|header| {
             header.l1_offset = offset;
@@ -164,19 +159,42 @@ impl Engine {
             header.size = size.unwrap_or(header.size);
         })
         .await?;
-        self.barrier().await?;
-        let mut state = self.state.lock();
-        state.l1.forget(0..u64::MAX);
-        if let Some(map) = state.meta.as_mut() {
-            map.remove_fixed(meta::ACTIVE_L1);
-            map.add_fixed(first..first + clusters, meta::ACTIVE_L1);
+        // Memory follows the header at once, whatever becomes of the barrier (rule R9).
+        {
+            let mut state = self.state.lock();
+            state.l1.forget(0..u64::MAX);
+            if let Some(map) = state.meta.as_mut() {
+                map.remove_fixed(meta::ACTIVE_L1);
+                map.add_fixed(first..first + clusters, meta::ACTIVE_L1);
+            }
+            if old_entries > 0 {
+                let old = geometry.host_cluster(old_offset).0;
+                let end = old + geometry.clusters_for(old_entries * 8);
+                state.free_later(HostCluster(old)..HostCluster(end), Dropped::Replaced);
+            }
         }
+        self.barrier().await
+    }
+}
+
+impl Engine {
+    /// Writes a longer L1 table that begins as the old one does, and makes it and its refcounts durable.
+    async fn copy_l1(
+        self: &Arc<Self>,
+        old_offset: HostOffset,
+        old_entries: u64,
+        offset: HostOffset,
+        entries: u64,
+    ) -> Result<()> {
+        let mut table = Buf::zeroed((entries * 8) as usize);
         if old_entries > 0 {
-            let old = geometry.host_cluster(old_offset).0;
-            let end = old + geometry.clusters_for(old_entries * 8);
-            state.free_later(HostCluster(old)..HostCluster(end), Dropped::Replaced);
+            let old = self.file.read(old_offset.0, (old_entries * 8) as usize).await?;
+            table[..old.len()].copy_from_slice(&old);
         }
-        Ok(())
+        self.file.announce(DebugEvent::L1GrowWriteTable, NO_CAUSE).await;
+        self.file.write(offset.0, table).await?;
+        self.write_refcounts().await?;
+        self.barrier().await
     }
 }
 

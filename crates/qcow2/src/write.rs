@@ -83,14 +83,15 @@ impl Engine {
     }
 }
 
-/// Writes into storage that is there already.
+/// Writes into storage that is there already. The clusters stay held until the I/O has ended, also when nobody waits
+/// for it any more: otherwise their storage could be freed and owned by others under it.
 fn overwrite(engine: &Arc<Engine>, guard: RangeGuard, pieces: &Pieces, mut request: Request) -> Op {
     let cause = request.cause;
     if let Some(suspension) = engine.file.event(DebugEvent::WriteAio, cause) {
-        let (engine, pieces) = (engine.clone(), pieces.clone());
-        return Op::wait(async move {
+        let (worker, pieces) = (engine.clone(), pieces.clone());
+        return engine.keep_started(async move {
             suspension.await;
-            let started = start_pieces(&engine, &pieces, &mut request.bufs, cause);
+            let started = start_pieces(&worker, &pieces, &mut request.bufs, cause);
             let completion = finish_pieces(started).await;
             drop(guard);
             completion
@@ -100,7 +101,7 @@ fn overwrite(engine: &Arc<Engine>, guard: RangeGuard, pieces: &Pieces, mut reque
         let request = Request::write(host.0, request.bufs).caused_by(cause);
         return match engine.data().submit(request) {
             Op::Done(completion) => Op::Done(completion),
-            Op::Wait(future) => Op::wait(async move {
+            Op::Wait(future) => engine.keep_started(async move {
                 let completion = future.await;
                 drop(guard);
                 completion
@@ -108,7 +109,7 @@ fn overwrite(engine: &Arc<Engine>, guard: RangeGuard, pieces: &Pieces, mut reque
         };
     }
     let started = start_pieces(engine, pieces, &mut request.bufs, cause);
-    Op::wait(async move {
+    engine.keep_started(async move {
         let completion = finish_pieces(started).await;
         drop(guard);
         completion
