@@ -16,7 +16,7 @@ use crate::pairs;
 use crate::reuse;
 use crate::scenario::Scenario;
 use crate::shrink::{report, shrink};
-use crate::workload::{self, explored_configs};
+use crate::workload::{self, explored_configs, faulted_configs};
 
 const USAGE: &str = "\
 usage: cowbell-sim run [--seeds A..B] [--minutes N] [--keep-going]
@@ -178,7 +178,7 @@ impl Session {
     }
 
     fn faults(&mut self) {
-        for config in explored_configs() {
+        for config in faulted_configs() {
             for scenario in sequences(&config, 1) {
                 if self.is_over() {
                     return;

@@ -1,6 +1,6 @@
 //! What a world is made of: geometry, caches, backing file, what the image held before, and the host's habits.
 
-use crate::disk::HostConfig;
+use crate::disk::{Atom, Discards, HostConfig};
 use crate::rng::Rng;
 
 /// What lies behind the image.
@@ -14,6 +14,19 @@ pub enum Backing {
     Shorter,
     /// A raw file that goes on after the guest's disk.
     Longer,
+    /// A qcow2 image with clusters of another size, as long as the guest's disk.
+    Qcow2,
+    /// A qcow2 image that ends inside a cluster, half way.
+    Qcow2Shorter,
+    /// A qcow2 image that goes on after the guest's disk, and was not shut down cleanly.
+    Qcow2Longer,
+}
+
+impl Backing {
+    /// Whether it is an image itself.
+    pub fn is_qcow2(self) -> bool {
+        matches!(self, Self::Qcow2 | Self::Qcow2Shorter | Self::Qcow2Longer)
+    }
 }
 
 /// What the image holds before the run.
@@ -41,11 +54,14 @@ pub enum Prestate {
     Mixed,
 }
 
-const BACKINGS: [(Backing, &str); 4] = [
+const BACKINGS: [(Backing, &str); 7] = [
     (Backing::None, "none"),
     (Backing::Raw, "raw"),
     (Backing::Shorter, "shorter"),
     (Backing::Longer, "longer"),
+    (Backing::Qcow2, "qcow2"),
+    (Backing::Qcow2Shorter, "qcow2-shorter"),
+    (Backing::Qcow2Longer, "qcow2-longer"),
 ];
 const PRESTATES: [(Prestate, &str); 10] = [
     (Prestate::Fresh, "fresh"),
@@ -77,6 +93,8 @@ pub struct Config {
     pub backing: Backing,
     /// What the image holds.
     pub prestate: Prestate,
+    /// Whether compressed clusters are Zstandard's.
+    pub zstd: bool,
     /// Bytes of the L2 cache.
     pub l2_cache_bytes: u64,
     /// Bytes of one entry of the L2 cache.
@@ -99,6 +117,7 @@ impl Default for Config {
             lazy: false,
             backing: Backing::None,
             prestate: Prestate::Fresh,
+            zstd: false,
             l2_cache_bytes: 1 << 20,
             l2_slice_bytes: 4096,
             refcount_cache_bytes: 1 << 18,
@@ -124,14 +143,11 @@ impl Config {
             _ => 2 * 4096 + 5,
         };
         config.lazy = version == 3 && rng.one_in(4);
-        config.backing = *rng.pick(&[
-            Backing::None,
-            Backing::None,
-            Backing::None,
-            Backing::Raw,
-            Backing::Shorter,
-            Backing::Longer,
-        ]);
+        config.backing = match rng.below(2) {
+            0 => Backing::None,
+            _ => rng.pick(&BACKINGS[1..]).0,
+        };
+        config.zstd = version == 3 && rng.one_in(3);
         config.prestate = *rng.pick(&[
             Prestate::Fresh,
             Prestate::Created,
@@ -150,12 +166,17 @@ impl Config {
         }
         config.discard = !rng.one_in(3);
         config.host = HostConfig {
-            alignment: *rng.pick(&[1, 1, 1, 512]),
+            alignment: *rng.pick(&[1, 1, 1, 512, 4096]),
+            atom: rng.pick(&Atom::ALL).0,
             done_one_in: *rng.pick(&[0, 0, 2, 8]),
-            discard_keeps_data: rng.one_in(8),
-            no_discard: rng.one_in(8),
+            discards: if rng.one_in(2) { Discards::Zero } else { rng.pick(&Discards::ALL).0 },
             no_fast_zeroes: rng.one_in(8),
+            dirty_holes: rng.one_in(4),
+            growth_swallows: rng.one_in(4),
         };
+        if rng.one_in(2) {
+            config.host.atom = Atom::Sector;
+        }
         config.legalise();
         let block_clusters = (8u64 << config.cluster_bits) >> config.refcount_order;
         if block_clusters <= 256 && rng.one_in(4) {
@@ -173,8 +194,9 @@ impl Config {
             self.refcount_order = 2;
         }
         if self.version == 2 {
-            (self.refcount_order, self.lazy) = (4, false);
+            (self.refcount_order, self.lazy, self.zstd) = (4, false, false);
         }
+        self.sectors = self.sectors.next_multiple_of(self.grain());
     }
 
     /// The same with just so much data that the next few allocations need a new refcount block, or with
@@ -209,14 +231,49 @@ impl Config {
         1 << (self.cluster_bits - 3)
     }
 
-    /// Length of the backing file in sectors, if there is one.
+    /// Clusters that one refcount block counts.
+    pub fn refblock_entries(&self) -> u64 {
+        (8 << self.cluster_bits) >> self.refcount_order
+    }
+
+    /// L2 tables of a disk with so many sectors.
+    pub fn tables(&self, sectors: u64) -> u64 {
+        sectors.div_ceil(self.cluster_sectors()).div_ceil(self.l2_entries())
+    }
+
+    /// Clusters of the L1 table of a disk with so many sectors.
+    pub fn l1_clusters(&self, sectors: u64) -> u64 {
+        (self.tables(sectors) * 8).div_ceil(1 << self.cluster_bits)
+    }
+
+    /// Length of the backing file's disk in sectors, if there is one.
     pub fn backing_sectors(&self) -> Option<u64> {
         match self.backing {
             Backing::None => None,
-            Backing::Raw => Some(self.sectors),
-            Backing::Shorter => Some((self.sectors / 2) | 1),
-            Backing::Longer => Some(self.sectors + 9),
+            Backing::Raw | Backing::Qcow2 => Some(self.sectors),
+            Backing::Shorter | Backing::Qcow2Shorter => Some((self.sectors / 2) | 1),
+            Backing::Longer | Backing::Qcow2Longer => Some(self.sectors + 9),
         }
+    }
+
+    /// The image that lies behind, if it is one: clusters of another size, of every kind.
+    pub fn backing_image(&self) -> Option<Self> {
+        let config = Self {
+            cluster_bits: if self.cluster_bits > 9 { self.cluster_bits - 1 } else { 10 },
+            sectors: self.backing_sectors()?,
+            prestate: Prestate::Mixed,
+            zstd: self.zstd,
+            lazy: self.backing == Backing::Qcow2Longer,
+            ..Self::default()
+        };
+        self.backing.is_qcow2().then_some(config)
+    }
+
+    /// Sectors of the guest's blocks: what is written in one piece is never seen in two. Larger than one where the
+    /// host keeps larger blocks whole and is asked for nothing smaller.
+    pub fn grain(&self) -> u64 {
+        let blocks = self.host.alignment == 4096 && self.host.atom != Atom::Sector && self.cluster_bits >= 12;
+        if blocks { 8 } else { 1 }
     }
 
     /// One line of `key=value`, without what has its default.
@@ -233,8 +290,6 @@ impl Config {
     }
 
     fn fields(&self) -> Vec<(&'static str, String)> {
-        let backing = BACKINGS.iter().find(|(b, _)| *b == self.backing).map_or("", |(_, n)| n);
-        let prestate = PRESTATES.iter().find(|(p, _)| *p == self.prestate).map_or("", |(_, n)| n);
         let bit = |value: bool| u8::from(value).to_string();
         vec![
             ("version", self.version.to_string()),
@@ -242,17 +297,20 @@ impl Config {
             ("refcount_order", self.refcount_order.to_string()),
             ("sectors", self.sectors.to_string()),
             ("lazy", bit(self.lazy)),
-            ("backing", backing.to_owned()),
-            ("prestate", prestate.to_owned()),
+            ("backing", name_of(&BACKINGS, self.backing)),
+            ("prestate", name_of(&PRESTATES, self.prestate)),
+            ("zstd", bit(self.zstd)),
             ("l2_cache_bytes", self.l2_cache_bytes.to_string()),
             ("l2_slice_bytes", self.l2_slice_bytes.to_string()),
             ("refcount_cache_bytes", self.refcount_cache_bytes.to_string()),
             ("discard", bit(self.discard)),
             ("alignment", self.host.alignment.to_string()),
             ("done_one_in", self.host.done_one_in.to_string()),
-            ("discard_keeps_data", bit(self.host.discard_keeps_data)),
-            ("no_discard", bit(self.host.no_discard)),
+            ("atom", name_of(&Atom::ALL, self.host.atom)),
+            ("discards", name_of(&Discards::ALL, self.host.discards)),
             ("no_fast_zeroes", bit(self.host.no_fast_zeroes)),
+            ("dirty_holes", bit(self.host.dirty_holes)),
+            ("growth_swallows", bit(self.host.growth_swallows)),
         ]
     }
 
@@ -282,21 +340,32 @@ impl Config {
             "refcount_order" => self.refcount_order = number()? as u32,
             "sectors" => self.sectors = number()?,
             "lazy" => self.lazy = number()? != 0,
-            "backing" => self.backing = BACKINGS.iter().find(|(_, n)| *n == value)?.0,
-            "prestate" => self.prestate = PRESTATES.iter().find(|(_, n)| *n == value)?.0,
+            "backing" => self.backing = by_name(&BACKINGS, value)?,
+            "prestate" => self.prestate = by_name(&PRESTATES, value)?,
+            "zstd" => self.zstd = number()? != 0,
             "l2_cache_bytes" => self.l2_cache_bytes = number()?,
             "l2_slice_bytes" => self.l2_slice_bytes = number()?,
             "refcount_cache_bytes" => self.refcount_cache_bytes = number()?,
             "discard" => self.discard = number()? != 0,
             "alignment" => self.host.alignment = number()? as u32,
             "done_one_in" => self.host.done_one_in = number()?,
-            "discard_keeps_data" => self.host.discard_keeps_data = number()? != 0,
-            "no_discard" => self.host.no_discard = number()? != 0,
+            "atom" => self.host.atom = by_name(&Atom::ALL, value)?,
+            "discards" => self.host.discards = by_name(&Discards::ALL, value)?,
             "no_fast_zeroes" => self.host.no_fast_zeroes = number()? != 0,
+            "dirty_holes" => self.host.dirty_holes = number()? != 0,
+            "growth_swallows" => self.host.growth_swallows = number()? != 0,
             _ => return None,
         }
         Some(())
     }
+}
+
+fn name_of<T: PartialEq>(table: &[(T, &str)], value: T) -> String {
+    table.iter().find(|(v, _)| *v == value).map_or_else(String::new, |(_, name)| (*name).to_owned())
+}
+
+fn by_name<T: Copy>(table: &[(T, &str)], name: &str) -> Option<T> {
+    table.iter().find(|(_, n)| *n == name).map(|(value, _)| *value)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use std::ops::ControlFlow;
 
+use crate::disk::Atom;
 use crate::pool::{Content, Pool, ZERO};
 use crate::rng::{Rng, mix};
 use crate::timeline::{Image, Timeline};
@@ -60,8 +61,10 @@ impl Slot {
 pub struct CrashSet {
     image: Image,
     slots: Vec<Slot>,
-    /// For each volatile I/O: its slots and versions, in sector order, and which are on.
+    /// For each volatile I/O: its slots and versions, in sector order.
     ios: Vec<Vec<(u32, u8)>>,
+    /// For each volatile I/O: where its pieces end that a cut does not tear.
+    atoms: Vec<Vec<usize>>,
     io_numbers: Vec<u32>,
     lens: [u64; 2],
     key: u64,
@@ -84,16 +87,17 @@ fn version(pool: &Pool, sector: u32, content: Content) -> Version {
 
 impl CrashSet {
     /// The states of a cut at the present step of `timeline`.
-    pub fn new(timeline: &Timeline<'_>, pool: &Pool) -> Self {
+    pub fn new(timeline: &Timeline<'_>, pool: &Pool, atom: Atom) -> Self {
         let mut image = timeline.durable().clone();
         let mut slots: Vec<Slot> = Vec::new();
         let mut by_sector: Vec<u32> = Vec::new();
-        let mut ios = Vec::new();
+        let (mut ios, mut atoms) = (Vec::new(), Vec::new());
         let mut newest = image.len;
         let mut newest_order = 0;
         for volatile in timeline.volatile() {
             let mut places = Vec::with_capacity(volatile.loose.len());
-            for loose in &volatile.loose {
+            let mut ends = Vec::new();
+            for (index, loose) in volatile.loose.iter().enumerate() {
                 let at = loose.sector as usize;
                 if by_sector.len() <= at {
                     by_sector.resize(at + 1, u32::MAX);
@@ -111,7 +115,15 @@ impl CrashSet {
                 }
                 places.push((by_sector[at], slot.versions.len() as u8));
                 slot.versions.push(version(pool, loose.sector, loose.content));
+                let last = volatile.loose.get(index + 1).is_none_or(|next| next.sector != loose.sector + 1);
+                if atom.ends_at(loose.sector) || last && atom != Atom::Request {
+                    ends.push(places.len());
+                }
             }
+            if ends.last() != Some(&places.len()) {
+                ends.push(places.len());
+            }
+            atoms.push(ends);
             if let Some(len) = volatile.new_len
                 && volatile.len_order > newest_order
             {
@@ -125,7 +137,7 @@ impl CrashSet {
         }
         let lens = [image.len, newest];
         let io_numbers = timeline.volatile_ios();
-        let mut set = Self { image, slots, ios, io_numbers, lens, key: 0, metadata_key: 0 };
+        let mut set = Self { image, slots, ios, atoms, io_numbers, lens, key: 0, metadata_key: 0 };
         set.set_len(1);
         set
     }
@@ -286,7 +298,7 @@ impl CrashSet {
         ControlFlow::Continue(())
     }
 
-    /// Each I/O torn at sector boundaries, prefix and suffix, the others all there or all lost.
+    /// Each I/O torn at the boundaries where it may be, prefix and suffix, the others all there or all lost.
     fn tear(
         &mut self,
         depth: Depth,
@@ -296,16 +308,13 @@ impl CrashSet {
         for others in [false, true] {
             self.set_all(others);
             for io in 0..self.ios.len() {
-                let sectors = self.ios[io].len();
-                if sectors < 2 {
-                    continue;
-                }
-                let all = sectors - 1 <= depth.tears_per_io;
-                let tears = if all { sectors - 1 } else { depth.tears_per_io };
-                for tear in 1..=tears {
-                    let boundary = if all { tear } else { rng.between(1, sectors as u64 - 1) as usize };
+                let inner = self.atoms[io].len() - 1;
+                let all = inner <= depth.tears_per_io;
+                for tear in 0..inner.min(depth.tears_per_io) {
+                    let tear = if all { tear } else { rng.below(inner as u64) as usize };
+                    let boundary = self.atoms[io][tear];
                     for prefix in [true, false] {
-                        for index in 0..sectors {
+                        for index in 0..self.ios[io].len() {
                             let (slot, version) = self.ios[io][index];
                             self.set(slot, version, (index < boundary) == prefix);
                         }
@@ -318,26 +327,31 @@ impl CrashSet {
         ControlFlow::Continue(())
     }
 
+    /// Any pieces of any I/Os.
     fn masks(
         &mut self,
         depth: Depth,
         rng: &mut Rng,
         visit: &mut dyn FnMut(&mut Self) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let sectors: usize = self.ios.iter().map(Vec::len).sum();
-        if sectors < 3 || self.ios.len() == sectors {
-            // Every I/O is one sector: the subsets were the masks.
+        let pieces: usize = self.atoms.iter().map(Vec::len).sum();
+        if pieces < 3 || self.ios.len() == pieces {
+            // No I/O can be torn: the subsets were the masks.
             return ControlFlow::Continue(());
         }
         for _ in 0..depth.random_masks {
             for io in 0..self.ios.len() {
-                let mut bits = 0;
-                for index in 0..self.ios[io].len() {
-                    if index % 64 == 0 {
+                let (mut bits, mut from) = (0, 0);
+                for piece in 0..self.atoms[io].len() {
+                    if piece % 64 == 0 {
                         bits = rng.next_u64();
                     }
-                    let (slot, version) = self.ios[io][index];
-                    self.set(slot, version, bits & 1 == 1);
+                    let to = self.atoms[io][piece];
+                    for index in from..to {
+                        let (slot, version) = self.ios[io][index];
+                        self.set(slot, version, bits & 1 == 1);
+                    }
+                    from = to;
                     bits >>= 1;
                 }
             }
@@ -392,15 +406,20 @@ mod tests {
                 fault: None,
                 writes: (from, history.writes.len() as u32),
                 new_len: None,
+                eof: (0, 0),
             });
         }
         history
     }
 
     fn states(history: &History, pool: &Pool, time: u64) -> Vec<Vec<Content>> {
+        states_of(history, pool, time, Atom::Sector)
+    }
+
+    fn states_of(history: &History, pool: &Pool, time: u64, atom: Atom) -> Vec<Vec<Content>> {
         let mut timeline = Timeline::new(history);
         timeline.advance(time);
-        let mut set = CrashSet::new(&timeline, pool);
+        let mut set = CrashSet::new(&timeline, pool, atom);
         let mut seen = Vec::new();
         let mut keys = Vec::new();
         let _ = set.enumerate(Depth::FULL, &mut Rng::new(1), &mut |set| {
@@ -425,6 +444,21 @@ mod tests {
         let history = history(&[Some((0, a)), None, Some((1, b)), Some((0, c))]);
         assert_eq!(states(&history, &pool, 15), [[0, 0, 0, 0], [a, 0, 0, 0]]);
         assert_eq!(states(&history, &pool, 99), [[a, 0, 0, 0], [a, b, 0, 0], [c, 0, 0, 0], [c, b, 0, 0]]);
+    }
+
+    /// One I/O over two blocks: torn anywhere, between the blocks, or nowhere.
+    #[test]
+    fn nothing_is_torn_inside_an_atom() {
+        let mut pool = Pool::default();
+        let contents: Vec<Content> = (1..5).map(|byte| pool.intern(&[byte; 512])).collect();
+        let mut history = history(&[Some((6, contents[0]))]);
+        (history.base, history.base_len) = (vec![ZERO; 16], 8192);
+        history.writes = (6..10).zip(contents).collect();
+        history.ios[0].writes = (0, 4);
+        let count = |atom| states_of(&history, &pool, 99, atom).len();
+        assert_eq!(count(Atom::Sector), 16, "every subset of four sectors, of 256 random masks");
+        assert_eq!(count(Atom::Block), 4);
+        assert_eq!(count(Atom::Request), 2);
     }
 
     #[test]

@@ -19,12 +19,13 @@ use cowbell_block::{Bufs, DebugEvent, ErrorKind, Result};
 use parking_lot::Mutex;
 
 pub use history::{Clock, History, Io, IoKind, IoStep};
-pub use host::HostConfig;
+pub use host::{Atom, Discards, HostConfig};
 
 use crate::exec::Granularity;
 use crate::faults::{Fault, Faults};
 use crate::pool::{Content, SECTOR, SharedPool, ZERO};
 use crate::rng::{Rng, mix};
+use crate::subject::SectorSet;
 
 /// A simulated disk. Cloning gives another handle on the same disk.
 #[derive(Clone)]
@@ -45,9 +46,14 @@ struct State {
     len: u64,
     history: History,
     pending: Vec<Pending>,
-    tag: DebugEvent,
+    /// Events announced since the last submission.
+    announced: Vec<DebugEvent>,
     events: Vec<u32>,
+    /// Sectors written since the last flush.
+    dirty: SectorSet,
     read_only: bool,
+    /// Mutations that were asked for although the disk is read-only.
+    forbidden: u64,
     hash: u64,
 }
 
@@ -82,9 +88,11 @@ impl SimDisk {
             len,
             history: History { base, base_len: len, ..History::default() },
             pending: Vec::new(),
-            tag: DebugEvent::None,
+            announced: Vec::new(),
             events: vec![0; DebugEvent::ALL.len()],
+            dirty: SectorSet::default(),
             read_only: false,
+            forbidden: 0,
             hash: 0,
         };
         let shared = Shared { name, clock: clock.clone(), pool: pool.clone(), state: Mutex::new(state) };
@@ -150,6 +158,16 @@ impl SimDisk {
     /// How often each event was announced, in the standard order.
     pub fn event_counts(&self) -> Vec<u32> {
         self.0.state.lock().events.clone()
+    }
+
+    /// For each event, how many faults struck the first I/O after it.
+    pub fn events_struck(&self) -> Vec<u32> {
+        self.0.state.lock().faults.events_struck().to_vec()
+    }
+
+    /// How many mutations were asked for although the disk is read-only (O9).
+    pub fn forbidden(&self) -> u64 {
+        self.0.state.lock().forbidden
     }
 
     /// I/Os in flight.
@@ -246,12 +264,15 @@ impl State {
         self.pending[at].waker.take()
     }
 
-    fn refusal(&self, request: &Request, kind: IoKind) -> Option<ErrorKind> {
+    fn refusal(&mut self, request: &Request, kind: IoKind) -> Option<ErrorKind> {
         let align = u64::from(self.host.alignment.max(1));
         let misaligned = (request.offset | request.len) & (align - 1) != 0;
         match kind {
             IoKind::Flush | IoKind::Read | IoKind::Status => {}
-            _ if self.read_only => return Some(ErrorKind::ReadOnly),
+            _ if self.read_only => {
+                self.forbidden += 1;
+                return Some(ErrorKind::ReadOnly);
+            }
             _ => {}
         }
         match kind {
@@ -259,7 +280,7 @@ impl State {
             IoKind::WriteZeroes if request.flags.contains(Flags::NO_FALLBACK) && self.host.no_fast_zeroes => {
                 Some(ErrorKind::Unsupported)
             }
-            IoKind::Discard if self.host.no_discard => Some(ErrorKind::Unsupported),
+            IoKind::Discard if self.host.discards == Discards::Unsupported => Some(ErrorKind::Unsupported),
             _ => None,
         }
     }

@@ -9,12 +9,13 @@ use cowbell_block::{BoxFuture, Child, Result};
 use cowbell_checker::{
     CheckError, Checker, Class, Extent, GuestView, Limits, Peek, ReadAt, Report, Source as Place, Verdict,
 };
-use cowbell_qcow2::{CreateOptions, Discards, OpenOptions, Qcow2};
+use cowbell_qcow2::{CompressionType, CreateOptions, Discards, OpenOptions, Qcow2};
 
 use crate::config::{Backing, Config, Prestate};
 use crate::disk::{Clock, HostConfig, SimDisk};
 use crate::exec::{Granularity, Strategy, World};
 use crate::image::{self, Built};
+use crate::judge::Failure;
 use crate::pool::{Pool, SECTOR, ZERO};
 use crate::rng::Rng;
 use crate::subject::{ImageBytes, Inspection, Source, Subject};
@@ -66,6 +67,7 @@ impl Subject for Engine {
         backing: Option<Arc<dyn Node>>,
         config: &Config,
     ) -> BoxFuture<Result<Arc<dyn Node>>> {
+        let behind_is_image = config.backing.is_qcow2();
         let options = OpenOptions {
             access: Access::ReadWrite,
             l2_cache_bytes: config.l2_cache_bytes,
@@ -75,6 +77,13 @@ impl Subject for Engine {
             ..OpenOptions::default()
         };
         Box::pin(async move {
+            let backing = match backing {
+                Some(file) if behind_is_image => {
+                    let node: Arc<dyn Node> = Qcow2::open(file, None, OpenOptions::default()).await?;
+                    Some(node)
+                }
+                other => other,
+            };
             let node: Arc<dyn Node> = Qcow2::open(file, backing, options).await?;
             Ok(node)
         })
@@ -88,22 +97,27 @@ impl Subject for Engine {
                 let severity =
                     if report.summary.dirty { Class::severity_when_dirty } else { Class::severity };
                 if report.verdict_with(severity) == Verdict::Corrupt {
-                    inspection.corrupt = Some(first_corruption(report, severity));
+                    // What the dirty bit would have excused is about the bit.
+                    let excused = report.verdict_with(Class::severity_when_dirty) != Verdict::Corrupt;
+                    let oracle = if config.lazy && excused { "M4" } else { "O3" };
+                    inspection.corrupt = Some(Failure::new(oracle, first_corruption(report, severity)));
                 } else if report.summary.marked_corrupt {
-                    inspection.corrupt = Some("the corrupt bit is set".into());
+                    inspection.corrupt = Some(Failure::new("O3", "the corrupt bit is set"));
                 }
                 inspection.leaks = report.leaks();
+                inspection.dirty = report.summary.dirty;
                 if report.summary.dirty && !config.lazy {
-                    inspection.corrupt = Some("the dirty bit is set without lazy refcounts".into());
+                    inspection.corrupt =
+                        Some(Failure::new("M4", "the dirty bit is set without lazy refcounts"));
                 }
             }
-            Err(error) => inspection.corrupt = Some(error.to_string()),
+            Err(error) => inspection.corrupt = Some(Failure::new("O3", error.to_string())),
         }
         let snapshots = checker.report().summary.snapshots;
         if inspection.corrupt.is_none()
             && let Err(error) = self.views(image, config, snapshots, &mut inspection)
         {
-            inspection.corrupt = Some(error.to_string());
+            inspection.corrupt = Some(Failure::new("O3", error.to_string()));
         }
         inspection
     }
@@ -167,7 +181,7 @@ impl Engine {
                 Place::Zero => out.extend(std::iter::repeat_n(Source::Fixed(ZERO), sectors as usize)),
                 Place::Unallocated => out.extend(std::iter::repeat_n(Source::Behind, sectors as usize)),
                 Place::Compressed { host, bytes, within } => {
-                    let cluster = inflate(image, host, bytes, 1 << config.cluster_bits);
+                    let cluster = unpack(image, host, bytes, config);
                     for sector in 0..sectors {
                         let from = (within + sector * SECTOR as u64) as usize;
                         out.push(Source::New(contents.len() as u32));
@@ -189,15 +203,18 @@ impl Engine {
 }
 
 /// A compressed cluster's content; empty if it does not decompress.
-fn inflate(image: &ImageBytes<'_>, host: u64, bytes: u64, cluster: usize) -> Vec<u8> {
+fn unpack(image: &ImageBytes<'_>, host: u64, bytes: u64, config: &Config) -> Vec<u8> {
     let mut packed = vec![0; bytes as usize];
     image.read(host, &mut packed);
-    let mut out = vec![0; cluster];
+    let mut out = vec![0; 1 << config.cluster_bits];
     // What follows the stream in its last sector belongs to others, so the input's end is not checked.
-    match libdeflater::Decompressor::new().deflate_decompress(&packed, &mut out) {
-        Ok(_) => out,
-        Err(_) => Vec::new(),
-    }
+    let whole = if config.zstd {
+        let frame = zstd_safe::find_frame_compressed_size(&packed).unwrap_or(0);
+        zstd_safe::decompress(&mut out[..], &packed[..frame]).is_ok_and(|n| n == out.len())
+    } else {
+        libdeflater::Decompressor::new().deflate_decompress(&packed, &mut out).is_ok()
+    };
+    if whole { out } else { Vec::new() }
 }
 
 /// An image made by the engine's own `create`.
@@ -207,6 +224,7 @@ fn created(config: &Config, pool: &mut Pool) -> Image {
     let disk = SimDisk::new("image", &own, &clock, &[], 0, HostConfig::default(), Rng::new(0));
     let mut world = World::new(vec![disk.clone()], Strategy::Fifo, Granularity::IoPoints);
     let backed = config.backing != Backing::None;
+    #[allow(clippy::needless_update, reason = "more options will come")]
     let options = CreateOptions {
         version: config.version,
         cluster_bits: config.cluster_bits,
@@ -214,7 +232,8 @@ fn created(config: &Config, pool: &mut Pool) -> Image {
         size: config.sectors * SECTOR as u64,
         lazy_refcounts: config.lazy,
         backing_file: backed.then(|| "backing".to_owned()),
-        backing_format: backed.then(|| "raw".to_owned()),
+        backing_format: backed.then(|| if config.backing.is_qcow2() { "qcow2" } else { "raw" }.to_owned()),
+        compression: if config.zstd { CompressionType::Zstd } else { CompressionType::Zlib },
         ..CreateOptions::default()
     };
     let child = Child::new(disk.node());

@@ -1,17 +1,23 @@
 //! The engine in the simulated world: a short turn of everything, for `cargo test`.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
-use crate::config::{Config, Prestate};
+use cowbell_block::{BoxFuture, Node, Request, Result};
+
+use crate::config::{Backing, Config, Prestate};
 use crate::disk::IoKind;
 use crate::engine::Engine;
 use crate::explore;
+use crate::image::Built;
 use crate::judge::{Allowed, Case, check_guest, inspect_once};
 use crate::lab::{Effort, Lab};
 use crate::model::Model;
 use crate::pairs;
+use crate::pool::Pool;
 use crate::rng::Rng;
-use crate::scenario::Scenario;
+use crate::scenario::{GuestOp, Scenario};
+use crate::subject::{ImageBytes, Inspection, Subject};
 use crate::workload;
 
 fn lab() -> Lab {
@@ -27,10 +33,10 @@ fn built_images_are_sound_and_hold_what_they_should() {
         let built = lab.built(&config);
         let mut pool = lab.pool.lock();
         let inspection = inspect_once(&*lab.subject, &config, &mut pool, &built.image);
-        assert_eq!((inspection.corrupt.as_deref(), inspection.leaks), (None, 0), "{}", config.to_text());
+        assert_eq!((inspection.corrupt.clone(), inspection.leaks), (None, 0), "{}", config.to_text());
         let backing = built.backing.as_deref();
         let case = Case { config: &config, backing, snapshots: &built.snapshots, leaks_max: 0 };
-        let allowed = Allowed::after_cut(&Model::new(&built.guest), 0);
+        let allowed = Allowed::after_cut(&Model::new(&built.guest), 0, 1);
         check_guest(&inspection, &case, &pool, &built.image, &allowed)
             .unwrap_or_else(|f| panic!("{f}: {}", config.to_text()));
     }
@@ -66,6 +72,45 @@ fn pairs_pass_under_all_schedules() {
         if let Err(failed) = pairs::all_schedules(&mut lab, scenario, 500) {
             panic!("{}\n{}", failed.1.failure, failed.0.to_text());
         }
+    }
+}
+
+/// An engine that, beside doing what it should, writes into the backing file.
+struct Meddler(Engine);
+
+impl Subject for Meddler {
+    fn build(&self, config: &Config, pool: &mut Pool) -> Built {
+        self.0.build(config, pool)
+    }
+
+    fn open(
+        &self,
+        file: Arc<dyn Node>,
+        backing: Option<Arc<dyn Node>>,
+        config: &Config,
+    ) -> BoxFuture<Result<Arc<dyn Node>>> {
+        let target = backing.clone().expect("the world has a backing file");
+        let opening = self.0.open(file, backing, config);
+        Box::pin(async move {
+            let _refused = target.submit(Request::discard(0, 512)).finish().await;
+            opening.await
+        })
+    }
+
+    fn inspect(&self, image: &ImageBytes<'_>, config: &Config) -> Inspection {
+        self.0.inspect(image, config)
+    }
+}
+
+/// O9 fires, for raw and for qcow2 backing files, and whatever the meddler makes of the refusal.
+#[test]
+fn a_write_to_the_backing_file_is_found() {
+    for backing in [Backing::Raw, Backing::Qcow2Longer] {
+        let config = Config { backing, ..Config::default() };
+        let scenario = Scenario { config, ops: vec![GuestOp::Read { at: 0..1 }], ..Scenario::default() };
+        let found = Lab::new(Rc::new(Meddler(Engine::default()))).run(&scenario).err().expect("found");
+        assert_eq!(found.failure.oracle, "O9");
+        assert!(lab().run(&scenario).is_ok());
     }
 }
 

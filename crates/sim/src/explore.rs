@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::disk::IoKind;
-use crate::faults::{Fault, FaultKind, Trigger};
+use crate::faults::{Fault, FaultKind, Member, Trigger};
 use crate::lab::{Effort, Found, Lab};
 use crate::scenario::{GuestOp, Scenario};
 use crate::workload::alphabet;
@@ -38,12 +38,16 @@ pub fn sequences(config: &Config, length: u32) -> impl Iterator<Item = Scenario>
 /// The first scenario that fails.
 pub fn faults_of(lab: &mut Lab, scenario: &Scenario, effort: Effort) -> Result<u64, Box<Failed>> {
     let plain = lab.run(scenario).map_err(|found| Box::new((scenario.clone(), found)))?;
-    let kinds: Vec<IoKind> = plain.history.ios.iter().map(|io| io.kind).collect();
+    let image = plain.history.ios.iter().map(|io| io.kind);
+    let backing = std::iter::repeat_n(IoKind::Read, plain.backing_ios as usize);
+    let image = (0..).zip(image).map(|(nth, kind)| (Member::Image, nth, kind));
+    let backing = (0..).zip(backing).map(|(nth, kind)| (Member::Backing, nth, kind));
+    let targets: Vec<(Member, u64, IoKind)> = image.chain(backing).collect();
     let mut runs = 0;
-    for (nth, io) in (0..).zip(kinds) {
+    for (on, nth, io) in targets {
         for kind in FaultKind::ALL.into_iter().filter(|f| f.fits(io)) {
             for sticky in [false, true] {
-                let faults = vec![Fault { trigger: Trigger::Nth(nth), kind, sticky }];
+                let faults = vec![Fault { on, trigger: Trigger::Nth(nth), kind, sticky }];
                 let faulted = Scenario { faults, ..scenario.clone() };
                 runs += 1;
                 if let Err(found) = lab.judge(&faulted, effort) {

@@ -57,15 +57,31 @@ impl FaultKind {
 pub enum Trigger {
     /// The n-th I/O since the faults were armed, from 0.
     Nth(u64),
-    /// The n-th I/O with this event, from 0.
+    /// The first I/O after the n-th announcement of this event, from 0.
     Tagged(DebugEvent, u64),
     /// Any I/O that makes the file grow by more than this many bytes in all.
     Budget(u64),
 }
 
+/// A file of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Member {
+    /// The image file.
+    Image,
+    /// The backing file.
+    Backing,
+}
+
+impl Member {
+    /// All, with their names in scenario files.
+    pub const ALL: [(Self, &'static str); 2] = [(Self::Image, "image"), (Self::Backing, "backing")];
+}
+
 /// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
+    /// Whose I/Os it is about.
+    pub on: Member,
     /// When it strikes.
     pub trigger: Trigger,
     /// What it does.
@@ -82,12 +98,14 @@ pub(crate) struct Faults {
     tagged: Vec<u64>,
     grown: u64,
     struck: u64,
+    events_struck: Vec<u32>,
 }
 
 impl Faults {
     pub fn new(rules: Vec<Fault>) -> Self {
         let rules = rules.into_iter().map(|r| (r, false)).collect();
-        Self { rules, tagged: vec![0; DebugEvent::ALL.len()], ..Self::default() }
+        let events = DebugEvent::ALL.len();
+        Self { rules, tagged: vec![0; events], events_struck: vec![0; events], ..Self::default() }
     }
 
     /// No fault strikes any more; what struck stays counted.
@@ -99,21 +117,28 @@ impl Faults {
         self.struck
     }
 
-    /// Counts one I/O, and says whether it is struck. `growth` is by how much it would extend the file.
-    pub fn strike(&mut self, kind: IoKind, tag: DebugEvent, growth: u64) -> Option<FaultKind> {
+    /// For each event, how many faults struck the first I/O after it.
+    pub fn events_struck(&self) -> &[u32] {
+        &self.events_struck
+    }
+
+    /// Counts one I/O, and says whether it is struck. `announced` are the events since the I/O before it, and
+    /// `growth` is by how much it would extend the file.
+    pub fn strike(&mut self, kind: IoKind, announced: &[DebugEvent], growth: u64) -> Option<FaultKind> {
         if self.rules.is_empty() {
             return None;
         }
-        let (nth, nth_tagged) = (self.ios, self.tagged[tag as usize]);
+        let nth = self.ios;
         self.ios += 1;
-        self.tagged[tag as usize] += 1;
+        announced.iter().for_each(|event| self.tagged[*event as usize] += 1);
         let grown = self.grown + growth;
         let mut found = None;
         for (rule, spent) in &mut self.rules {
             let due = match rule.trigger {
                 Trigger::Nth(n) => nth == n || rule.sticky && nth > n,
                 Trigger::Tagged(event, n) => {
-                    event == tag && (nth_tagged == n || rule.sticky && nth_tagged > n)
+                    let times = self.tagged[event as usize];
+                    announced.contains(&event) && (times == n + 1 || rule.sticky && times > n)
                 }
                 Trigger::Budget(bytes) => growth > 0 && grown > bytes,
             };
@@ -124,7 +149,10 @@ impl Faults {
             }
         }
         match found {
-            Some(_) => self.struck += 1,
+            Some(_) => {
+                self.struck += 1;
+                announced.iter().for_each(|event| self.events_struck[*event as usize] += 1);
+            }
             None => self.grown = grown,
         }
         found
@@ -137,19 +165,43 @@ mod tests {
 
     #[test]
     fn once_and_sticky() {
-        let fault = |sticky| Fault { trigger: Trigger::Nth(1), kind: FaultKind::Eio, sticky };
+        let on = Member::Image;
+        let fault = |sticky| Fault { on, trigger: Trigger::Nth(1), kind: FaultKind::Eio, sticky };
         let strikes = |sticky| {
             let mut faults = Faults::new(vec![fault(sticky)]);
-            (0..4).filter(|_| faults.strike(IoKind::Read, DebugEvent::None, 0).is_some()).count()
+            (0..4).filter(|_| faults.strike(IoKind::Read, &[], 0).is_some()).count()
         };
         assert_eq!((strikes(false), strikes(true)), (1, 3));
     }
 
     #[test]
-    fn a_budget_counts_what_was_granted() {
-        let rule = Fault { trigger: Trigger::Budget(1024), kind: FaultKind::Enospc, sticky: true };
+    fn an_event_strikes_the_first_io_after_it() {
+        let (alloc, write) = (DebugEvent::ClusterAlloc, DebugEvent::WriteAio);
+        let rule = Fault {
+            on: Member::Image,
+            trigger: Trigger::Tagged(alloc, 1),
+            kind: FaultKind::Eio,
+            sticky: false,
+        };
         let mut faults = Faults::new(vec![rule]);
-        let mut write = |growth| faults.strike(IoKind::Write, DebugEvent::None, growth);
+        let mut io = |events: &[DebugEvent]| faults.strike(IoKind::Write, events, 0).is_some();
+        assert_eq!(
+            [io(&[alloc, write]), io(&[write]), io(&[alloc, write]), io(&[alloc])],
+            [false, false, true, false]
+        );
+        assert_eq!((faults.events_struck()[alloc as usize], faults.events_struck()[write as usize]), (1, 1));
+    }
+
+    #[test]
+    fn a_budget_counts_what_was_granted() {
+        let rule = Fault {
+            on: Member::Image,
+            trigger: Trigger::Budget(1024),
+            kind: FaultKind::Enospc,
+            sticky: true,
+        };
+        let mut faults = Faults::new(vec![rule]);
+        let mut write = |growth| faults.strike(IoKind::Write, &[], growth);
         assert_eq!(write(1024), None);
         assert_eq!(write(512), Some(FaultKind::Enospc));
         assert_eq!(write(0), None, "writing in place needs no room");

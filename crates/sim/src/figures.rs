@@ -19,6 +19,8 @@ pub struct Figures {
     pub faults: u64,
     /// How often each debug event was announced.
     pub events: Vec<u64>,
+    /// For each debug event, how many faults struck the first I/O after it.
+    pub events_struck: Vec<u64>,
     /// Different configurations, counted when they change.
     pub configs: u64,
     /// Runs per value of each setting.
@@ -39,5 +41,15 @@ impl Figures {
 }
 
 /// The settings whose values are counted.
-pub const SETTINGS: [&str; 7] =
-    ["version", "cluster_bits", "refcount_order", "lazy", "backing", "prestate", "alignment"];
+pub const SETTINGS: [&str; 10] = [
+    "version",
+    "cluster_bits",
+    "refcount_order",
+    "lazy",
+    "backing",
+    "prestate",
+    "zstd",
+    "alignment",
+    "atom",
+    "discards",
+];

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use cowbell_block::node::Node;
 use cowbell_block::request::{Cause, Completion, ExtentFlags, Flags, Outcome, Request};
-use cowbell_block::{Buf, Bufs, ErrorKind};
+use cowbell_block::{Buf, Bufs, ErrorKind, Operation, Preallocation};
 
 use crate::config::Config;
 use crate::disk::{Clock, SimDisk};
@@ -32,6 +32,8 @@ pub struct Guest {
     pub durable_times: RefCell<Vec<u64>>,
     /// Begin and end of every flush, and of every close, that succeeded.
     pub flushes: RefCell<Vec<(u64, u64)>>,
+    /// Times at which nothing was under way.
+    pub idle_times: RefCell<Vec<u64>>,
     /// Operations that ended.
     pub finished: Cell<u64>,
     /// Operations that failed.
@@ -39,10 +41,12 @@ pub struct Guest {
     /// Whether an image was given up without a close that succeeded.
     pub lost: Cell<bool>,
     abandoned: RefCell<Vec<Ticket>>,
+    /// Begin of each change of length, and the new length.
+    resizes: RefCell<Vec<(u64, u64)>>,
     subject: Rc<dyn Subject>,
     config: Config,
     disk: SimDisk,
-    backing: Option<Arc<dyn Node>>,
+    backing: Option<SimDisk>,
     ops: Vec<GuestOp>,
     seed: u64,
     generation: u32,
@@ -95,7 +99,7 @@ pub struct GuestSetup {
     /// The image file.
     pub disk: SimDisk,
     /// The backing file.
-    pub backing: Option<Arc<dyn Node>>,
+    pub backing: Option<SimDisk>,
     /// What to do.
     pub ops: Vec<GuestOp>,
     /// For the stamps.
@@ -117,10 +121,12 @@ impl Guest {
             failure: RefCell::new(None),
             durable_times: RefCell::default(),
             flushes: RefCell::default(),
+            idle_times: RefCell::default(),
             finished: Cell::new(0),
             failed: Cell::new(0),
             lost: Cell::new(false),
             abandoned: RefCell::default(),
+            resizes: RefCell::default(),
             clock: setup.disk.clock(),
             subject: setup.subject,
             config: setup.config,
@@ -151,12 +157,17 @@ impl Guest {
 
     /// Whether errors have an excuse.
     fn was_faulted(&self) -> bool {
-        self.disk.faults_struck() > 0
+        self.disk.faults_struck() > 0 || self.backing.as_ref().is_some_and(|b| b.faults_struck() > 0)
+    }
+
+    /// The backing file, as the subject gets it.
+    fn behind(&self) -> Option<Arc<dyn Node>> {
+        self.backing.as_ref().map(SimDisk::node)
     }
 
     /// Opens the image.
     pub async fn open(self: Rc<Self>) {
-        let opened = self.subject.open(self.disk.node(), self.backing.clone(), &self.config).await;
+        let opened = self.subject.open(self.disk.node(), self.behind(), &self.config).await;
         match opened {
             Ok(node) => *self.node.borrow_mut() = Some(node),
             Err(_) if self.was_faulted() => self.lost.set(true),
@@ -167,6 +178,9 @@ impl Guest {
     /// One lane: takes operation after operation.
     pub async fn lane(self: Rc<Self>) {
         while let Some((number, op)) = self.take().await {
+            if self.queue.borrow().running == 1 && self.abandoned.borrow().is_empty() {
+                self.idle_times.borrow_mut().push(self.instant());
+            }
             if !self.has_failed() {
                 self.execute(number, &op).await;
                 self.finished.set(self.finished.get() + 1);
@@ -210,8 +224,9 @@ impl Guest {
             GuestOp::Abandon { polls, op } => (&**op, Some(*polls)),
             op => (op, None),
         };
+        let Some(op) = self.on_the_disk(op) else { return };
         let cause = Cause { request: u64::from(number), origin: 0 };
-        match op {
+        match &op {
             GuestOp::Write { at, fua } => {
                 let mut buf = Buf::scratch((at.end - at.start) as usize * SECTOR);
                 let mut values = Vec::with_capacity((at.end - at.start) as usize);
@@ -245,7 +260,26 @@ impl Guest {
             GuestOp::Read { at } => self.read(&*node, at.clone(), cause).await,
             GuestOp::Status { at } => self.status(&*node, at.clone(), cause).await,
             GuestOp::Flush => self.flush(&*node, cause).await,
+            GuestOp::Resize { to } => {
+                let now = self.instant();
+                let ticket = self.model.borrow_mut().begin_resize(now, *to);
+                self.resizes.borrow_mut().push((now, *to));
+                let request = Request::truncate(*to * SECTOR as u64, Preallocation::Off);
+                self.mutate(&*node, request.caused_by(cause), ticket, false, None).await;
+            }
             GuestOp::Wait | GuestOp::Reopen | GuestOp::Abandon { .. } => {}
+        }
+    }
+
+    /// The part of an operation that is on the disk whatever its length is just now; `None` if nothing is.
+    fn on_the_disk(&self, op: &GuestOp) -> Option<GuestOp> {
+        let len = self.model.borrow().shortest(self.clock.now());
+        match (op, op.range()) {
+            (GuestOp::Resize { to }, _) => (*to != len).then(|| op.clone()),
+            (_, Some(range)) if range.end > len => {
+                (range.start < len).then(|| op.with_range(range.start..len))
+            }
+            _ => Some(op.clone()),
         }
     }
 
@@ -257,8 +291,13 @@ impl Guest {
         fua: bool,
         patience: Option<u8>,
     ) {
-        let discard = matches!(request.op, cowbell_block::Operation::Discard);
+        let may_be_unsupported = match request.op {
+            Operation::Discard => true,
+            Operation::Truncate(_) => self.config.version < 3,
+            _ => false,
+        };
         let name = request.op.name();
+        let (start, end) = (self.clock.now(), request.end().div_ceil(SECTOR as u64));
         let flags = if fua { Flags::FUA } else { Flags::empty() };
         let working = node.submit(request.with_flags(flags)).finish();
         let Some(completion) = Patience { working: Box::pin(working), polls: patience }.await else {
@@ -276,11 +315,17 @@ impl Guest {
             }
             Err(error) => {
                 self.model.borrow_mut().fail(now, ticket);
-                if !(discard && error.kind() == ErrorKind::Unsupported) {
+                let unsupported = may_be_unsupported && error.kind() == ErrorKind::Unsupported;
+                if !unsupported && !self.fell_off(start, end) {
                     self.excuse(name, &error);
                 }
             }
         }
+    }
+
+    /// Whether the disk got shorter than `end` sectors after `start`: whoever was under way there may fail.
+    fn fell_off(&self, start: u64, end: u64) -> bool {
+        self.resizes.borrow().iter().any(|(began, to)| *began > start && *to < end)
     }
 
     /// Errors need a fault that struck.
@@ -315,6 +360,7 @@ impl Guest {
         let now = self.instant();
         match completion.into_bufs() {
             Ok(bufs) => self.compare(&bufs, at.start, start, now),
+            Err(_) if self.fell_off(start, at.end) => {}
             Err(error) => self.excuse("read", &error),
         }
     }
@@ -344,6 +390,9 @@ impl Guest {
             Ok(Outcome::Done) => return self.fail(Failure::new("O1", "a status without an extent")),
             Err(error) => return self.excuse("status", &error),
         };
+        if extent.len == 0 && self.fell_off(start, at.end) {
+            return;
+        }
         if extent.len == 0 || extent.len > len {
             let what = format!("a status of {len} bytes at {} says {extent:?}", at.start * SECTOR as u64);
             return self.fail(Failure::new("O1", what));
@@ -373,7 +422,7 @@ impl Guest {
         if self.has_failed() {
             return;
         }
-        let opened = self.subject.open(self.disk.node(), self.backing.clone(), &self.config).await;
+        let opened = self.subject.open(self.disk.node(), self.behind(), &self.config).await;
         match opened {
             Ok(node) => *self.node.borrow_mut() = Some(node),
             Err(_) if self.was_faulted() => self.lost.set(true),
@@ -424,7 +473,12 @@ impl Guest {
 
     /// Reads the whole disk.
     pub async fn read_all(&self, node: &dyn Node) {
-        let sectors = self.model.borrow().sectors();
+        let now = self.instant();
+        let sectors = node.len() / SECTOR as u64;
+        if let Err(mismatch) = self.model.borrow_mut().read_size(now, now, sectors) {
+            let what = format!("the disk has {sectors} sectors; allowed: {:?}", mismatch.allowed);
+            return self.fail(Failure::new("O1", what));
+        }
         let cause = Cause { request: u64::from(u32::MAX), origin: 0 };
         for first in (0..sectors).step_by(128) {
             self.read(node, first..(first + 128).min(sectors), cause).await;

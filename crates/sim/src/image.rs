@@ -4,7 +4,9 @@
 //! images was not put there by itself.
 
 use crate::config::{Backing, Config, Prestate};
-use crate::pool::{Content, Pool, SECTOR, ZERO};
+use crate::disk::{Clock, HostConfig, SimDisk};
+use crate::pool::{Content, Pool, SECTOR, SharedPool, ZERO};
+use crate::rng::Rng;
 use crate::stamp::{BACKING, PRESTATE, Stamp};
 use crate::timeline::Image;
 
@@ -25,7 +27,7 @@ pub enum ClusterKind {
     Zero,
     /// Reads as zeroes, with storage.
     ZeroAllocated,
-    /// Compressed with zlib.
+    /// Compressed.
     Compressed,
 }
 
@@ -38,8 +40,28 @@ pub struct Built {
     pub guest: Vec<Content>,
     /// What the guest of each snapshot reads.
     pub snapshots: Vec<Vec<Content>>,
-    /// The backing file, if there is one.
+    /// What the backing file's guest reads, if there is one.
     pub backing: Option<Vec<Content>>,
+    /// The backing file itself.
+    pub backing_file: Image,
+}
+
+impl Built {
+    /// A disk that holds the backing file, if there is one; it refuses to be changed.
+    pub fn backing_disk(
+        &self,
+        pool: &SharedPool,
+        clock: &Clock,
+        host: &HostConfig,
+        rng: Rng,
+    ) -> Option<SimDisk> {
+        self.backing.as_ref()?;
+        let Image { sectors, len } = &self.backing_file;
+        let host = HostConfig { alignment: 1, ..host.clone() };
+        let disk = SimDisk::new("backing", pool, clock, sectors, *len, host, rng);
+        disk.set_read_only();
+        Some(disk)
+    }
 }
 
 /// The kinds of the guest clusters of a configuration.
@@ -70,9 +92,7 @@ pub fn build(config: &Config, pool: &mut Pool) -> Built {
 
 /// Builds an image with these guest clusters; `config.prestate` only says whether a snapshot shares the tables.
 pub fn build_kinds(config: &Config, kinds: &[ClusterKind], pool: &mut Pool) -> Built {
-    let backing: Option<Vec<Content>> = config
-        .backing_sectors()
-        .map(|sectors| (0..sectors).map(|sector| pool.intern(&initial(BACKING, sector).bytes())).collect());
+    let (backing, backing_file) = build_backing(config, pool);
     let behind = |sector: u64| backing.as_ref().and_then(|b| b.get(sector as usize)).copied().unwrap_or(ZERO);
     let per = config.cluster_sectors();
     let mut guest = Vec::new();
@@ -84,20 +104,39 @@ pub fn build_kinds(config: &Config, kinds: &[ClusterKind], pool: &mut Pool) -> B
         });
     }
     let whole = config.prestate == Prestate::Snapshot;
-    let shared = kinds.contains(&ClusterKind::Shared);
     let mut snapshots = Vec::new();
     if whole {
         snapshots.push(guest.clone());
-    } else if shared {
+    } else if kinds.contains(&ClusterKind::Shared) {
         let of = |sector: u64| match kinds[(sector / per) as usize] {
             ClusterKind::Shared => guest[sector as usize],
             _ => behind(sector),
         };
         snapshots.push((0..config.sectors).map(of).collect());
     }
-    let bytes = Writer::new(config).finish(kinds, whole, shared);
-    let image = Image { sectors: pool.intern_all(&bytes), len: bytes.len() as u64 };
-    Built { image, guest, snapshots, backing }
+    let image = Writer::new(config, PRESTATE).image(kinds, pool);
+    Built { image, guest, snapshots, backing, backing_file }
+}
+
+/// What lies behind: what its guest reads, and the file.
+fn build_backing(config: &Config, pool: &mut Pool) -> (Option<Vec<Content>>, Image) {
+    let Some(sectors) = config.backing_sectors() else { return (None, Image::default()) };
+    let mut guest: Vec<Content> =
+        (0..sectors).map(|sector| pool.intern(&initial(BACKING, sector).bytes())).collect();
+    let Some(inner) = config.backing_image() else {
+        let file = Image { sectors: guest.clone(), len: sectors * SECTOR as u64 };
+        return (Some(guest), file);
+    };
+    let kinds = kinds(&inner);
+    for (sector, content) in (0..).zip(&mut guest) {
+        if let ClusterKind::Unallocated | ClusterKind::Zero | ClusterKind::ZeroAllocated =
+            kinds[(sector / inner.cluster_sectors()) as usize]
+        {
+            *content = ZERO;
+        }
+    }
+    let file = Writer::new(&inner, BACKING).image(&kinds, pool);
+    (Some(guest), file)
 }
 
 fn initial(operation: u32, sector: u64) -> Stamp {
@@ -106,6 +145,8 @@ fn initial(operation: u32, sector: u64) -> Stamp {
 
 struct Writer<'a> {
     config: &'a Config,
+    /// Whose data it is.
+    owner: u32,
     file: Vec<u8>,
     refcounts: Vec<u64>,
     /// Where the next compressed cluster goes, if there is room in a started host cluster.
@@ -113,8 +154,14 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(config: &'a Config) -> Self {
-        Self { config, file: Vec::new(), refcounts: Vec::new(), packed: None }
+    fn new(config: &'a Config, owner: u32) -> Self {
+        Self { config, owner, file: Vec::new(), refcounts: Vec::new(), packed: None }
+    }
+
+    fn image(self, kinds: &[ClusterKind], pool: &mut Pool) -> Image {
+        let whole = self.config.prestate == Prestate::Snapshot;
+        let bytes = self.finish(kinds, whole, kinds.contains(&ClusterKind::Shared));
+        Image { sectors: pool.intern_all(&bytes), len: bytes.len() as u64 }
     }
 
     fn cluster(&self) -> u64 {
@@ -208,7 +255,7 @@ impl<'a> Writer<'a> {
         let sectors = cluster * per..(cluster + 1) * per;
         let bytes = |sector: u64| {
             // What lies beyond the end of the guest's disk is never seen and is zero.
-            if sector < self.config.sectors { initial(PRESTATE, sector).bytes() } else { [0; SECTOR] }
+            if sector < self.config.sectors { initial(self.owner, sector).bytes() } else { [0; SECTOR] }
         };
         sectors.flat_map(bytes).collect()
     }
@@ -223,8 +270,12 @@ impl<'a> Writer<'a> {
     fn compressed(&mut self, cluster: u64) -> u64 {
         let content = self.content(cluster);
         let mut out = vec![0; self.cluster() as usize * 2];
-        let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
-        let len = compressor.deflate_compress(&content, &mut out).expect("the buffer is large enough");
+        let len = if self.config.zstd {
+            zstd_safe::compress(&mut out[..], &content, 3).expect("the buffer is large enough")
+        } else {
+            let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+            compressor.deflate_compress(&content, &mut out).expect("the buffer is large enough")
+        };
         let size = self.cluster();
         let offset = match self.packed {
             // Few share a host cluster, so that narrow refcounts suffice.
@@ -291,13 +342,19 @@ impl<'a> Writer<'a> {
     fn header(&mut self, l1: u64, l1_entries: u64, reftable: u64, snapshot_table: u64) {
         let config = self.config;
         let name: &[u8] = if config.backing == Backing::None { b"" } else { b"backing" };
-        let header_len = if config.version == 3 { 104u64 } else { 72 };
+        let header_len = match config.version {
+            2 => 72u64,
+            _ if config.zstd => 112,
+            _ => 104,
+        };
         // Extensions: the backing format, then the end marker.
         let mut extensions = Vec::new();
         if !name.is_empty() {
             extensions.extend_from_slice(&0xe279_2acau32.to_be_bytes());
-            extensions.extend_from_slice(&3u32.to_be_bytes());
-            extensions.extend_from_slice(b"raw\0\0\0\0\0");
+            let format: &[u8; 8] = if config.backing.is_qcow2() { b"qcow2\0\0\0" } else { b"raw\0\0\0\0\0" };
+            let len = format.iter().take_while(|byte| **byte != 0).count() as u32;
+            extensions.extend_from_slice(&len.to_be_bytes());
+            extensions.extend_from_slice(format);
         }
         extensions.extend_from_slice(&[0; 8]);
         let name_at = header_len + extensions.len() as u64;
@@ -316,11 +373,17 @@ impl<'a> Writer<'a> {
         header.extend_from_slice(&u32::from(snapshot_table != 0).to_be_bytes());
         header.extend_from_slice(&snapshot_table.to_be_bytes());
         if config.version == 3 {
-            header.extend_from_slice(&0u64.to_be_bytes());
+            // A backing file with lazy refcounts was not shut down cleanly: nobody may repair it.
+            let dirty = config.lazy && self.owner == BACKING;
+            let incompatible = u64::from(dirty) | u64::from(config.zstd) << 3;
+            header.extend_from_slice(&incompatible.to_be_bytes());
             header.extend_from_slice(&u64::from(config.lazy).to_be_bytes());
             header.extend_from_slice(&0u64.to_be_bytes());
             header.extend_from_slice(&config.refcount_order.to_be_bytes());
             header.extend_from_slice(&(header_len as u32).to_be_bytes());
+        }
+        if config.zstd {
+            header.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
         }
         header.extend_from_slice(&extensions);
         header.extend_from_slice(name);

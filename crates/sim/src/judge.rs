@@ -45,28 +45,92 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// What each guest sector may hold.
+/// What each guest sector may hold, for each length that the disk may have.
 #[derive(Default)]
 pub struct Allowed {
+    cases: Vec<AllowedCase>,
+    /// Every value that each sector was ever given, if blocks larger than a sector must not be torn.
+    histories: Vec<Vec<Content>>,
+    /// Sectors of a block.
+    grain: usize,
+}
+
+#[derive(Default)]
+struct AllowedCase {
+    sectors: u64,
     starts: Vec<u32>,
     values: Vec<Content>,
 }
 
+impl AllowedCase {
+    fn of(&self, sector: usize) -> &[Content] {
+        &self.values[self.starts[sector] as usize..self.starts[sector + 1] as usize]
+    }
+}
+
 impl Allowed {
-    /// After a power cut at `time`.
-    pub fn after_cut(model: &Model, time: u64) -> Self {
-        let mut allowed = Self::default();
-        for sector in 0..model.sectors() {
-            allowed.starts.push(allowed.values.len() as u32);
-            model.allowed_after_cut(time, sector, &mut allowed.values);
+    /// After a power cut at `time`; blocks of `grain` sectors are never torn.
+    pub fn after_cut(model: &Model, time: u64, grain: u64) -> Self {
+        let mut allowed = Self { grain: grain as usize, ..Self::default() };
+        for (sectors, size) in model.sizes_after_cut(time) {
+            let mut case = AllowedCase { sectors, ..AllowedCase::default() };
+            for sector in 0..sectors {
+                case.starts.push(case.values.len() as u32);
+                model.allowed_after_cut(time, sector, size, &mut case.values);
+            }
+            case.starts.push(case.values.len() as u32);
+            allowed.cases.push(case);
         }
-        allowed.starts.push(allowed.values.len() as u32);
+        if grain > 1 {
+            allowed.histories = (0..model.sectors()).map(|sector| model.values(sector).collect()).collect();
+        }
         allowed
     }
 
-    /// The values of one sector.
-    pub fn of(&self, sector: usize) -> &[Content] {
-        &self.values[self.starts[sector] as usize..self.starts[sector + 1] as usize]
+    /// Compares what each sector of a disk of so many sectors holds.
+    fn check(&self, sectors: usize, found: impl Fn(usize) -> Content, pool: &Pool) -> Result<(), Failure> {
+        let mut wrong = None;
+        for case in self.cases.iter().filter(|case| case.sectors == sectors as u64) {
+            match (0..sectors).find(|sector| !case.of(*sector).contains(&found(*sector))) {
+                None => return self.check_blocks(sectors, found, pool),
+                Some(sector) => wrong = Some((case, sector)),
+            }
+        }
+        Err(match wrong {
+            Some((case, sector)) => {
+                let allowed = case.of(sector).to_vec();
+                let mismatch = Mismatch { sector: sector as u64, found: found(sector), allowed };
+                Failure::wrong_sector("O2", &mismatch, pool)
+            }
+            None => {
+                let lengths: Vec<u64> = self.cases.iter().map(|case| case.sectors).collect();
+                Failure::new("O2", format!("the disk has {sectors} sectors; allowed: {lengths:?}"))
+            }
+        })
+    }
+
+    /// Every block holds what one write gave it (G2 where the host's blocks are larger than a sector).
+    fn check_blocks(
+        &self,
+        sectors: usize,
+        found: impl Fn(usize) -> Content,
+        pool: &Pool,
+    ) -> Result<(), Failure> {
+        if self.histories.is_empty() {
+            return Ok(());
+        }
+        for first in (0..sectors).step_by(self.grain) {
+            let block = first..(first + self.grain).min(sectors);
+            let is_from = |write: usize| {
+                block.clone().all(|sector| self.histories[sector].get(write) == Some(&found(sector)))
+            };
+            if !(0..self.histories[first].len()).any(is_from) {
+                let parts: Vec<String> = block.map(|sector| describe(pool, found(sector))).collect();
+                let what = format!("the block of sector {first} is torn: {}", parts.join(", "));
+                return Err(Failure::new("O2", what));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -147,9 +211,9 @@ impl Judge {
         };
         let inspection = &self.inspections[index as usize];
         if let Some(corrupt) = &inspection.corrupt {
-            return Err(Failure::new("O3", corrupt.clone()));
+            return Err(corrupt.clone());
         }
-        if inspection.leaks > case.leaks_max {
+        if inspection.leaks > case.leaks_max && !inspection.dirty {
             let what = format!("{} clusters leak, {} may", inspection.leaks, case.leaks_max);
             return Err(Failure::new("O8", what));
         }
@@ -209,14 +273,8 @@ pub fn check_guest(
     image: &Image,
     allowed: &Allowed,
 ) -> Result<(), Failure> {
-    for (sector, source) in inspection.guest.iter().enumerate() {
-        let found = source.content(image, case.backing, sector);
-        let values = allowed.of(sector);
-        if !values.contains(&found) {
-            let mismatch = Mismatch { sector: sector as u64, found, allowed: values.to_vec() };
-            return Err(Failure::wrong_sector("O2", &mismatch, pool));
-        }
-    }
+    let found = |sector: usize| inspection.guest[sector].content(image, case.backing, sector);
+    allowed.check(inspection.guest.len(), found, pool)?;
     if inspection.snapshots.len() != case.snapshots.len() {
         let (are, were) = (inspection.snapshots.len(), case.snapshots.len());
         return Err(Failure::new("O6", format!("there are {are} snapshots, there were {were}")));
@@ -231,4 +289,27 @@ pub fn check_guest(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Eight sectors written together are old together or new together, and a length that nobody gave is found.
+    #[test]
+    fn torn_blocks_and_wrong_lengths_are_found() {
+        let mut pool = Pool::default();
+        let mut value = |byte: u8| pool.intern(&[byte; 512]);
+        let (old, new): (Vec<_>, Vec<_>) = (1..9).map(|byte| (value(byte), value(byte + 100))).unzip();
+        let mut model = Model::new(&old);
+        let _under_way = model.begin_write(2, 0, new.iter().copied());
+        let torn: Vec<_> = old[..3].iter().chain(&new[3..]).copied().collect();
+        let holds = |grain: u64, disk: &[Content]| {
+            let allowed = Allowed::after_cut(&model, 5, grain);
+            allowed.check(disk.len(), |sector| disk[sector], &pool).is_ok()
+        };
+        assert!(holds(8, &old) && holds(8, &new) && holds(1, &torn));
+        assert!(!holds(8, &torn));
+        assert!(!holds(1, &old[..7]), "nobody made the disk shorter");
+    }
 }

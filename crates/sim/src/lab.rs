@@ -181,9 +181,9 @@ impl Lab {
         let case = Case { leaks_max, ..case(scenario, &built) };
         let mut timeline = Timeline::new(&run.history);
         timeline.advance(time);
-        let allowed = Allowed::after_cut(&run.guest.model.borrow(), time);
+        let allowed = Allowed::after_cut(&run.guest.model.borrow(), time, scenario.config.grain());
         let mut pool = self.pool.lock();
-        let mut set = CrashSet::new(&timeline, &pool);
+        let mut set = CrashSet::new(&timeline, &pool, scenario.config.host.atom);
         let mut rng = Rng::stream(scenario.seed ^ time, Concern::Crash);
         self.judge.begin_cut();
         self.judge.adopt(&mut set);

@@ -3,7 +3,8 @@
 //! Values are content numbers and times are steps of the world's clock. From this follows what a read may
 //! return while others are in flight (O1: rule G1) and what a sector may hold after a power cut at any time
 //! (O2: rules G3 to G9). A write is *definite*; a discard and a failed write are *possible*: the sector keeps
-//! its old value or takes the new one, and the first read that tells which settles it.
+//! its old value or takes the new one, and the first read that tells which settles it. The length of the disk is
+//! a value of the same kind, so that a change of it is before or after, never in between (M3).
 
 use std::ops::Range;
 
@@ -18,26 +19,45 @@ struct Write {
     start: u64,
     /// When it had taken effect at the latest: its completion, or a read that returned it.
     end: u64,
-    /// Whether the sector must take the value.
+    /// Whether the place must take the value.
     definite: bool,
     durable_at: u64,
     /// A later value is known to have replaced this one: its index, and since when readers must know.
     replaced: Option<(u32, u64)>,
+    /// The change of length that made it, by its index: a sector that fell off the disk is zero if it comes back.
+    by_size: Option<u32>,
+}
+
+impl Write {
+    fn new(value: Content, now: u64, definite: bool) -> Self {
+        Self { value, start: now, end: NEVER, definite, durable_at: NEVER, replaced: None, by_size: None }
+    }
+
+    fn base(value: Content) -> Self {
+        Self { end: 0, durable_at: 0, ..Self::new(value, 0, true) }
+    }
 }
 
 /// Names one guest mutation in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(usize);
 
+/// A sector, or [`SIZE`].
+type Place = u64;
+
+/// Where the length of the disk is kept, in sectors: it is a value like others.
+const SIZE: Place = u64::MAX;
+
 struct Open {
+    start: u64,
     sectors: Range<u64>,
-    /// Index of the write in each sector's history.
-    at: Vec<u32>,
+    /// Every place it changes, and its index in the place's history.
+    at: Vec<(Place, u32)>,
 }
 
 /// A completed write that no flush has covered.
 struct Ended {
-    sector: u64,
+    place: Place,
     index: u32,
     completed: u64,
 }
@@ -45,6 +65,7 @@ struct Ended {
 /// The reference disk.
 pub struct Model {
     sectors: Vec<Vec<Write>>,
+    size: Vec<Write>,
     open: Vec<Open>,
     /// Writes that ended and are not durable yet.
     unflushed: Vec<Ended>,
@@ -64,65 +85,88 @@ pub struct Mismatch {
 impl Model {
     /// A disk that durably holds `values`.
     pub fn new(values: &[Content]) -> Self {
-        let base = |value: &Content| {
-            vec![Write { value: *value, start: 0, end: 0, definite: true, durable_at: 0, replaced: None }]
-        };
-        Self { sectors: values.iter().map(base).collect(), open: Vec::new(), unflushed: Vec::new() }
+        let sectors = values.iter().map(|value| vec![Write::base(*value)]).collect();
+        let size = vec![Write::base(values.len() as u32)];
+        Self { sectors, size, open: Vec::new(), unflushed: Vec::new() }
     }
 
-    /// Number of sectors.
+    /// Number of sectors that the disk ever had.
     pub fn sectors(&self) -> u64 {
         self.sectors.len() as u64
     }
 
+    /// The shortest that the disk may be at `now`.
+    pub fn shortest(&self, now: u64) -> u64 {
+        let readable = self.size.iter().filter(|size| is_readable(&self.size, size, now, now));
+        readable.map(|size| u64::from(size.value)).min().unwrap_or(0)
+    }
+
+    /// Begin of every change of length, and the part of the disk that was there before or after it only.
+    pub fn resizes(&self) -> impl Iterator<Item = (u64, Range<u64>)> + '_ {
+        self.size.windows(2).map(|pair| {
+            let (from, to) = (u64::from(pair[0].value), u64::from(pair[1].value));
+            (pair[1].start, from.min(to)..from.max(to))
+        })
+    }
+
+    fn history(&mut self, place: Place) -> &mut Vec<Write> {
+        match place {
+            SIZE => &mut self.size,
+            sector => &mut self.sectors[sector as usize],
+        }
+    }
+
     /// A write (or write of zeroes) of `values` from sector `first` begins.
     pub fn begin_write(&mut self, now: u64, first: u64, values: impl Iterator<Item = Content>) -> Ticket {
-        self.begin(now, first, values, true)
+        self.begin(now, (first..).zip(values).map(|(sector, value)| (sector, Write::new(value, now, true))))
     }
 
     /// A discard begins.
     pub fn begin_discard(&mut self, now: u64, sectors: Range<u64>) -> Ticket {
-        let count = (sectors.end - sectors.start) as usize;
-        self.begin(now, sectors.start, std::iter::repeat_n(ZERO, count), false)
+        self.begin(now, sectors.map(|sector| (sector, Write::new(ZERO, now, false))))
     }
 
-    fn begin(
-        &mut self,
-        now: u64,
-        first: u64,
-        values: impl Iterator<Item = Content>,
-        definite: bool,
-    ) -> Ticket {
+    /// The disk gets another length. What is new reads as zeroes, what falls off is gone.
+    pub fn begin_resize(&mut self, now: u64, to: u64) -> Ticket {
+        let known = self.sectors() as usize;
+        self.sectors.resize(known.max(to as usize), vec![Write::base(ZERO)]);
+        let by_size = Some(self.size.len() as u32);
+        let lost =
+            (to..known as u64).map(|sector| (sector, Write { by_size, ..Write::new(ZERO, now, true) }));
+        self.begin(now, lost.chain([(SIZE, Write::new(to as u32, now, true))]))
+    }
+
+    fn begin(&mut self, now: u64, writes: impl Iterator<Item = (Place, Write)>) -> Ticket {
         let mut at = Vec::new();
-        for (sector, value) in (first..).zip(values) {
-            let history = &mut self.sectors[sector as usize];
-            at.push(history.len() as u32);
-            let write = Write { value, start: now, end: NEVER, definite, durable_at: NEVER, replaced: None };
+        for (place, write) in writes {
+            let history = self.history(place);
+            at.push((place, history.len() as u32));
             history.push(write);
         }
-        self.open.push(Open { sectors: first..first + at.len() as u64, at });
+        let is_sector = |(place, _): &&(Place, u32)| *place != SIZE;
+        let first = at.iter().find(is_sector).map_or(0, |(place, _)| *place);
+        let count = at.iter().filter(is_sector).count() as u64;
+        self.open.push(Open { start: now, sectors: first..first + count, at });
         Ticket(self.open.len() - 1)
     }
 
     /// The mutation completed; with `fua` it is durable now.
     pub fn end(&mut self, now: u64, ticket: Ticket, fua: bool) {
-        let Open { sectors, at } = &self.open[ticket.0];
-        for (sector, index) in sectors.clone().zip(at) {
-            let write = &mut self.sectors[sector as usize][*index as usize];
+        for (place, index) in self.open[ticket.0].at.clone() {
+            let write = &mut self.history(place)[index as usize];
             write.end = write.end.min(now);
             if fua {
                 write.durable_at = now;
             } else {
-                self.unflushed.push(Ended { sector, index: *index, completed: now });
+                self.unflushed.push(Ended { place, index, completed: now });
             }
         }
     }
 
     /// The mutation failed: each sector is old or new from now on.
     pub fn fail(&mut self, now: u64, ticket: Ticket) {
-        let Open { sectors, at } = &self.open[ticket.0];
-        for (sector, index) in sectors.clone().zip(at) {
-            let write = &mut self.sectors[sector as usize][*index as usize];
+        for (place, index) in self.open[ticket.0].at.clone() {
+            let write = &mut self.history(place)[index as usize];
             write.definite = false;
             write.end = write.end.min(now);
         }
@@ -130,43 +174,49 @@ impl Model {
 
     /// The sectors of every mutation that began after `time`.
     pub fn touched_since(&self, time: u64) -> impl Iterator<Item = &Range<u64>> {
-        let began = move |open: &&Open| {
-            let first =
-                open.at.first().map(|index| self.sectors[open.sectors.start as usize][*index as usize]);
-            first.is_some_and(|write| write.start > time)
-        };
-        self.open.iter().filter(began).map(|open| &open.sectors)
+        self.open.iter().filter(move |open| open.start > time).map(|open| &open.sectors)
+    }
+
+    /// Begin and sectors of every mutation.
+    pub fn mutations(&self) -> impl Iterator<Item = (u64, &Range<u64>)> {
+        self.open.iter().map(|open| (open.start, &open.sectors))
     }
 
     /// Nobody waits for the mutation any more: it may still happen at any time.
     pub fn abandon(&mut self, ticket: Ticket) {
-        let Open { sectors, at } = &self.open[ticket.0];
-        for (sector, index) in sectors.clone().zip(at) {
-            self.sectors[sector as usize][*index as usize].definite = false;
+        for (place, index) in self.open[ticket.0].at.clone() {
+            self.history(place)[index as usize].definite = false;
         }
     }
 
     /// A flush that began at `start` completed: everything that had ended by then is durable.
     pub fn flushed(&mut self, now: u64, start: u64) {
-        let sectors = &mut self.sectors;
-        self.unflushed.retain(|ended| {
-            let write = &mut sectors[ended.sector as usize][ended.index as usize];
-            let covered = ended.completed < start;
-            if covered {
-                write.durable_at = write.durable_at.min(now);
-            }
-            !covered
-        });
+        let (covered, open) =
+            std::mem::take(&mut self.unflushed).into_iter().partition(|ended| ended.completed < start);
+        self.unflushed = open;
+        let covered: Vec<Ended> = covered;
+        for ended in covered {
+            let write = &mut self.history(ended.place)[ended.index as usize];
+            write.durable_at = write.durable_at.min(now);
+        }
     }
 
     /// The image was closed without success: what no flush covered may or may not be there from now on, and no
     /// later flush makes any promise about it.
     pub fn lost(&mut self) {
-        for ended in self.unflushed.drain(..) {
-            let history = &mut self.sectors[ended.sector as usize];
+        for ended in std::mem::take(&mut self.unflushed) {
+            let history = self.history(ended.place);
             history[ended.index as usize].definite = false;
             history.iter_mut().for_each(|w| w.replaced = None);
         }
+    }
+
+    /// Checks the length in sectors that the disk was said to have between `start` and `now`.
+    ///
+    /// # Errors
+    /// When no order of the changes explains it.
+    pub fn read_size(&mut self, start: u64, now: u64, found: u64) -> Result<(), Mismatch> {
+        self.read(start, now, SIZE, found as u32)
     }
 
     /// Checks what a read of sector `sector` between `start` and `now` returned, and learns from it.
@@ -174,7 +224,7 @@ impl Model {
     /// # Errors
     /// When no order of the writes explains the value.
     pub fn read(&mut self, start: u64, now: u64, sector: u64, found: Content) -> Result<(), Mismatch> {
-        let history = &mut self.sectors[sector as usize];
+        let history = self.history(sector);
         let mut matching = None;
         let mut matches = 0;
         for (index, write) in history.iter().enumerate() {
@@ -201,27 +251,57 @@ impl Model {
         Ok(())
     }
 
-    /// The values that sector `sector` may hold after a power cut at `time`, appended to `out` without
-    /// repetition; the first is the last durable one if there is a single such.
-    pub fn allowed_after_cut(&self, time: u64, sector: u64, out: &mut Vec<Content>) {
+    /// The lengths in sectors that the disk may have after a power cut at `time`, each with the index of the change
+    /// that made it.
+    pub fn sizes_after_cut(&self, time: u64) -> Vec<(u64, u32)> {
+        let allowed = survivors(&self.size, time);
+        allowed.map(|index| (u64::from(self.size[index].value), index as u32)).collect()
+    }
+
+    /// The values that sector `sector` may hold after a power cut at `time` that left the disk with its `size`-th
+    /// length, appended to `out` without repetition; the first is the last durable one if there is a single such.
+    pub fn allowed_after_cut(&self, time: u64, sector: u64, size: u32, out: &mut Vec<Content>) {
         let history = &self.sectors[sector as usize];
         let from = out.len();
         if let [only] = history.as_slice() {
             out.push(only.value);
             return;
         }
-        for write in history.iter().filter(|w| w.start <= time) {
-            let replaced = write.replaced.is_some_and(|(by, _)| history[by as usize].durable_at <= time);
-            let superseded = || {
-                history
-                    .iter()
-                    .any(|later| later.definite && later.durable_at <= time && write.end < later.start)
-            };
-            if !replaced && !superseded() && !out[from..].contains(&write.value) {
+        // What fell off the disk by a change that is in effect is not coming back; one that is not did nothing.
+        let in_effect = |write: &Write| write.by_size.is_some_and(|by| by <= size);
+        let first = history.iter().rposition(in_effect).unwrap_or(0);
+        for index in survivors(history, time) {
+            let write = &history[index];
+            let undone = write.by_size.is_some_and(|by| by > size);
+            if index >= first && !undone && !out[from..].contains(&write.value) {
                 out.push(write.value);
             }
         }
+        let all_undone = out.len() == from;
+        if all_undone {
+            // Superseded only by a change of length that did not happen.
+            let rest =
+                history[first..].iter().filter(|w| w.start <= time && w.by_size.is_none_or(|by| by <= size));
+            out.extend(rest.map(|w| w.value));
+        }
     }
+
+    /// Every value that sector `sector` was ever given, in order.
+    pub fn values(&self, sector: u64) -> impl Iterator<Item = Content> + '_ {
+        self.sectors[sector as usize].iter().map(|write| write.value)
+    }
+}
+
+/// The writes whose value a place may have after a power cut at `time`.
+fn survivors(history: &[Write], time: u64) -> impl Iterator<Item = usize> + '_ {
+    let survives = move |write: &Write| {
+        let replaced = write.replaced.is_some_and(|(by, _)| history[by as usize].durable_at <= time);
+        let superseded = || {
+            history.iter().any(|later| later.definite && later.durable_at <= time && write.end < later.start)
+        };
+        write.start <= time && !replaced && !superseded()
+    };
+    (0..history.len()).filter(move |index| survives(&history[*index]))
 }
 
 /// Whether a read from `start` to `now` may return `write`.
@@ -241,7 +321,7 @@ mod tests {
 
     fn cut(model: &Model, time: u64) -> Vec<Content> {
         let mut out = Vec::new();
-        model.allowed_after_cut(time, 0, &mut out);
+        model.allowed_after_cut(time, 0, 0, &mut out);
         out
     }
 
@@ -302,6 +382,40 @@ mod tests {
         model.flushed(6, 5);
         assert_eq!(cut(&model, 7), [1, 7]);
         assert!(model.read(8, 9, 0, 1).is_ok());
+    }
+
+    fn sizes(model: &Model, time: u64) -> Vec<u64> {
+        model.sizes_after_cut(time).into_iter().map(|(size, _)| size).collect()
+    }
+
+    #[test]
+    fn a_disk_grows_by_zeroes_before_or_after() {
+        let mut model = Model::new(&[1]);
+        let grow = model.begin_resize(2, 3);
+        assert_eq!((sizes(&model, 1), sizes(&model, 2)), (vec![1], vec![1, 3]));
+        assert_eq!(model.shortest(3), 1);
+        model.end(4, grow, false);
+        model.flushed(7, 6);
+        assert_eq!((sizes(&model, 8), model.shortest(8)), (vec![3], 3));
+        assert!(model.read_size(9, 10, 1).is_err() && model.read_size(9, 10, 3).is_ok());
+        assert!(model.read(9, 10, 2, ZERO).is_ok());
+    }
+
+    #[test]
+    fn what_fell_off_a_disk_does_not_come_back() {
+        let mut model = Model::new(&[1, 2]);
+        let cut = |model: &Model, time, size| {
+            let mut out = Vec::new();
+            model.allowed_after_cut(time, 1, size, &mut out);
+            out
+        };
+        let shrink = model.begin_resize(2, 1);
+        assert_eq!(cut(&model, 3, 0), [2], "the old length, so all of the old disk");
+        model.end(4, shrink, true);
+        let grow = model.begin_resize(5, 2);
+        model.end(6, grow, true);
+        assert_eq!((sizes(&model, 7), cut(&model, 7, 2)), (vec![2], vec![ZERO]));
+        assert!(model.read(8, 9, 1, 2).is_err() && model.read(8, 9, 1, ZERO).is_ok());
     }
 
     #[test]

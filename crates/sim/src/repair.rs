@@ -35,17 +35,11 @@ pub fn check_and_repair(
     let Image { sectors, len } = &start.image;
     let disk = SimDisk::new("image", &lab.pool, &clock, sectors, *len, host.clone(), rng.clone());
     let mut disks = vec![disk.clone()];
-    let backing = built.backing.as_ref().map(|content| {
-        let len = content.len() as u64 * 512;
-        let host = HostConfig { alignment: 1, ..host };
-        let backing = SimDisk::new("backing", &lab.pool, &clock, content, len, host, rng);
-        backing.set_read_only();
-        disks.push(backing.clone());
-        backing.node()
-    });
+    let backing = built.backing_disk(&lab.pool, &clock, &host, rng);
+    disks.extend(backing.clone());
     let mut world = World::new(disks, Strategy::Fifo, Granularity::IoPoints);
     world.exploring = false;
-    let opened = world.block_on(lab.subject.open(disk.node(), backing, config));
+    let opened = world.block_on(lab.subject.open(disk.node(), backing.as_ref().map(SimDisk::node), config));
     let node = opened
         .map_err(|stop| Failure::new("O11", stop.to_string()))?
         .map_err(|error| Failure::new("O5", format!("what the cut left does not open: {error}")))?;
@@ -71,8 +65,11 @@ pub fn check_and_repair(
         return Err(Failure::new("O4", "a second repair changes the image".to_owned()));
     }
     drop(node);
+    if backing.is_some_and(|backing| backing.forbidden() > 0) {
+        return Err(Failure::new("O9", "a repair tried to change the backing file"));
+    }
 
-    let allowed = Allowed::after_cut(&Model::new(&start.guest), 0);
+    let allowed = Allowed::after_cut(&Model::new(&start.guest), 0, 1);
     // A repair takes leaks away and makes none.
     let leaks_max = start.leaks;
     let backing = built.backing.as_deref();
@@ -82,7 +79,7 @@ pub fn check_and_repair(
         let image = Image { sectors: before.0, len: before.1 };
         let inspection = inspect_once(&*lab.subject, config, &mut pool, &image);
         if let Some(corrupt) = &inspection.corrupt {
-            return Err(Failure::new("O3", format!("after a repair: {corrupt}")));
+            return Err(Failure::new(corrupt.oracle, format!("after a repair: {}", corrupt.what)));
         }
         if inspection.leaks > 0 {
             return Err(Failure::new("O8", format!("{} leaks are left after a repair", inspection.leaks)));
@@ -116,7 +113,7 @@ fn cut_the_repair(
         while let Some(barrier) = timeline.next_barrier() {
             timeline.advance(barrier - 1);
             if timeline.has_volatile() {
-                let mut set = CrashSet::new(&timeline, &pool);
+                let mut set = CrashSet::new(&timeline, &pool, scenario.config.host.atom);
                 judge.begin_cut();
                 judge.adopt(&mut set);
                 let mut failure = None;

@@ -10,7 +10,7 @@ use crate::scenario::{GuestOp, Scenario, Schedule};
 
 /// All such stories, without an I/O to hold up yet.
 pub fn stories() -> Vec<Scenario> {
-    let mut out = Vec::new();
+    let mut out = vec![moved_table(), abandoned_write()];
     let states = [Prestate::Half, Prestate::Full, Prestate::Mixed, Prestate::Snapshot, Prestate::Compressed];
     for prestate in states {
         for backing in [Backing::None, Backing::Raw] {
@@ -45,6 +45,36 @@ pub fn stories() -> Vec<Scenario> {
         }
     }
     out
+}
+
+/// The L1 table moves while a part of it is being read from its old place: whoever changes that part afterwards must not
+/// do it there. The part lies in another slice than the end of the disk, which the growth itself looks at.
+fn moved_table() -> Scenario {
+    let config = Config { cluster_bits: 9, sectors: 64 * 64 + 64, l2_slice_bytes: 512, ..Config::default() };
+    let ops = vec![
+        GuestOp::Read { at: 0..1 },
+        GuestOp::Resize { to: config.sectors + 200 },
+        GuestOp::Wait,
+        GuestOp::Write { at: 0..1, fua: true },
+        GuestOp::Reopen,
+    ];
+    Scenario { config, lanes: 2, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
+}
+
+/// Nobody waits any more for a write in place; its cluster is freed and given away, and only then the write happens.
+fn abandoned_write() -> Scenario {
+    let config = Config { prestate: Prestate::Half, sectors: 40, ..Config::default() };
+    let write = GuestOp::Write { at: 8..9, fua: false };
+    let ops = vec![
+        write.clone(),
+        GuestOp::Wait,
+        GuestOp::Abandon { polls: 1, op: Box::new(write) },
+        GuestOp::Discard { at: 8..10 },
+        GuestOp::Flush,
+        GuestOp::Write { at: 14..16, fua: false },
+        GuestOp::Write { at: 18..20, fua: true },
+    ];
+    Scenario { config, lanes: 1, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
 }
 
 /// Runs a story with each of its I/Os held up in turn, and looks at every cut. Returns the number of runs.

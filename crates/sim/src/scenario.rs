@@ -19,7 +19,7 @@ use cowbell_block::DebugEvent;
 use crate::config::Config;
 use crate::crash::Survivors;
 use crate::exec::Granularity;
-use crate::faults::{Fault, FaultKind, Trigger};
+use crate::faults::{Fault, FaultKind, Member, Trigger};
 
 /// What a guest does. Ranges are in sectors.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +44,10 @@ pub enum GuestOp {
         at: Range<u64>,
     },
     Flush,
+    /// Changes the length of the disk, to so many sectors.
+    Resize {
+        to: u64,
+    },
     /// Starts the operation and forgets it after so many polls: whoever waits may stop, the work must not.
     Abandon {
         polls: u8,
@@ -67,7 +71,7 @@ impl GuestOp {
             Self::Write { at, .. } | Self::Zero { at, .. } => Some(at),
             Self::Discard { at } | Self::Read { at } | Self::Status { at } => Some(at),
             Self::Abandon { op, .. } => op.range(),
-            Self::Flush | Self::Wait | Self::Reopen => None,
+            Self::Flush | Self::Resize { .. } | Self::Wait | Self::Reopen => None,
         }
     }
 
@@ -79,7 +83,7 @@ impl GuestOp {
             Self::Write { at, .. } | Self::Zero { at, .. } => *at = range,
             Self::Discard { at } | Self::Read { at } | Self::Status { at } => *at = range,
             Self::Abandon { op, .. } => **op = op.with_range(range),
-            Self::Flush | Self::Wait | Self::Reopen => {}
+            Self::Flush | Self::Resize { .. } | Self::Wait | Self::Reopen => {}
         }
         op
     }
@@ -87,6 +91,7 @@ impl GuestOp {
     fn to_text(&self) -> String {
         let range = self.range().map_or(String::new(), |r| format!(" {}+{}", r.start, r.end - r.start));
         let (name, flags) = match self {
+            Self::Resize { to } => return format!("resize {to}"),
             Self::Abandon { polls, op } => return format!("abandon {polls} {}", op.to_text()),
             Self::Write { fua, .. } => ("write", if *fua { " fua" } else { "" }),
             Self::Zero { unmap, fua, .. } => (
@@ -125,6 +130,7 @@ impl GuestOp {
                 let op = Box::new(Self::parse(words.get(2..)?)?);
                 Self::Abandon { polls: words.get(1)?.parse().ok()?, op }
             }
+            "resize" => Self::Resize { to: words.get(1)?.parse().ok()? },
             "flush" => Self::Flush,
             "wait" => Self::Wait,
             "reopen" => Self::Reopen,
@@ -208,7 +214,8 @@ impl Scenario {
                 Trigger::Budget(bytes) => format!("budget {bytes}"),
             };
             let often = if fault.sticky { "sticky" } else { "once" };
-            out.push_str(&format!("fault {trigger} {} {often}\n", fault.kind.name()));
+            let on = if fault.on == Member::Image { "" } else { "backing " };
+            out.push_str(&format!("fault {on}{trigger} {} {often}\n", fault.kind.name()));
         }
         let grain = if self.granularity == Granularity::Full { "full" } else { "io" };
         out.push_str(&format!("schedule {grain} "));
@@ -308,6 +315,7 @@ impl Scenario {
                 GuestOp::Read { .. } => format!("{aio}read {range}\n"),
                 GuestOp::Status { .. } => format!("alloc {range}\n"),
                 GuestOp::Flush => "flush\n".to_owned(),
+                GuestOp::Resize { to } => format!("truncate {}\n", to * 512),
                 GuestOp::Wait => "aio_flush\n".to_owned(),
                 GuestOp::Reopen => "aio_flush\nreopen\n".to_owned(),
             });
@@ -317,6 +325,8 @@ impl Scenario {
 }
 
 fn parse_fault(words: &[&str]) -> Option<Fault> {
+    let named = words.first().and_then(|word| Member::ALL.iter().find(|(_, name)| name == word));
+    let (on, words) = named.map_or((Member::Image, words), |(on, _)| (*on, &words[1..]));
     let (trigger, rest) = match words {
         ["nth", n, rest @ ..] => (Trigger::Nth(n.parse().ok()?), rest),
         ["tag", event, n, rest @ ..] => {
@@ -326,7 +336,7 @@ fn parse_fault(words: &[&str]) -> Option<Fault> {
         _ => return None,
     };
     let [kind, often] = rest else { return None };
-    Some(Fault { trigger, kind: FaultKind::from_name(kind)?, sticky: *often == "sticky" })
+    Some(Fault { on, trigger, kind: FaultKind::from_name(kind)?, sticky: *often == "sticky" })
 }
 
 fn parse_cut(words: &[&str]) -> Option<Cut> {
@@ -348,7 +358,8 @@ mod tests {
     #[test]
     fn text_and_back() {
         let text = "seed 42\nconfig cluster_bits=9 sectors=72\nlanes 2\nwrite 0+8 fua\nzero 3+1 unmap\n\
-                    discard 8+8\nflush\nabandon 2 write 3+1\nreopen\nfault nth 12 eio once\nfault tag l2_update 1 short sticky\n\
+                    discard 8+8\nflush\nresize 80\nabandon 2 write 3+1\nreopen\nfault nth 12 eio once\n\
+                    fault backing nth 3 eio once\nfault tag l2_update 1 short sticky\n\
                     schedule full choices 0 1 0 2\ncut 57 keep len 3:0-2,5:0-1\n";
         let scenario = Scenario::parse(text).expect("well formed");
         assert_eq!(scenario.to_text(), text);

@@ -3,9 +3,11 @@
 
 use std::rc::Rc;
 
+use crate::bounds::length_bound;
 use crate::config::Config;
-use crate::disk::{Clock, History, HostConfig, SimDisk};
+use crate::disk::{Clock, History, SimDisk};
 use crate::exec::{Granularity, Pct, Stop, Strategy, World};
+use crate::faults::{Fault, Member};
 use crate::guest::{Guest, GuestSetup};
 use crate::image::Built;
 use crate::judge::{Allowed, Case, Failure, check_guest, inspect_once};
@@ -47,6 +49,19 @@ pub struct Start {
     pub leaks: u64,
 }
 
+/// What a session is made of.
+struct Set {
+    world: World,
+    guest: Rc<Guest>,
+    disk: SimDisk,
+    backing: Option<SimDisk>,
+}
+
+/// The faults of a scenario that are about one file.
+fn faults_on(scenario: &Scenario, member: Member) -> Vec<Fault> {
+    scenario.faults.iter().filter(|fault| fault.on == member).copied().collect()
+}
+
 /// A run that is over.
 pub struct Run {
     /// What the disk lived through.
@@ -65,6 +80,8 @@ pub struct Run {
     pub end_time: u64,
     /// Faults that struck.
     pub faults_struck: u64,
+    /// I/Os of the backing file.
+    pub backing_ios: u64,
     /// Whether the run came to its end and the image was closed without an error.
     pub closed: bool,
 }
@@ -82,7 +99,7 @@ impl Lab {
 
     pub(crate) fn session(&mut self, scenario: &Scenario, built: &Built, start: Start) -> Result<Run, Found> {
         let recovered = start.generation > 0;
-        let (mut world, guest, disk) = self.set_up(scenario, built, start);
+        let Set { mut world, guest, disk, backing } = self.set_up(scenario, built, start);
         // With choices at I/O points only, opening and closing are not what is being explored.
         let everything = scenario.granularity == Granularity::Full;
         world.exploring = everything;
@@ -97,13 +114,14 @@ impl Lab {
         let mut closed = false;
         if outcome.is_ok() {
             disk.heal();
+            backing.iter().for_each(SimDisk::heal);
             world.exploring = everything;
             match world.block_on(guest.clone().finish()) {
                 Ok(clean) => closed = clean,
                 Err(stop) => outcome = Err(stop),
             }
         }
-        self.note(&disk, &guest);
+        self.note(&disk, backing.as_ref(), &guest);
         self.note_config(&scenario.config);
         let (sectors, len) = disk.content();
         let run = Run {
@@ -113,11 +131,16 @@ impl Lab {
             counts: std::mem::take(&mut world.counts),
             trace_hash: disk.trace_hash(),
             end_time: disk.clock().now(),
-            faults_struck: disk.faults_struck(),
+            faults_struck: disk.faults_struck() + backing.as_ref().map_or(0, SimDisk::faults_struck),
+            backing_ios: backing.as_ref().map_or(0, |b| b.with_history(|history| history.ios.len() as u64)),
             closed,
             guest: guest.clone(),
         };
         drop(world);
+        if let Some(forbidden) = backing.as_ref().map(SimDisk::forbidden).filter(|n| *n > 0) {
+            let what = format!("{forbidden} attempts to change the backing file");
+            guest.fail(Failure::new("O9", what));
+        }
         if let Some(failure) = guest.failure.borrow_mut().take() {
             self.last = run.history;
             return Err(failure.into());
@@ -136,49 +159,47 @@ impl Lab {
         Ok(run)
     }
 
-    fn set_up(&mut self, scenario: &Scenario, built: &Built, start: Start) -> (World, Rc<Guest>, SimDisk) {
+    fn set_up(&mut self, scenario: &Scenario, built: &Built, start: Start) -> Set {
         let clock = Clock::default();
         let config = &scenario.config;
         let rng = Rng::stream(scenario.seed, Concern::Host);
         let Image { sectors, len } = &start.image;
         let host = config.host.clone();
         let disk = SimDisk::new("image", &self.pool, &clock, sectors, *len, host.clone(), rng.clone());
-        disk.set_faults(scenario.faults.clone());
+        disk.set_faults(faults_on(scenario, Member::Image));
         let mut disks = vec![disk.clone()];
-        let backing = built.backing.as_ref().map(|content| {
-            let len = content.len() as u64 * 512;
-            let host = HostConfig { alignment: 1, ..host };
-            let backing = SimDisk::new("backing", &self.pool, &clock, content, len, host, rng);
-            backing.set_read_only();
+        let backing = built.backing_disk(&self.pool, &clock, &host, rng);
+        if let Some(backing) = &backing {
+            backing.set_faults(faults_on(scenario, Member::Backing));
             disks.push(backing.clone());
-            backing.node()
-        });
+        }
         let mut world = World::new(disks, strategy(scenario), scenario.granularity);
         world.cut_at = scenario.cut.as_ref().map(|c| c.step).filter(|_| start.generation == 0);
         let guest = Guest::new(GuestSetup {
             subject: self.subject.clone(),
             config: config.clone(),
             disk: disk.clone(),
-            backing,
+            backing: backing.clone(),
             ops: scenario.ops.clone(),
             seed: scenario.seed,
             generation: start.generation,
             values: start.guest,
             pool: self.pool.clone(),
         });
-        (world, guest, disk)
+        Set { world, guest, disk, backing }
     }
 
-    fn note(&mut self, disk: &SimDisk, guest: &Guest) {
+    fn note(&mut self, disk: &SimDisk, backing: Option<&SimDisk>, guest: &Guest) {
         self.figures.runs += 1;
         self.figures.operations += guest.finished.get();
-        self.figures.faults += disk.faults_struck();
+        self.figures.faults += disk.faults_struck() + backing.map_or(0, SimDisk::faults_struck);
         self.figures.steps += disk.clock().now();
-        let counts = disk.event_counts();
-        self.figures.events.resize(counts.len(), 0);
-        for (sum, count) in self.figures.events.iter_mut().zip(counts) {
-            *sum += u64::from(count);
-        }
+        let add = |sums: &mut Vec<u64>, counts: Vec<u32>| {
+            sums.resize(counts.len(), 0);
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += u64::from(count));
+        };
+        add(&mut self.figures.events, disk.event_counts());
+        add(&mut self.figures.events_struck, disk.events_struck());
     }
 
     /// Counts runs per setting; runs of one configuration come in a row and are booked together.
@@ -209,13 +230,20 @@ impl Lab {
         let inspection =
             closed.entry(key).or_insert_with(|| inspect_once(subject, &scenario.config, &mut pool, &run.end));
         if let Some(corrupt) = &inspection.corrupt {
-            return Err(Failure::new("O3", format!("after a clean close: {corrupt}")).into());
+            let what = format!("after a clean close: {}", corrupt.what);
+            return Err(Failure::new(corrupt.oracle, what).into());
         }
         if inspection.leaks > 0 && !recovered && !run.guest.lost.get() {
             let what = format!("{} clusters leaked after a clean close", inspection.leaks);
             return Err(Failure::new("O8", what).into());
         }
-        let allowed = Allowed::after_cut(&run.guest.model.borrow(), run.end_time);
+        let length_max = length_bound(scenario, run);
+        let longest = run.history.ios.iter().filter_map(|io| io.new_len).max().unwrap_or(0);
+        if longest > length_max {
+            let what = format!("the file grew to {longest} bytes; {length_max} suffice");
+            return Err(Failure::new("O8", what).into());
+        }
+        let allowed = Allowed::after_cut(&run.guest.model.borrow(), run.end_time, scenario.config.grain());
         let case = case(scenario, built);
         check_guest(inspection, &case, &pool, &run.end, &allowed)?;
         Ok(())

@@ -22,7 +22,7 @@ struct Shrinker<'a> {
 pub fn kind(oracle: &'static str) -> &'static str {
     match oracle {
         "O1" | "O2" | "O6" => "data",
-        "O3" | "O4" | "O8" => "metadata",
+        "O3" | "O4" | "O8" | "M4" => "metadata",
         other => other,
     }
 }

@@ -8,6 +8,7 @@ use cowbell_block::{BoxFuture, Result};
 
 use crate::config::Config;
 use crate::image::Built;
+use crate::judge::Failure;
 use crate::pool::{Content, Pool, SECTOR, ZERO};
 use crate::timeline::Image;
 
@@ -43,7 +44,9 @@ pub trait Subject {
 #[derive(Clone, Debug, Default)]
 pub struct Inspection {
     /// Why the metadata is not sound, if it is not.
-    pub corrupt: Option<String>,
+    pub corrupt: Option<Failure>,
+    /// Refcounts are to be rebuilt before use: clusters may be lost until then.
+    pub dirty: bool,
     /// Clusters that nobody uses and nobody may.
     pub leaks: u64,
     /// Where the content of each guest sector is.

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use crate::config::Config;
 use crate::image::Built;
+use crate::judge::Failure;
 use crate::lab::{Effort, Found, Lab};
 use crate::pool::{Pool, SECTOR, ZERO};
 use crate::rng::{Concern, Rng};
@@ -69,7 +70,7 @@ impl Subject for Toy {
         for (index, entry) in table.as_chunks::<8>().0.iter().enumerate() {
             let at = u64::from_be_bytes(*entry);
             if at != 0 && seen.insert(at, index).is_some() {
-                inspection.corrupt = Some(format!("sector {at} has two owners"));
+                inspection.corrupt = Some(Failure::new("O3", format!("sector {at} has two owners")));
             }
             for half in 0..2 {
                 inspection.guest.push(match at {

@@ -5,8 +5,9 @@ use std::ops::Range;
 use cowbell_block::DebugEvent;
 
 use crate::config::{Backing, Config, Prestate};
+use crate::disk::{Atom, HostConfig};
 use crate::exec::Granularity;
-use crate::faults::{Fault, FaultKind, Trigger};
+use crate::faults::{Fault, FaultKind, Member, Trigger};
 use crate::rng::{Concern, Rng};
 use crate::scenario::{GuestOp, Scenario, Schedule};
 
@@ -15,9 +16,12 @@ use crate::scenario::{GuestOp, Scenario, Schedule};
 pub fn random(seed: u64) -> Scenario {
     let config = Config::random(&mut Rng::stream(seed, Concern::Config));
     let mut rng = Rng::stream(seed, Concern::Workload);
-    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1];
-    for weight in &mut weights[1..] {
-        if rng.one_in(3) {
+    if rng.one_in(CHURN_ONE_IN) {
+        return churn(seed, config, &mut rng);
+    }
+    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1, 2];
+    for (weight, leave_out) in weights[1..].iter_mut().zip([3, 3, 3, 3, 3, 3, 3, 2]) {
+        if rng.below(leave_out) == 0 {
             *weight = 0;
         }
     }
@@ -28,7 +32,15 @@ pub fn random(seed: u64) -> Scenario {
         hot = first..hot.end.min(first + 3);
     }
     let count = rng.between(2, 14);
-    let ops: Vec<_> = (0..count).map(|_| operation(&mut rng, &weights, &config, &hot)).collect();
+    let mut sectors = config.sectors;
+    let mut next = || {
+        let op = operation(&mut rng, &weights, &config, &hot, sectors);
+        if let GuestOp::Resize { to } = &op {
+            sectors = *to;
+        }
+        op
+    };
+    let ops: Vec<_> = (0..count).map(|_| next()).collect();
     let lanes = *rng.pick(&[1, 1, 2, 2, 3, 4, 8]);
     let schedule = match rng.below(5) {
         0 => Schedule::Fifo,
@@ -54,7 +66,32 @@ fn faults(rng: &mut Rng) -> Vec<Fault> {
         Trigger::Budget(_) => FaultKind::Enospc,
         _ => *rng.pick(&FaultKind::ALL),
     };
-    vec![Fault { trigger, kind, sticky: rng.one_in(3) }]
+    let on = if rng.one_in(6) { Member::Backing } else { Member::Image };
+    vec![Fault { on, trigger, kind, sticky: rng.one_in(3) }]
+}
+
+/// One in so many seeds does nothing but give storage back and take it again.
+const CHURN_ONE_IN: u64 = 60;
+
+/// The same few clusters written and freed over and over: the file must not grow with the number of rounds (O8).
+fn churn(seed: u64, config: Config, rng: &mut Rng) -> Scenario {
+    let per = config.cluster_sectors();
+    let config = Config { sectors: config.sectors.max(8 * per), discard: rng.one_in(2), ..config };
+    let first = rng.below(config.clusters() - 3);
+    let mut ops = Vec::new();
+    for _ in 0..rng.between(30, 60) {
+        let cluster = (first + rng.below(3)) * per;
+        let at = clip(cluster..cluster + per, config.sectors, config.grain());
+        ops.push(GuestOp::Write { at: at.clone(), fua: rng.one_in(8) });
+        ops.push(match rng.below(2) {
+            0 => GuestOp::Discard { at },
+            _ => GuestOp::Zero { at, unmap: true, fua: false },
+        });
+        if !rng.one_in(4) {
+            ops.push(GuestOp::Flush);
+        }
+    }
+    Scenario { seed, config, lanes: 1, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
 }
 
 /// The clusters that a workload is about: around an L2 boundary if the disk reaches over one.
@@ -67,14 +104,21 @@ pub fn hot_clusters(config: &Config) -> Range<u64> {
     }
 }
 
-fn operation(rng: &mut Rng, weights: &[u64; 8], config: &Config, hot: &Range<u64>) -> GuestOp {
+fn operation(rng: &mut Rng, weights: &[u64; 9], config: &Config, hot: &Range<u64>, sectors: u64) -> GuestOp {
     let mut pick = rng.below(weights.iter().sum());
     let mut kind = 0;
     while pick >= weights[kind] {
         pick -= weights[kind];
         kind += 1;
     }
-    let at = place(rng, config, hot);
+    if kind == 8 {
+        let to = match rng.below(3) {
+            0 => sectors - rng.below(sectors / 2),
+            _ => sectors + rng.between(1, growth_max(config)),
+        };
+        return GuestOp::Resize { to: to.next_multiple_of(config.grain()) };
+    }
+    let at = place(rng, config, hot, sectors);
     let op = plain_operation(rng, kind, at);
     match op {
         GuestOp::Write { .. } | GuestOp::Zero { .. } | GuestOp::Discard { .. } if rng.one_in(12) => {
@@ -97,11 +141,22 @@ fn plain_operation(rng: &mut Rng, kind: usize, at: Range<u64>) -> GuestOp {
     }
 }
 
-/// A range: mostly in the hot clusters, of any shape.
-fn place(rng: &mut Rng, config: &Config, hot: &Range<u64>) -> Range<u64> {
+/// How much a disk grows at most in one step: over an L2 boundary where clusters are small.
+fn growth_max(config: &Config) -> u64 {
+    (config.l2_entries() * config.cluster_sectors() * 3 / 2).min(500)
+}
+
+/// A range: mostly in the hot clusters, or where a disk that grew has grown; of any shape.
+fn place(rng: &mut Rng, config: &Config, hot: &Range<u64>, sectors: u64) -> Range<u64> {
     let per = config.cluster_sectors();
-    let cluster =
-        if rng.one_in(10) { rng.below(config.clusters()) } else { rng.between(hot.start, hot.end - 1) };
+    let cluster = if sectors > config.sectors && rng.one_in(3) {
+        rng.between((config.sectors - 1) / per, (sectors - 1) / per)
+    } else if rng.one_in(10) {
+        rng.below(config.clusters())
+    } else {
+        rng.between(hot.start, hot.end - 1)
+    };
+    let cluster = cluster.min((sectors - 1) / per);
     let start = cluster * per;
     let range = match rng.below(6) {
         0 => start..start + 1,
@@ -114,12 +169,13 @@ fn place(rng: &mut Rng, config: &Config, hot: &Range<u64>) -> Range<u64> {
         }
         _ => start + per - 1..start + per + 1,
     };
-    clip(range, config.sectors)
+    clip(range, sectors, config.grain())
 }
 
-fn clip(range: Range<u64>, sectors: u64) -> Range<u64> {
-    let end = range.end.min(sectors);
-    range.start.min(end - 1)..end
+/// The part of a range that is on the disk, in whole blocks.
+fn clip(range: Range<u64>, sectors: u64, grain: u64) -> Range<u64> {
+    let end = range.end.next_multiple_of(grain).min(sectors);
+    (range.start / grain * grain).min(end - grain)..end
 }
 
 /// The alphabet of the exhaustive explorer: every shape of every operation at a hot place, next to it, and
@@ -129,7 +185,7 @@ pub fn alphabet(config: &Config) -> Vec<GuestOp> {
     let boundary = config.l2_entries().min(config.clusters() - 1);
     let hot = boundary.saturating_sub(3) * per;
     let (next, far) = (hot + per, boundary * per);
-    let clip = |range: Range<u64>| clip(range, config.sectors);
+    let clip = |range: Range<u64>| clip(range, config.sectors, config.grain());
     let write = |range| GuestOp::Write { at: clip(range), fua: false };
     let zero = |range, unmap| GuestOp::Zero { at: clip(range), unmap, fua: false };
     let discard = |range| GuestOp::Discard { at: clip(range) };
@@ -155,8 +211,10 @@ pub fn alphabet(config: &Config) -> Vec<GuestOp> {
         discard(hot..hot + 2 * per),
         discard(far - 1..far + per),
         discard(0..config.sectors),
-        GuestOp::Read { at: hot..hot + 2 * per },
-        GuestOp::Status { at: hot..hot + 2 * per },
+        GuestOp::Resize { to: hot + per + config.grain() },
+        GuestOp::Resize { to: config.sectors + growth_max(config).next_multiple_of(config.grain()) },
+        GuestOp::Read { at: clip(hot..hot + 2 * per) },
+        GuestOp::Status { at: clip(hot..hot + 2 * per) },
         GuestOp::Flush,
         GuestOp::Reopen,
     ];
@@ -183,7 +241,26 @@ pub fn explored_configs() -> Vec<Config> {
     configs.push(Config { prestate: Prestate::Half, version: 2, ..backed });
     configs.push(Config { prestate: Prestate::Created, refcount_order: 0, ..small.clone() });
     configs.push(Config { refcount_order: 6, ..small.clone() }.near_boundary(false));
-    configs.push(Config { prestate: Prestate::Snapshot, refcount_order: 1, ..small });
+    configs.push(Config { prestate: Prestate::Snapshot, refcount_order: 1, ..small.clone() });
+    let blocks = HostConfig { alignment: 4096, atom: Atom::Block, ..HostConfig::default() };
+    configs.push(Config {
+        prestate: Prestate::Mixed,
+        cluster_bits: 12,
+        sectors: 96,
+        backing: Backing::Qcow2Longer,
+        zstd: true,
+        host: blocks.clone(),
+        ..base.clone()
+    });
+    configs.push(Config { prestate: Prestate::Half, backing: Backing::Qcow2Shorter, host: blocks, ..small });
     configs.iter_mut().for_each(Config::legalise);
+    configs
+}
+
+/// The worlds in which every I/O fails once: those of the explorer, and what only they would leave out.
+pub fn faulted_configs() -> Vec<Config> {
+    let small = Config { cluster_bits: 9, l2_slice_bytes: 512, ..Config::default() };
+    let mut configs = explored_configs();
+    configs.push(Config { refcount_order: 6, ..small }.near_boundary(true));
     configs
 }

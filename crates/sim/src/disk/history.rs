@@ -113,6 +113,8 @@ pub struct Io {
     pub writes: (u32, u32),
     /// The file's length after it, if it changed it.
     pub new_len: Option<u64>,
+    /// At its submission: the file's length, and the number of sector writes so far.
+    pub eof: (u64, u32),
 }
 
 impl Io {

@@ -17,7 +17,8 @@ impl Node for SimDisk {
             return Op::failed(request.bufs, ErrorKind::Unsupported);
         };
         let mut state = self.0.state.lock();
-        let tag = std::mem::replace(&mut state.tag, DebugEvent::None);
+        let announced = std::mem::take(&mut state.announced);
+        let tag = announced.last().copied().unwrap_or(DebugEvent::None);
         if let Some(kind) = state.refusal(&request, kind) {
             return Op::failed(request.bufs, kind);
         }
@@ -25,13 +26,15 @@ impl Node for SimDisk {
         self.0.clock.tick();
         let now = self.0.clock.now();
         let growth = request.end().saturating_sub(state.len);
-        let fault = state.faults.strike(kind, tag, if kind == IoKind::Flush { 0 } else { growth });
+        let growth = if kind == IoKind::Flush { 0 } else { growth };
+        let fault = state.faults.strike(kind, &announced, growth);
         let (offset, len) = match kind {
             IoKind::Flush => (0, 0),
             IoKind::Truncate => (request.offset, 0),
             _ => (request.offset, request.len),
         };
         let io = state.history.ios.len() as u32;
+        let eof = (state.len, state.history.writes.len() as u32);
         state.history.ios.push(Io {
             kind,
             offset,
@@ -45,6 +48,7 @@ impl Node for SimDisk {
             fault,
             writes: (0, 0),
             new_len: None,
+            eof,
         });
         state.hash = mix(state.hash ^ mix(offset ^ mix(len ^ (kind as u64) << 32 ^ (tag as u64) << 48)));
         let at = state.pending.len();
@@ -96,7 +100,7 @@ impl Node for SimDisk {
 
     fn debug_event(&self, event: DebugEvent, _: Cause) -> Option<cowbell_block::event::Suspension> {
         let mut state = self.0.state.lock();
-        state.tag = event;
+        state.announced.push(event);
         state.events[event as usize] += 1;
         None
     }
