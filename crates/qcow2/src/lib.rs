@@ -19,6 +19,7 @@ mod bitmap;
 mod cache;
 mod check;
 mod compress;
+mod copy;
 mod create;
 mod driver;
 mod engine;
@@ -354,7 +355,8 @@ impl Node for Qcow2 {
             Operation::Status => read::submit_status(engine, &request),
             Operation::Flush => self.submit_flush(request),
             Operation::Truncate(preallocation) => resize::submit(engine, &request, preallocation),
-            Operation::CopyFrom { .. } | Operation::VmStateRead | Operation::VmStateWrite => {
+            Operation::CopyFrom { .. } => copy::submit(engine, request),
+            Operation::VmStateRead | Operation::VmStateWrite => {
                 Op::failed(request.bufs, ErrorKind::Unsupported)
             }
         }

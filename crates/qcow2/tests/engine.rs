@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 
 use cowbell_block::mem::MemNode;
-use cowbell_block::{Access, Buf, Flags, Node, Preallocation, Request};
+use cowbell_block::{Access, Buf, Flags, Node, Operation, Preallocation, Request};
 use cowbell_qcow2::{CreateOptions, DataFile, DataFileForm, Discards, L2Format, OpenOptions, Qcow2};
 use support::{Rng, assert_clean, create, open, read, run, submit, write, zero};
 
@@ -240,6 +240,31 @@ fn data_in_an_external_file_lies_where_the_guest_sees_it() {
         assert!(read(&*open_it(), 0, SIZE as usize) == model);
         let without = OpenOptions { data_file: None, ..Default::default() };
         assert!(run(Qcow2::open(file.clone(), None, without)).is_err());
+    }
+}
+
+#[test]
+fn copies_land_where_writes_would() {
+    let content: Vec<u8> = (0..SIZE).map(|i| (i / 512 % 251) as u8 + 1).collect();
+    let source: Arc<dyn Node> = Arc::new(MemNode::with_content(&content));
+    for l2_format in [L2Format::Standard, L2Format::Extended] {
+        let file = create(&CreateOptions { size: SIZE, l2_format, ..Default::default() });
+        let node = open(&file, None, OpenOptions::default());
+        let mut model = vec![0; SIZE as usize];
+        zero(&*node, 600_000, 400_000, Flags::empty());
+        let mut rng = Rng(99);
+        for _ in 0..80 {
+            let offset = rng.below(SIZE / 512) * 512;
+            let len = ((1 + rng.below(600)) * 512).min(SIZE - offset);
+            let source_offset = rng.below((SIZE - len) / 512 + 1) * 512;
+            let op = Operation::CopyFrom { source: source.clone(), source_offset };
+            submit(&*node, Request { op, offset, len, ..Request::default() });
+            let (to, from) = (offset as usize, source_offset as usize);
+            model[to..to + len as usize].copy_from_slice(&content[from..from + len as usize]);
+        }
+        assert!(read(&*node, 0, SIZE as usize) == model);
+        run(node.close()).expect("closed");
+        assert_clean(&file);
     }
 }
 
