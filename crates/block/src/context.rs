@@ -44,6 +44,9 @@ pub struct StoredBacking<'a> {
     pub format: Option<&'a str>,
 }
 
+/// Seconds that passed since some beginning.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
 /// What a node is opened with besides its own options. Cloning is cheap.
 #[derive(Clone)]
 pub struct OpenContext {
@@ -73,6 +76,8 @@ pub struct OpenContext {
     pub policy: Policy,
     /// The way to all cores, for drivers that have much to compute.
     pub spawn: Option<Spawner>,
+    /// Tells the time, for what is done now and then; `None` where time does not pass.
+    pub clock: Option<Clock>,
     /// The image is being filled: its storage says that it is incomplete until this mark is lifted.
     pub mark: Option<Mark>,
     /// Most bytes of tables that a format keeps in memory unless its own options say otherwise: whoever opens
@@ -156,6 +161,7 @@ impl OpenContext {
             aio: AioMode::Auto,
             policy: Policy::trust(),
             spawn: None,
+            clock: None,
             mark: None,
             table_cache_bytes: None,
             graph: None,

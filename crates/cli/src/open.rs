@@ -1,6 +1,8 @@
 //! Opening images as the options of the tools say.
 
 use std::io::ErrorKind as IoKind;
+use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 use cowbell_block::context::OpenContext;
@@ -164,6 +166,8 @@ pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Ima
     context.force_share = how.force_share;
     context.policy = cx.policy;
     context.spawn = Some(cowbell_host::workers());
+    let start = Instant::now();
+    context.clock = Some(Arc::new(move || start.elapsed().as_secs()));
     context.no_backing = how.purpose == Purpose::Inspect;
     context.no_io = how.purpose == Purpose::Inspect;
     context.for_check = how.purpose == Purpose::Check;

@@ -168,6 +168,14 @@ impl TableCache {
         None
     }
 
+    /// Forgets the clean slices that nobody found since the last call.
+    pub fn forget_unused(&mut self) {
+        self.recent = (u64::MAX, 0);
+        let unused = |s: &mut Slice| !std::mem::take(&mut s.referenced) && s.dirty.is_empty() && !s.writing;
+        let gone: Vec<u64> = self.slices.iter_mut().filter_map(|s| unused(s).then_some(s.key)).collect();
+        gone.into_iter().for_each(|key| self.forget_one(key));
+    }
+
     /// Forgets the clean slices with these numbers; the table behind them moved.
     ///
     /// # Panics
@@ -296,6 +304,23 @@ mod tests {
         assert_eq!(cache.take_dirty(512)[0].bytes.len(), 512);
         cache.not_written(1);
         assert_eq!(cache.dirty_count, 1);
+    }
+
+    #[test]
+    fn what_is_not_used_between_two_cleanings_is_forgotten() {
+        let mut cache = TableCache::new(8);
+        for key in 0..4 {
+            cache.insert(key, HostOffset(key), &[0; 512], true).unwrap();
+        }
+        cache.forget_unused();
+        cache.find(0);
+        cache.find(2);
+        let slot = cache.find(1).unwrap();
+        cache.set_entry(slot, 0, 1);
+        cache.slices[slot.0].referenced = false;
+        cache.forget_unused();
+        let left: Vec<u64> = (0..4).filter(|k| cache.find(*k).is_some()).collect();
+        assert_eq!(left, [0, 1, 2], "used or not yet written");
     }
 
     #[test]

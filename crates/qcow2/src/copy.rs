@@ -41,7 +41,10 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
         (request.offset, request.len, request.flags.contains(Flags::FUA), request.cause);
     engine.keep(async move {
         let guard = turn.await;
-        let result = copy(&worker, offset, len, &source, cause).await;
+        let result = match worker.note_change(offset, len).await {
+            Ok(()) => copy(&worker, offset, len, &source, cause).await,
+            Err(e) => Err(e),
+        };
         drop(guard);
         match result {
             Ok(()) if fua => worker.flush_for(Completion::done(Bufs::none())).await,

@@ -6,14 +6,15 @@ use cowbell_block::context::{ChildKind, OpenContext, StoredBacking};
 use cowbell_block::create::{CreateArgs, CreateOption, OptionKind};
 use cowbell_block::modes::Modes;
 use cowbell_block::node::NotOffered;
-use cowbell_block::options::{BoolOpt, ChildRef, DiscardMode, OptionTree, SizeOpt, from_tree, parse};
+use cowbell_block::options::{OptionTree, from_tree, parse};
 use cowbell_block::registry::{Driver, Role, Score};
 use cowbell_block::{BoxFuture, Child, Error, ErrorKind, Node, Preallocation, Result};
 use serde::Deserialize;
 
+use crate::runtime::{CacheSizes, RuntimeOptions};
 use crate::{
-    Amendment, CompressionType, CreateError, CreateOptions, DRIVER, DataFile, DataFileForm, Discards, Header,
-    L2Format, Notice, OpenOptions, Qcow2,
+    Amendment, Cleaning, CompressionType, CreateError, CreateOptions, DRIVER, DataFile, DataFileForm, Header,
+    L2Format, Notice, OpenOptions, Qcow2, SLICE_BYTES,
 };
 
 /// Opens and makes qcow2 images for a registry.
@@ -31,44 +32,6 @@ impl Qcow2Driver {
     /// A driver that calls `notice` with a line for people when an image turns out to be corrupt.
     pub fn with_notice(notice: Notice) -> Self {
         Self { notice: Some(notice) }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct RuntimeOptions {
-    #[serde(default)]
-    file: ChildRef,
-    #[serde(default)]
-    backing: ChildRef,
-    #[serde(default)]
-    data_file: ChildRef,
-    lazy_refcounts: Option<BoolOpt>,
-    pass_discard_request: Option<BoolOpt>,
-    pass_discard_snapshot: Option<BoolOpt>,
-    pass_discard_other: Option<BoolOpt>,
-    discard_no_unref: Option<BoolOpt>,
-    l2_cache_size: Option<SizeOpt>,
-    refcount_cache_size: Option<SizeOpt>,
-    l2_cache_entry_size: Option<SizeOpt>,
-}
-
-impl RuntimeOptions {
-    fn discards(&self, mode: DiscardMode, version: u32) -> Result<Discards> {
-        let mut discards = Discards::default();
-        discards.set(Discards::REQUEST, mode == DiscardMode::Unmap);
-        for (given, what) in [
-            (self.pass_discard_request, Discards::REQUEST),
-            (self.pass_discard_snapshot, Discards::SNAPSHOT),
-            (self.pass_discard_other, Discards::OTHER),
-            (self.discard_no_unref, Discards::NO_UNREF),
-        ] {
-            discards.set(what, given.map_or(discards.contains(what), |on| on.0));
-        }
-        if discards.contains(Discards::NO_UNREF) && version < 3 {
-            return Err(Error::new(ErrorKind::InvalidInput, OptionError::NoUnrefVersion));
-        }
-        Ok(discards)
     }
 }
 
@@ -218,8 +181,6 @@ enum OptionError {
     AmendBacking,
     #[error("Unknown compatibility level {0}")]
     Compat(String),
-    #[error("discard-no-unref is only supported since qcow2 version 3")]
-    NoUnrefVersion,
     #[error("Parameter '{name}' does not accept value '{value}'")]
     Value {
         /// As the reference's interface for creation calls it.
@@ -252,18 +213,29 @@ impl Driver for Qcow2Driver {
             let file =
                 cx.require_child("file", std::mem::take(&mut options.file), ChildKind::Storage).await?;
             let header = Qcow2::read_header(&Child::new(file.clone())).await?;
+            let overlap_checks = options.overlap_checks()?;
             let discards = options.discards(cx.discard, header.version)?;
             let data_name = header.data_file();
             let data_file = match cx.no_io {
                 true => None,
-                false => cx.open_data_file(&*file, data_name.as_deref(), options.data_file).await?,
+                false => {
+                    cx.open_data_file(&*file, data_name.as_deref(), std::mem::take(&mut options.data_file))
+                        .await?
+                }
             };
             let stored = header.backing_file.as_deref();
             let stored = stored.map(|name| StoredBacking { name, format: header.backing_format.as_deref() });
-            let backing = cx.open_backing(&*file, stored, options.backing).await?;
+            let backing = cx.open_backing(&*file, stored, std::mem::take(&mut options.backing)).await?;
             let defaults = OpenOptions::default();
             let share = |own: u64| cx.table_cache_bytes.map_or(own, |most| own.min(most));
-            let size = |given: Option<SizeOpt>, default: u64| given.map_or(default, |s| s.0);
+            let caches = CacheSizes {
+                l2: share(defaults.l2_cache_bytes),
+                refcounts: share(defaults.refcount_cache_bytes),
+                slice: defaults.slice_bytes,
+            };
+            let caches = options.cache_sizes(&header.geometry(SLICE_BYTES), header.size, caches)?;
+            let clean_interval = options.clean_interval()?;
+            let cleaning = cx.clock.clone().zip(clean_interval);
             let open = OpenOptions {
                 access: cx.access,
                 modes: Modes::of(&cx),
@@ -271,10 +243,11 @@ impl Driver for Qcow2Driver {
                 data_file,
                 metadata_only: cx.no_io,
                 lazy_refcounts: options.lazy_refcounts.map(|b| b.0),
-                l2_cache_bytes: size(options.l2_cache_size, share(defaults.l2_cache_bytes)),
-                refcount_cache_bytes: size(options.refcount_cache_size, share(defaults.refcount_cache_bytes)),
-                slice_bytes: size(options.l2_cache_entry_size, u64::from(defaults.slice_bytes)).min(1 << 21)
-                    as u32,
+                overlap_checks,
+                l2_cache_bytes: caches.l2,
+                refcount_cache_bytes: caches.refcounts,
+                slice_bytes: caches.slice,
+                cleaning: cleaning.map(|(clock, every_secs)| Cleaning { clock, every_secs }),
                 skip_repair: cx.for_check,
                 spawn: cx.spawn.clone(),
                 work_bytes: defaults.work_bytes,

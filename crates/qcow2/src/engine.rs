@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bitflags::bitflags;
+use cowbell_block::context::Clock;
 use cowbell_block::range_lock::{LockMode, RangeLock};
 use cowbell_block::{
     BoxFuture, Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result, Spawner, mutant,
@@ -25,6 +26,7 @@ pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct Surroundings {
     pub notice: Option<Notice>,
+    pub cleaning: Option<Cleaning>,
     /// The way to all cores.
     #[allow(dead_code, reason = "check and compression, being written side by side, use it")]
     pub spawn: Option<Spawner>,
@@ -35,6 +37,15 @@ pub(crate) struct Surroundings {
 /// Usual bytes of counts that an operation on the whole image keeps: 512 GiB of clusters of the usual size are gone
 /// through at once.
 pub(crate) const WORK_BYTES: u64 = 16 << 20;
+
+/// When slices of tables that nobody used for a while are forgotten.
+#[derive(Clone)]
+pub struct Cleaning {
+    /// Tells the time.
+    pub clock: Clock,
+    /// How long a slice may lie unused, in seconds.
+    pub every_secs: u64,
+}
 
 /// An open image.
 pub(crate) struct Engine {

@@ -13,7 +13,7 @@ use cowbell_block::{Buf, Cause, DebugEvent, Error, ErrorKind, Result};
 use crate::engine::{Dropped, Engine, NO_CAUSE};
 use crate::geometry::{HostCluster, HostOffset};
 use crate::header::REFTABLE_BYTES_MAX;
-use crate::meta::{self, TableKind};
+use crate::meta::{Structure, TableKind};
 use crate::refcount;
 use crate::state::Need;
 use crate::table;
@@ -199,8 +199,8 @@ impl Engine {
             let old = geometry.host_cluster(old_offset).0;
             state.free_later(HostCluster(old)..HostCluster(old + old_clusters), Dropped::Replaced);
             if let Some(map) = state.meta.as_mut() {
-                map.remove_fixed(meta::REFTABLE);
-                map.add_fixed(place + blocks..used.end, meta::REFTABLE);
+                map.remove_fixed(Structure::RefcountTable);
+                map.add_fixed(place + blocks..used.end, Structure::RefcountTable);
                 (place..place + blocks).for_each(|block| {
                     map.add_table(TableKind::Refblock, block);
                 });

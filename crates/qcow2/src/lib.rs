@@ -36,6 +36,7 @@ mod refcount;
 mod resize;
 mod rest;
 mod rewrite;
+mod runtime;
 mod snapshot;
 mod state;
 mod table;
@@ -62,15 +63,16 @@ pub use amend::Amendment;
 pub use bitmap::{BITMAPS_MAX, BitmapError, BitmapInfo, BitmapReader, CannotStore, Recording};
 pub use create::{CreateError, CreateOptions, DataFile, DataFileForm, create};
 pub use driver::Qcow2Driver;
-pub use engine::{Discards, Notice};
+pub use engine::{Cleaning, Discards, Notice};
 pub use geometry::{L2Format, SLICE_BYTES};
 pub use header::{CompressionType, Header, HeaderError};
+pub use meta::OverlapChecks;
 
 use engine::{Engine, Surroundings, WORK_BYTES};
 use geometry::Geometry;
 use header::{Incompatible, LAZY_REFCOUNTS};
 use snapshot::SnapshotTable;
-use state::{Capacities, State};
+use state::{Capacities, Settings, State};
 
 /// The driver's name.
 pub const DRIVER: &str = "qcow2";
@@ -119,8 +121,12 @@ pub struct OpenOptions {
     pub modes: Modes,
     /// What happens to storage that is no longer needed.
     pub discards: Discards,
+    /// Metadata that no write may hit.
+    pub overlap_checks: OverlapChecks,
     /// Postpone refcounts; `None` follows the image.
     pub lazy_refcounts: Option<bool>,
+    /// When slices that nobody used for a while are forgotten; `None` for never.
+    pub cleaning: Option<Cleaning>,
     /// Leave an image that was not shut down cleanly as it is, for a check that will tell.
     pub skip_repair: bool,
     /// The way to all cores, for work on much metadata or data at once.
@@ -143,7 +149,9 @@ impl Default for OpenOptions {
             slice_bytes: SLICE_BYTES,
             modes: Modes::default(),
             discards: Discards::default(),
+            overlap_checks: OverlapChecks::default(),
             lazy_refcounts: None,
+            cleaning: None,
             skip_repair: false,
             spawn: None,
             work_bytes: WORK_BYTES,
@@ -240,9 +248,10 @@ pub(crate) async fn open_engine(
     let caches = capacities(&geometry, options.l2_cache_bytes, options.refcount_cache_bytes);
     let wants_lazy = options.lazy_refcounts.unwrap_or(header.compatible & LAZY_REFCOUNTS != 0);
     let lazy = header.version >= 3 && wants_lazy;
-    let state = State::new(header, geometry, file.len(), lazy, options.discards, &caches);
-    let (notice, spawn, work_bytes) = (options.notice, options.spawn, options.work_bytes);
-    let surroundings = Surroundings { notice, spawn, work_bytes };
+    let settings = Settings { lazy, discards: options.discards, overlap_checks: options.overlap_checks };
+    let state = State::new(header, geometry, file.len(), settings, &caches);
+    let OpenOptions { notice, cleaning, spawn, work_bytes, .. } = options;
+    let surroundings = Surroundings { notice, cleaning, spawn, work_bytes };
     let engine = Arc::new(Engine::new(file, backing, data_file, state, surroundings));
     bitmap::tell_stale(&engine);
     if !options.skip_repair {

@@ -11,7 +11,7 @@ use crate::cache::Full;
 use crate::engine::{Dropped, Engine};
 use crate::geometry::{HostCluster, HostOffset};
 use crate::header::BitmapsExtension;
-use crate::meta::{self, MetaMap, TableKind};
+use crate::meta::{MetaMap, Structure, TableKind};
 use crate::snapshot::SnapshotTable;
 use crate::state::{Corruption, Decision, Need, State, Stop};
 use crate::table::{self, L1Entry, Ownership};
@@ -200,6 +200,7 @@ impl Engine {
         data: Buf,
         mut insert: impl FnMut(&mut State, &[u8]) -> std::result::Result<(), Full>,
     ) -> Result<()> {
+        self.clean_caches();
         loop {
             if insert(&mut self.state.lock(), &data).is_ok() {
                 data.recycle();
@@ -210,6 +211,19 @@ impl Engine {
                 Tables::Refcounts => self.write_refcounts().await?,
                 Tables::Mapping => Box::pin(self.flush()).await?,
             }
+        }
+    }
+
+    /// Forgets slices that were not used for a while, when the time has come. Asked when a slice is loaded: memory
+    /// grows at no other time.
+    fn clean_caches(&self) {
+        let Some(cleaning) = &self.around.cleaning else { return };
+        let now = (cleaning.clock)();
+        let mut state = self.state.lock();
+        if now.saturating_sub(state.cleaned_at) >= cleaning.every_secs {
+            state.cleaned_at = now;
+            state.l2.forget_unused();
+            state.refblocks.forget_unused();
         }
     }
 
@@ -234,8 +248,11 @@ impl Engine {
     /// The file's.
     pub(crate) async fn map_metadata(self: &Arc<Self>) -> Result<std::result::Result<MetaMap, Corruption>> {
         let geometry = self.geometry;
-        let header = self.state.lock().header.clone();
-        let mut map = MetaMap::default();
+        let (header, checks) = {
+            let state = self.state.lock();
+            (state.header.clone(), state.overlap_checks)
+        };
+        let mut map = MetaMap::new(checks);
         let clusters = |offset: HostOffset, bytes: u64| {
             let first = geometry.host_cluster(offset).0;
             first..first + geometry.clusters_for(bytes)
@@ -245,11 +262,11 @@ impl Engine {
         let snapshots = SnapshotTable::read(&self.file, &header).await?;
         let directory = |e: BitmapsExtension| clusters(e.directory, e.directory_bytes);
         let written = [
-            (0..1, meta::HEADER),
-            (clusters(header.l1_offset, l1_bytes), meta::ACTIVE_L1),
-            (clusters(header.reftable_offset, reftable_bytes), meta::REFTABLE),
-            (clusters(header.snapshots_offset, snapshots.table_bytes), meta::SNAPSHOT_TABLE),
-            (header.bitmaps().map_or(0..0, directory), meta::BITMAP_DIRECTORY),
+            (0..1, Structure::Header),
+            (clusters(header.l1_offset, l1_bytes), Structure::ActiveL1),
+            (clusters(header.reftable_offset, reftable_bytes), Structure::RefcountTable),
+            (clusters(header.snapshots_offset, snapshots.table_bytes), Structure::SnapshotTable),
+            (header.bitmaps().map_or(0..0, directory), Structure::BitmapDirectory),
         ];
         for (range, name) in written {
             if let Some(other) = map.overlap(range.clone()) {
@@ -260,7 +277,7 @@ impl Engine {
         for snapshot in snapshots.entries.iter().filter(|s| s.fault(&geometry).is_none()) {
             map.add_fixed(
                 clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8),
-                meta::INACTIVE_L1,
+                Structure::InactiveL1,
             );
         }
         // An unaligned entry is met, and reported, when its table is used.
@@ -294,7 +311,21 @@ impl Engine {
                 }
             })
             .await?;
-        Ok(blocks.map(|()| map))
+        if let Err(corruption) = blocks {
+            return Ok(Err(corruption));
+        }
+        if map.wants_inactive_l2() {
+            for snapshot in snapshots.entries.iter().filter(|s| s.fault(&geometry).is_none()) {
+                let bytes = u64::from(snapshot.l1_entries) * 8;
+                self.each_entry(snapshot.l1_offset, bytes, |_, raw| {
+                    if let L1Entry::Table(table, _) = L1Entry::decode(raw) {
+                        map.add_table(TableKind::InactiveL2, geometry.host_cluster(table).0);
+                    }
+                })
+                .await?;
+            }
+        }
+        Ok(Ok(map))
     }
 
     /// Reads a table of 8-byte entries in large pieces, past the caches.

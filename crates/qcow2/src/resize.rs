@@ -14,7 +14,7 @@ use cowbell_block::{
 use crate::engine::{Dropped, Engine, NO_CAUSE};
 use crate::geometry::{HostCluster, HostOffset, L2Format};
 use crate::header::L1_BYTES_MAX;
-use crate::meta::{self, TableKind};
+use crate::meta::{Structure, TableKind};
 use crate::state::{Decision, State};
 use crate::table::{Cell, L1Entry};
 use crate::zero;
@@ -164,8 +164,8 @@ impl Engine {
             let mut state = self.state.lock();
             state.l1.forget(0..u64::MAX);
             if let Some(map) = state.meta.as_mut() {
-                map.remove_fixed(meta::ACTIVE_L1);
-                map.add_fixed(first..first + clusters, meta::ACTIVE_L1);
+                map.remove_fixed(Structure::ActiveL1);
+                map.add_fixed(first..first + clusters, Structure::ActiveL1);
             }
             if old_entries > 0 {
                 let old = geometry.host_cluster(old_offset).0;

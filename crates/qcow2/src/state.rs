@@ -12,7 +12,7 @@ use crate::cache::{Slot, TableCache};
 use crate::engine::{Discards, Dropped};
 use crate::geometry::{DataPlace, Geometry, GuestCluster, HostCluster, L2Format};
 use crate::header::Header;
-use crate::meta::MetaMap;
+use crate::meta::{MetaMap, OverlapChecks, Structure};
 use crate::rest::Resting;
 use crate::table::{self, Cell, L1Entry, Storage};
 
@@ -39,7 +39,7 @@ pub(crate) enum Need {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Corruption {
     #[error("Preventing invalid write on metadata (overlaps with {0})")]
-    Overlap(&'static str),
+    Overlap(Structure),
     #[error("L2 table offset {offset:#x} unaligned (L1 index: {index:#x})")]
     L2TableUnaligned { offset: u64, index: u64 },
     #[error("L2 table offset {offset:#x} outside the image file (L1 index: {index:#x})")]
@@ -59,9 +59,9 @@ pub(crate) enum Corruption {
     #[error("Refblock offset {offset:#x} outside the image file (reftable index: {index:#x})")]
     RefblockOutside { offset: u64, index: u64 },
     #[error("table at {offset:#x} overlaps with {other}")]
-    TableOverlaps { offset: u64, other: &'static str },
+    TableOverlaps { offset: u64, other: Structure },
     #[error("{name} overlaps with {other}")]
-    StructuresOverlap { name: &'static str, other: &'static str },
+    StructuresOverlap { name: Structure, other: Structure },
     #[error("refcount of the cluster at {offset:#x} is 0 although it is referenced")]
     RefcountUnderflow { offset: u64 },
     #[error("no host cluster is left below offset {limit:#x}")]
@@ -182,8 +182,19 @@ pub(crate) struct State {
     /// Refcounts are written at close only.
     pub lazy: bool,
     pub discards: Discards,
+    pub overlap_checks: OverlapChecks,
+    /// When unused slices were last forgotten, by the clock.
+    pub cleaned_at: u64,
     pub flush_started: u64,
     pub flush_covered: u64,
+}
+
+/// What the user chose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub lazy: bool,
+    pub discards: Discards,
+    pub overlap_checks: OverlapChecks,
 }
 
 /// Capacities of the caches, in slices.
@@ -199,8 +210,7 @@ impl State {
         header: Header,
         geometry: Geometry,
         file_len: u64,
-        lazy: bool,
-        discards: Discards,
+        settings: Settings,
         caches: &Capacities,
     ) -> Self {
         Self {
@@ -217,8 +227,10 @@ impl State {
             released: Vec::new(),
             resting: Vec::new(),
             entries_need_barrier: false,
-            lazy,
-            discards,
+            lazy: settings.lazy,
+            discards: settings.discards,
+            overlap_checks: settings.overlap_checks,
+            cleaned_at: 0,
             flush_started: 0,
             flush_covered: 0,
             header,

@@ -18,7 +18,7 @@ use super::{
 use crate::engine::{Dropped, Engine};
 use crate::geometry::{Geometry, HostCluster, HostOffset};
 use crate::header::BitmapsExtension;
-use crate::meta;
+use crate::meta::Structure;
 
 /// See [`crate::Qcow2::add_bitmap`].
 pub(super) async fn add(engine: &Arc<Engine>, name: &str, granularity: u64) -> Result<()> {
@@ -300,11 +300,11 @@ impl Change {
                 state.free_later(HostCluster(clusters.start)..HostCluster(clusters.end), Dropped::Replaced);
             }
             if let Some(map) = state.meta.as_mut() {
-                map.remove_fixed(meta::BITMAP_DIRECTORY);
+                map.remove_fixed(Structure::BitmapDirectory);
                 if let Some(BitmapsExtension { directory, directory_bytes, .. }) = new {
                     let first = engine.geometry.host_cluster(directory).0;
                     let end = first + engine.geometry.clusters_for(directory_bytes);
-                    map.add_fixed(first..end, meta::BITMAP_DIRECTORY);
+                    map.add_fixed(first..end, Structure::BitmapDirectory);
                 }
             }
         }

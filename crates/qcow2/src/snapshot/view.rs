@@ -8,7 +8,7 @@ use cowbell_block::{Result, SnapshotName};
 
 use super::SnapshotTable;
 use crate::engine::Engine;
-use crate::state::State;
+use crate::state::{Settings, State};
 use crate::{OpenOptions, capacities};
 
 /// Opens a snapshot. While the view lives no snapshot can be deleted.
@@ -22,8 +22,11 @@ pub(crate) async fn open_view(engine: &Arc<Engine>, which: &SnapshotName) -> Res
     header.size = snapshot.info.disk_size - snapshot.info.disk_size % 512;
     let usual = OpenOptions::default();
     let caches = capacities(&engine.geometry, usual.l2_cache_bytes, usual.refcount_cache_bytes);
-    let discards = engine.state.lock().discards;
-    let state = State::new(header, engine.geometry, engine.file.len(), false, discards, &caches);
+    let settings = {
+        let state = engine.state.lock();
+        Settings { lazy: false, discards: state.discards, overlap_checks: state.overlap_checks }
+    };
+    let state = State::new(header, engine.geometry, engine.file.len(), settings, &caches);
     let around = engine.around.clone();
     let (file, backing, data_file) = (engine.file.clone(), engine.backing.clone(), engine.data_file.clone());
     let view = Engine::new(file, backing, data_file, state, around);
