@@ -49,6 +49,7 @@ pub fn run(strictness: Strictness) -> Result<bool> {
     steps.run("test", test);
     steps.run("build", || cargo::call(&["build", "--release", "-p", "cowbell-cli"]));
     steps.run("start-up time", startup::run);
+    steps.run("guest programs", guest::programs::rebuild);
     steps.run("linux guest", guest::linux);
     steps.run("README and demo", demo::run);
     steps.run("differential tests", || difftest(&[]));

@@ -6,11 +6,13 @@
 //! | [`build`] | initial RAM disk and ext4 disk |
 //! | [`session`] | a console with a program at its other end |
 //! | [`check`] | what must hold of the machine with a real kernel in it |
+//! | [`programs`] | our own small guests: built again and compared |
 //! | [`symbols`] | the kernel's symbols as a file for GDB |
 
 mod build;
 mod check;
 mod fetch;
+pub mod programs;
 mod session;
 mod symbols;
 
@@ -35,11 +37,12 @@ pub struct Guest {
     pub manifest: String,
 }
 
-/// The command: `guest linux` gets the guest ready and checks the machine with it.
+/// The commands `guest linux` and `guest programs`.
 pub fn run(args: &[String]) -> Result<bool> {
     match args {
         [name] if name == "linux" => crate::ci::alone("linux guest", linux),
-        _ => bail!("guest takes 'linux'"),
+        [name] if name == "programs" => crate::ci::alone("guest programs", programs::rebuild),
+        _ => bail!("guest takes 'linux' or 'programs'"),
     }
 }
 

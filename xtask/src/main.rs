@@ -41,6 +41,7 @@ usage: cargo xtask COMMAND
   difftest [ARGUMENT]...     differential tests against the reference's tools
   fuzz [--seconds N]         fuzzing in a seeded loop (default 60)
   guest linux                gets Debian's riscv64 kernel by apt, and checks the machine with it
+  guest programs             builds the small guests again and compares
   bench [FILTER] [--output json] [--pairs N]
                              us and the reference on the same work, interleaved
   tidy                       rules on the tree";

@@ -230,7 +230,8 @@ impl Bus {
         let Bus { virtio, ram, clock, events, ports, .. } = self;
         let Transport { kind: Kind::Block(block), queues, .. } = &mut virtio[slot] else { return Ok(()) };
         let mut interrupt = false;
-        while let Some(chain) = queues[0].pop(ram)? {
+        while block.has_room() {
+            let Some(chain) = queues[0].pop(ram)? else { break };
             let head = chain.head;
             match block.accept(ram, chain, clock.count)? {
                 Accepted::Submit(token, request) => {
@@ -348,6 +349,9 @@ impl Bus {
             Ok(true) => virtio[slot].raise_used(),
             Ok(false) => {}
             Err(RingError) => virtio[slot].fail(),
+        }
+        if matches!(&self.virtio[slot].kind, Kind::Block(block) if block.was_held_back()) {
+            self.notified(slot, 0);
         }
         true
     }

@@ -65,6 +65,13 @@ fn every_instruction_computes_what_the_reference_does() {
     });
 }
 
+/// A second opinion on decoding, too: what is illegal, and what a trap tells, is part of the checksums.
+#[test]
+fn random_streams_end_as_in_the_reference() {
+    let expected = expected("streams");
+    check("streams", None, |text| assert_eq!(text, expected));
+}
+
 #[test]
 fn benchmarks_have_the_reference_checksums() {
     let expected = expected("bench");

@@ -229,6 +229,27 @@ fn run(mut machine: Machine, mut cuts: Option<Random>) -> (u128, u64) {
     (machine.digest(), machine.count())
 }
 
+/// However a machine came to a count, its state there is the same: stopped by a breakpoint or by a limit, at the same
+/// instant as an interrupt or not.
+#[track_caller]
+fn check_stops(seed: u64, world: World, harts: usize) {
+    let mut stopped = machine(seed, world, Engine::Blocks, harts);
+    let mut random = Random(seed ^ 2);
+    // The interrupt's handler among them: a stop there is a stop at the instant of the interrupt.
+    let places: Vec<u64> = (0..3).map(|_| START + 2 * random.below(900)).chain([HANDLER]).collect();
+    stopped.set_breakpoints(&places);
+    for _ in 0..4 {
+        let exit = stopped.run(COUNT);
+        let mut direct = machine(seed, world, Engine::Plain, harts);
+        direct.run(stopped.count());
+        assert_eq!(direct.digest(), stopped.digest(), "{exit:?} at {} of seed {seed:#x}", stopped.count());
+        match exit {
+            Exit::Breakpoint { .. } => stopped.leave_breakpoint(),
+            _ => return,
+        }
+    }
+}
+
 #[track_caller]
 fn check(seed: u64, world: World, harts: usize) {
     let expect = run(machine(seed, world, Engine::Plain, harts), None);
@@ -256,5 +277,10 @@ proptest! {
     #[test]
     fn random_programs_on_two_harts(seed: u64) {
         check(seed, World::Supervisor, 2);
+    }
+
+    #[test]
+    fn a_stop_has_one_state(seed: u64, machine_mode: bool, two: bool) {
+        check_stops(seed, if machine_mode { World::Machine } else { World::Supervisor }, 1 + usize::from(two));
     }
 }

@@ -60,6 +60,37 @@ fn input_arrives_at_its_count() {
     }
 }
 
+/// Input that comes while the machine stands is the same as input known from the start: whatever was due at that count,
+/// whatever the machine was stopped by, and whether it slept.
+#[test]
+fn live_input_can_be_repeated() {
+    for program in [&POLL[..], &SLEEP] {
+        for pieces in [1, 3, 997] {
+            let start = || {
+                let config = MachineConfig { idle: Idle::Warp, ..small(Engine::Blocks) };
+                let mut machine = machine(&config, program, Vec::new());
+                machine.bus_mut().aclint.mtimecmp[0] = 20;
+                machine
+            };
+            let mut live = start();
+            let mut typed = Vec::new();
+            for step in 1..40 {
+                live.run(pieces * step);
+                if step % 7 == 0 {
+                    typed.push(live.input(ConsoleId::Uart, b"xy"));
+                }
+            }
+            let mut repeated = start();
+            for at in typed {
+                repeated.input_at(at, ConsoleId::Uart, b"xy");
+            }
+            repeated.run(live.count());
+            assert_eq!(repeated.count(), live.count());
+            assert_eq!(repeated.digest(), live.digest(), "pieces of {pieces}");
+        }
+    }
+}
+
 /// Answers a request only when it was asked several times.
 struct Late {
     disk: MemDisk,

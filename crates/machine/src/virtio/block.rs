@@ -10,6 +10,10 @@ const SECTOR: u64 = 512;
 const RANGE_SECTORS_MAX: u32 = 1 << 22;
 const SEGMENTS_MAX: u32 = 254;
 
+/// Bytes of payload in flight from which on no further request is taken from the queue, until one completes: with the
+/// largest request that bounds what a guest can make us hold.
+const IN_FLIGHT_BYTES_MAX: u64 = 32 << 20;
+
 const STATUS_OK: u8 = 0;
 const STATUS_IO_ERROR: u8 = 1;
 const STATUS_UNSUPPORTED: u8 = 2;
@@ -54,12 +58,15 @@ pub struct Block {
     pub latency: DiskLatency,
     next_token: u64,
     in_flight: BTreeMap<u64, InFlight>,
+    /// Requests were left in the queue for want of room: the next completion looks again.
+    held_back: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct InFlight {
     chain: Chain,
     reads: bool,
+    bytes: u64,
 }
 
 /// What became of a chain that was just taken from the queue.
@@ -75,7 +82,15 @@ impl Block {
     /// A device for a port.
     pub fn new(port: usize, bytes: u64, read_only: bool, latency: DiskLatency) -> Block {
         let sectors = bytes / SECTOR;
-        Block { port, sectors, read_only, latency, next_token: 0, in_flight: BTreeMap::new() }
+        Block {
+            port,
+            sectors,
+            read_only,
+            latency,
+            next_token: 0,
+            in_flight: BTreeMap::new(),
+            held_back: false,
+        }
     }
 
     pub(super) const fn features(&self) -> u64 {
@@ -105,7 +120,20 @@ impl Block {
 
     /// Forgets what is in flight; replies that still come are dropped.
     pub(super) fn reset(&mut self) {
+        self.held_back = false;
         self.in_flight.clear();
+    }
+
+    /// Whether another request may be taken from the queue; if not, that is remembered.
+    pub(crate) fn has_room(&mut self) -> bool {
+        let bytes: u64 = self.in_flight.values().map(|request| request.bytes).sum();
+        self.held_back = bytes >= IN_FLIGHT_BYTES_MAX;
+        !self.held_back
+    }
+
+    /// Whether the queue must be looked at again now that a request is finished.
+    pub(crate) fn was_held_back(&self) -> bool {
+        self.held_back
     }
 
     /// Reads a request from the guest. Called at the notifying store, with its instruction count.
@@ -136,7 +164,8 @@ impl Block {
             Ok(request) => {
                 let token = self.next_token;
                 self.next_token += 1;
-                self.in_flight.insert(token, InFlight { chain, reads: request.op == DiskOp::Read });
+                let (reads, bytes) = (request.op == DiskOp::Read, request.data.len() as u64);
+                self.in_flight.insert(token, InFlight { chain, reads, bytes });
                 Ok(Accepted::Submit(token, DiskRequest { origin, ..request }))
             }
             Err(status) => {
@@ -169,7 +198,7 @@ impl Block {
 
     /// Writes a reply into the guest. Gives the head and the bytes written, or `None` after a reset.
     pub(crate) fn complete(&mut self, ram: &mut Ram, token: u64, reply: &DiskReply) -> Option<(u16, u32)> {
-        let InFlight { chain, reads } = self.in_flight.remove(&token)?;
+        let InFlight { chain, reads, .. } = self.in_flight.remove(&token)?;
         let inward = chain.writable_len();
         let mut written = 1;
         if reads && reply.ok {
@@ -232,6 +261,28 @@ mod tests {
         let range = [&header(13, 0)[..], &4u64.to_le_bytes(), &8u32.to_le_bytes(), &[0; 4]].concat();
         check(&range, 1, Ok((DiskOp::WriteZeroes, 2048, 4096)));
         check(&range[..30], 1, Err(STATUS_UNSUPPORTED));
+    }
+
+    #[test]
+    fn a_guest_cannot_make_us_hold_more_than_the_limit() {
+        let mut ram = Ram::new(64 * PAGE).expect("memory");
+        ram.write(RAM_BASE, &header(0, 0));
+        let part = |address, len, writable| Part { address, len, writable };
+        // The same memory over and over, 8 MiB at a time.
+        let reads = (0..32).map(|_| part(RAM_BASE + PAGE, 256 << 10, true));
+        let mut block = Block::new(0, 1 << 30, false, DiskLatency::default());
+        let mut taken = 0;
+        while block.has_room() {
+            let status = part(RAM_BASE + PAGE, 1, true);
+            let parts =
+                [part(RAM_BASE, 16, false)].into_iter().chain(reads.clone()).chain([status]).collect();
+            let accepted = block.accept(&mut ram, Chain { head: 0, parts }, 0).expect("well formed");
+            assert!(matches!(accepted, Accepted::Submit(..)), "{accepted:?}");
+            taken += 1;
+        }
+        assert_eq!((taken, block.was_held_back()), (4, true));
+        block.complete(&mut ram, 0, &DiskReply { data: Vec::new(), ok: true }).expect("in flight");
+        assert!(block.has_room() && !block.was_held_back());
     }
 
     #[test]
