@@ -7,6 +7,7 @@ mod create;
 pub(crate) mod facts;
 mod info;
 mod map;
+mod snapshot;
 pub(crate) mod target;
 
 use anyhow::{Result, bail};
@@ -54,6 +55,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         "create" => create::run,
         "info" => info::run,
         "map" => map::run,
+        "snapshot" => snapshot::run,
         other => bail!("{other}: not available in this version of cowbell"),
     };
     run(cx, &args)

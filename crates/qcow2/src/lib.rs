@@ -40,6 +40,7 @@ mod runtime;
 mod snapshot;
 mod state;
 mod table;
+mod vmstate;
 mod widen;
 mod write;
 mod zero;
@@ -365,9 +366,8 @@ impl Node for Qcow2 {
             Operation::Flush => self.submit_flush(request),
             Operation::Truncate(preallocation) => resize::submit(engine, &request, preallocation),
             Operation::CopyFrom { .. } => copy::submit(engine, request),
-            Operation::VmStateRead | Operation::VmStateWrite => {
-                Op::failed(request.bufs, ErrorKind::Unsupported)
-            }
+            Operation::VmStateRead => vmstate::submit_read(engine, request),
+            Operation::VmStateWrite => vmstate::submit_write(engine, request),
         }
     }
 
@@ -552,7 +552,7 @@ async fn describe(engine: &Arc<Engine>) -> Result<ImageInfo> {
     SnapshotTable::scan(&engine.file, &header, |entry| snapshots.push(entry.info)).await?;
     let bitmaps = bitmap::describe(engine, &header).await?;
     let geometry = engine.geometry;
-    let per_l1 = geometry.l2_entries() << geometry.cluster_bits;
+    let vm_state_start = engine.state.lock().vm_state_start();
     Ok(ImageInfo {
         format: DRIVER,
         virtual_size: header.size,
@@ -562,7 +562,7 @@ async fn describe(engine: &Arc<Engine>) -> Result<ImageInfo> {
         backing_filename: header.backing_file.clone(),
         backing_format: header.backing_format.clone(),
         snapshots,
-        vm_state_offset: Some(header.size.div_ceil(per_l1) * per_l1),
+        vm_state_offset: Some(vm_state_start),
         format_specific: Some((DRIVER, format_specific(&header, bitmaps))),
         ..ImageInfo::default()
     })

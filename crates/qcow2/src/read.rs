@@ -85,7 +85,9 @@ fn start_piece(
         Kind::Data(host) => (engine.data(), host.0, DebugEvent::ReadAio),
         Kind::Unallocated(_) if engine.backing.is_some() => {
             let backing = engine.backing.as_ref().expect("just asked");
-            let have = backing.len().saturating_sub(guest).min(run.len);
+            // It ends with the disk: the VM state behind is not its.
+            let visible = backing.len().min(engine.state.lock().header.size);
+            let have = visible.saturating_sub(guest).min(run.len);
             if have < run.len {
                 let engine = engine.clone();
                 return Op::wait(async move { read_short_backing(&engine, guest, have, bufs, cause).await });

@@ -91,7 +91,8 @@ async fn grow(engine: &Arc<Engine>, old: u64, size: u64, preallocation: Prealloc
     if needed * 8 > L1_BYTES_MAX {
         return Err(Error::new(ErrorKind::TooLarge, ResizeError::TooLarge(needed)));
     }
-    engine.unmap_beyond(old, size).await?;
+    // Remains of a shrinking that was cut, and the VM state, which ends where it begins.
+    engine.unmap_beyond(old, END_MAX).await?;
     if needed > u64::from(engine.state.lock().header.l1_entries) {
         engine.grow_l1(needed, None).await?;
     }

@@ -348,6 +348,12 @@ impl State {
         Ok(self.reftable.entry(slot, index % per_slice))
     }
 
+    /// Where the VM state begins among guest offsets: behind the last L2 table that the disk needs.
+    pub fn vm_state_start(&self) -> u64 {
+        let per_table = self.geometry.l2_entries() << self.geometry.cluster_bits;
+        self.geometry.l1_entries_for(self.header.size).saturating_mul(per_table)
+    }
+
     /// The guest's offset is beyond the disk.
     pub fn is_beyond_end(&self, offset: u64, len: u64) -> bool {
         offset.checked_add(len).is_none_or(|end| end > self.header.size)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use cowbell_block::range_lock::{LockMode, RangeGuard};
 use cowbell_block::{
-    Buf, Bufs, Cause, Completion, DebugEvent, ErrorKind, Flags, Op, Request, Result, mutant,
+    Buf, Bufs, Cause, Child, Completion, DebugEvent, ErrorKind, Flags, Op, Request, Result, mutant,
 };
 
 use crate::bitmap::Mode;
@@ -315,9 +315,15 @@ impl Fill {
         if len == 0 {
             return Ok(None);
         }
-        // The last cluster may reach beyond the disk's end.
-        let on_disk = engine.state.lock().header.size.saturating_sub(at).min(len);
-        let zero = on_disk == 0 || engine.reads_as_zero(at, on_disk, cause).await?;
+        // The last cluster may reach beyond the disk's end. Behind it the VM state begins, over no backing file.
+        let (on_disk, over) = {
+            let state = engine.state.lock();
+            match at < state.vm_state_start() {
+                true => (state.header.size.saturating_sub(at).min(len), engine.backing_len()),
+                false => (len, 0),
+            }
+        };
+        let zero = on_disk == 0 || engine.reads_as_zero_over(over, at, on_disk, cause).await?;
         if zero {
             return Ok((stale == StaleContent::Possible).then(|| Buf::zeroed(len as usize)));
         }
@@ -335,13 +341,28 @@ impl Fill {
 impl Engine {
     /// Whether a range reads as zeroes without storage or backing file.
     pub(crate) async fn reads_as_zero(self: &Arc<Self>, at: u64, len: u64, cause: Cause) -> Result<bool> {
+        self.reads_as_zero_over(self.backing_len(), at, len, cause).await
+    }
+
+    fn backing_len(&self) -> u64 {
+        self.backing.as_ref().map_or(0, Child::len)
+    }
+
+    /// The same when the backing file shows as many bytes.
+    async fn reads_as_zero_over(
+        self: &Arc<Self>,
+        backing_len: u64,
+        at: u64,
+        len: u64,
+        cause: Cause,
+    ) -> Result<bool> {
         let end = at + len;
         let mut at = at;
         while at < end {
             let run = self.decide(cause, |state| state.map_run(at, end - at)).await?;
             let zero = match run.kind {
                 Kind::Zero(_) => true,
-                Kind::Unallocated(_) => self.backing.as_ref().is_none_or(|b| at >= b.len()),
+                Kind::Unallocated(_) => at >= backing_len,
                 Kind::Data(_) | Kind::Compressed(_) => false,
             };
             if !zero {

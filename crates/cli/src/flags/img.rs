@@ -144,8 +144,27 @@ pub static CONVERT_BACKING: Flag = flag(
 /// `-b` of convert, as older scripts write it.
 pub static CONVERT_COMPRESS: Flag = refused(b'c', &["compress"], Value::None, "Compress the output.");
 /// `-l` of convert.
-pub static SOURCE_SNAPSHOT: Flag =
-    refused(b'l', &["source-snapshot"], Value::Required("SNAPSHOT"), "Convert an internal snapshot.");
+pub static SOURCE_SNAPSHOT: Flag = flag(
+    b'l',
+    &["source-snapshot"],
+    Value::Required("SNAPSHOT"),
+    "Convert an internal snapshot, given by its id, its name, or as snapshot.id=ID,snapshot.name=NAME.",
+);
+/// `-l` of snapshot.
+pub static SNAPSHOT_LIST: Flag = flag(b'l', &["list"], Value::None, "List the snapshots (the default).");
+/// `-c` of snapshot.
+pub static SNAPSHOT_CREATE: Flag =
+    flag(b'c', &["create"], Value::Required("NAME"), "Make a snapshot of the disk as it is.");
+/// `-a` of snapshot.
+pub static SNAPSHOT_APPLY: Flag = flag(
+    b'a',
+    &["apply"],
+    Value::Required("SNAPSHOT"),
+    "Make the disk what it was when the snapshot with this id or name was taken; what it is now is lost.",
+);
+/// `-d` of snapshot.
+pub static SNAPSHOT_DELETE: Flag =
+    flag(b'd', &["delete"], Value::Required("NAME"), "Delete the first snapshot with this name.");
 /// `-S` of convert.
 pub static SPARSE_SIZE: Flag = flag(
     b'S',
@@ -320,6 +339,30 @@ pub static CONVERT: Command = Command {
     state: State::Ready,
 };
 
+/// `img snapshot`.
+pub static SNAPSHOT: Command = Command {
+    name: "snapshot",
+    summary: "Make, apply and delete internal snapshots",
+    operands: "FILE",
+    about: "Each change happens as a whole or not at all, also when the power fails.",
+    flags: &[
+        &HELP,
+        &QUIET,
+        &FORMAT,
+        &IMAGE_OPTS,
+        &FORCE_SHARE,
+        &OBJECT,
+        &SNAPSHOT_LIST,
+        &SNAPSHOT_CREATE,
+        &SNAPSHOT_APPLY,
+        &SNAPSHOT_DELETE,
+        &OUTPUT_MORE,
+        &POLICY,
+    ],
+    commands: &[],
+    state: State::Ready,
+};
+
 /// `img`, also called `qemu-img`.
 pub static IMG: Command = Command {
     name: "img",
@@ -342,7 +385,7 @@ pub static IMG: Command = Command {
         &absent("measure", "Tell how large a new image would be"),
         &absent("rebase", "Change an image's backing file"),
         &absent("resize", "Change an image's size"),
-        &absent("snapshot", "Make, apply and delete internal snapshots"),
+        &SNAPSHOT,
     ],
     state: State::Ready,
 };

@@ -1,6 +1,7 @@
 //! `img convert`.
 
 use anyhow::{Result, anyhow, bail};
+use cowbell_block::SnapshotName;
 use cowbell_block::naming::split_option_list;
 use cowbell_block::node::Access;
 use cowbell_block::options::{CacheMode, DiscardMode, OptionTree};
@@ -12,7 +13,7 @@ use cowbell_jobs::{Error, Pace, Unpaced};
 use serde_json::json;
 
 use super::target::{Format, Staged, asks_for_help, check_lists, mark_existing};
-use super::{Form, form, size};
+use super::{Form, form, size, snapshot};
 use crate::context::{Context, Reported};
 use crate::face::Face;
 use crate::flags::{Args, img as flags};
@@ -42,6 +43,8 @@ struct Plan<'a> {
     create: bool,
     options: Options,
     target_is_zero: bool,
+    /// What of the source is copied, if not its disk.
+    snapshot: Option<SnapshotName>,
     pace: Option<u64>,
 }
 
@@ -56,7 +59,9 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         Out::new().put(&format.help());
         return Ok(0);
     }
-    let plan = plan(args, options, pace, target_format)?;
+    let snapshot =
+        args.value(&flags::SOURCE_SNAPSHOT).map(|text| snapshot::parse_name(cx, text)).transpose()?;
+    let plan = Plan { snapshot, ..plan(args, options, pace, target_format)? };
     let copied = block_on(whole(cx, args, &plan))?;
     if form == Form::Json && !args.has(&flags::QUIET) {
         Out::new().put(&json::text(&json_value(&plan, copied)));
@@ -140,6 +145,7 @@ fn plan<'a>(args: &'a Args, options: Options, pace: Option<u64>, target_format: 
         create,
         options,
         target_is_zero: args.has(&flags::TARGET_IS_ZERO),
+        snapshot: None,
         pace,
     })
 }
@@ -163,6 +169,11 @@ async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
         };
         sources.push(open(cx, &how).await?);
     }
+    let disk = match plan.snapshot.clone() {
+        Some(_) if sources.len() > 1 => bail!("No support for concatenating multiple snapshot"),
+        Some(which) => Some(snapshot::enter(&mut sources[0], which).await?),
+        None => None,
+    };
     if plan.backing.is_some() && sources.len() > 1 {
         bail!("Having a backing file for the target makes no sense when concatenating multiple input images");
     }
@@ -175,6 +186,9 @@ async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
     let filled = fill(cx, args, plan, &sources, &staged).await;
     for source in sources {
         source.close().await?;
+    }
+    if let Some(disk) = disk {
+        disk.close().await?;
     }
     match filled {
         Ok(copied) => {

@@ -199,7 +199,8 @@ pub(crate) fn json_value(facts: &Facts) -> Value {
     Value::Object(map)
 }
 
-fn snapshot_value(snapshot: &SnapshotInfo) -> Value {
+/// An internal snapshot for programs.
+pub(crate) fn snapshot_value(snapshot: &SnapshotInfo) -> Value {
     let clock = snapshot.vm_clock_nsec;
     let mut value = json!({
         "id": snapshot.id,
