@@ -203,6 +203,17 @@ fn refcounts_that_cannot_count_a_snapshot_refuse_it_and_nothing_changes() {
 }
 
 #[test]
+fn an_empty_disk_has_snapshots_with_any_refcount_width() {
+    let file = create(&CreateOptions { size: SIZE, refcount_order: 0, ..Default::default() });
+    let node = open(&file, None, OpenOptions::default());
+    make(&node, "s");
+    run(node.change_snapshots(SnapshotChange::Apply(named("s")))).expect("applied");
+    run(node.change_snapshots(SnapshotChange::Delete(named("s")))).expect("deleted");
+    run(node.close()).expect("closed");
+    assert_clean(&file);
+}
+
+#[test]
 fn applying_a_snapshot_brings_its_length_back() {
     for cluster_bits in [9, 16] {
         let file = create(&CreateOptions { size: SIZE, cluster_bits, ..Default::default() });

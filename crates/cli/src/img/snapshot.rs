@@ -16,7 +16,7 @@ use crate::context::{Context, Reported, usage};
 use crate::face::Face;
 use crate::flags::{Args, img as flags};
 use crate::json;
-use crate::open::{How, Image, Purpose, open};
+use crate::open::{How, Image, open};
 use crate::out::Out;
 
 /// Most bytes of a name that the reference stores.
@@ -41,7 +41,6 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         access: if lists { Access::ReadOnly } else { Access::ReadWrite },
         discard: DiscardMode::Unmap,
         force_share: args.has(&flags::FORCE_SHARE),
-        purpose: Purpose::Inspect,
         ..How::reading(name, format)
     };
     block_on(async {

@@ -126,12 +126,12 @@ impl Shadow {
 
     /// Takes `count` clusters in a row for a structure with `references`.
     pub async fn own(&mut self, count: u64, references: u64) -> Result<Place> {
+        if count == 0 {
+            return Ok(Place { first: 0, virgin: false });
+        }
         let max = self.engine.geometry.refcount_max();
         if references > max {
             return Err(SnapshotError::RefcountTooLarge { wanted: references, max }.into());
-        }
-        if count == 0 {
-            return Ok(Place { first: 0, virgin: false });
         }
         let written_to = self.engine.state.lock().virgin_from;
         let taken = self.engine.take_contiguous(count).await?;
