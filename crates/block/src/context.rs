@@ -21,8 +21,10 @@ use crate::naming::{self, ImageName, NamingError};
 use crate::node::{Access, Node};
 use crate::open::{Opened, open_tree};
 use crate::options::{AioMode, CacheMode, ChildRef, CommonOptions, DetectZeroes, DiscardMode, OptionTree};
+use crate::outside::MaybeOutside;
 use crate::policy::{Policy, Reference};
 use crate::registry::{Driver, Registry};
+use crate::secrets::Secrets;
 use crate::spawn::Spawner;
 use crate::unfinished::{self, Mark, UnfinishedNode};
 
@@ -83,6 +85,10 @@ pub struct OpenContext {
     /// Most bytes of tables that a format keeps in memory unless its own options say otherwise: whoever opens
     /// several images divides what it has.
     pub table_cache_bytes: Option<u64>,
+    /// Passphrases and keys, by the names that options call them.
+    pub secrets: Secrets,
+    /// Chance and time, for those who make keys.
+    pub outside: MaybeOutside,
     /// Where children named by a string are looked up.
     pub graph: Option<Graph>,
     needs: Option<Needs>,
@@ -164,6 +170,8 @@ impl OpenContext {
             clock: None,
             mark: None,
             table_cache_bytes: None,
+            secrets: Secrets::default(),
+            outside: None,
             graph: None,
             needs: None,
             driver: None,

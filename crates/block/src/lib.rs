@@ -47,12 +47,14 @@ pub mod node;
 pub mod null;
 pub mod open;
 pub mod options;
+pub mod outside;
 pub mod policy;
 pub mod range_lock;
 pub mod raw;
 pub mod registry;
 pub mod request;
 pub mod root;
+pub mod secrets;
 pub mod snapshots;
 pub mod spawn;
 #[cfg(test)]
@@ -73,10 +75,11 @@ pub use modes::Modes;
 pub use naming::ImageName;
 pub use node::{Access, CheckReport, Fix, ImageInfo, Limits, Node, SnapshotInfo};
 pub use null::NullNode;
-pub use open::{Opened, open_image};
+pub use open::{Opened, open_image, open_image_with};
 pub use options::{
     AioMode, BoolOpt, CacheMode, ChildRef, DetectZeroes, DiscardMode, OptionTree, SizeOpt, parse_size,
 };
+pub use outside::Outside;
 pub use policy::Policy;
 pub use raw::RawNode;
 pub use registry::{Driver, Registry, Role};
@@ -85,5 +88,6 @@ pub use request::{
     Request,
 };
 pub use root::Root;
+pub use secrets::{Secret, Secrets};
 pub use snapshots::{NewSnapshot, SnapshotChange, SnapshotName};
 pub use spawn::{Spawn, Spawner};

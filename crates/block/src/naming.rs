@@ -21,7 +21,7 @@ mod tree;
 mod write;
 
 pub use tree::{TreeError, nest, parse_json, parse_option_list, split_option_list};
-pub use write::{json_filename, write_json};
+pub use write::{json_filename, options_of, write_json};
 
 /// A name that leads nowhere.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

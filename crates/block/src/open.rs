@@ -32,7 +32,21 @@ pub struct Opened {
 /// # Errors
 /// The name or the options cannot be understood, or a node does not open.
 pub async fn open_image(name: &ImageName, format: Option<&str>, cx: &OpenContext) -> Result<Opened> {
-    let tree = naming::image_tree(&cx.registry, name, format)?;
+    open_image_with(name, format, OptionTree::new(), cx).await
+}
+
+/// [`open_image`] with `more` options for the image's node.
+///
+/// # Errors
+/// As there.
+pub async fn open_image_with(
+    name: &ImageName,
+    format: Option<&str>,
+    more: OptionTree,
+    cx: &OpenContext,
+) -> Result<Opened> {
+    let mut tree = naming::image_tree(&cx.registry, name, format)?;
+    tree.extend(more);
     open_tree(tree, cx.clone()).await
 }
 

@@ -18,7 +18,6 @@ struct Absent {
 }
 
 const FORMATS: &[Absent] = &[
-    Absent { name: "luks", magics: &[(0, b"LUKS\xba\xbe")] },
     Absent { name: "parallels", magics: &[(0, b"WithoutFreeSpace"), (0, b"WithouFreSpacExt")] },
     Absent { name: "qcow", magics: &[(0, b"QFI\xfb\0\0\0\x01")] },
     Absent { name: "qed", magics: &[(0, b"QED\0")] },

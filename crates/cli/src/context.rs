@@ -4,11 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use cowbell_block::context::OpenContext;
 use cowbell_block::policy::Policy;
 use cowbell_block::registry::Registry;
+use cowbell_block::secrets::Secrets;
 
 use crate::face::Face;
 use crate::flags::{Args, Command, State, help, img};
+use crate::object;
+use crate::out::Out;
 
 /// The surroundings of one command.
 pub struct Context {
@@ -20,6 +24,8 @@ pub struct Context {
     pub path: String,
     /// What images may make us open.
     pub policy: Policy,
+    /// The secrets that the user defined.
+    pub secrets: Secrets,
 }
 
 /// A mistake on the command line: reported with a hint where help is to be found.
@@ -68,7 +74,7 @@ impl Context {
             },
             _ => standard,
         };
-        Ok(Self { face, name, path, policy })
+        Ok(Self { face, name, path, policy, secrets: Secrets::default() })
     }
 
     /// Applies `--policy`.
@@ -80,6 +86,31 @@ impl Context {
             self.policy = word.parse()?;
         }
         Ok(())
+    }
+
+    /// Defines the objects that `--object` gives, in their order. `true`: help was asked for and printed.
+    ///
+    /// # Errors
+    /// The first definition that is not understood.
+    pub fn take_objects(&mut self, args: &Args) -> Result<bool> {
+        for definition in args.values(&img::OBJECT) {
+            if let Some(text) = object::help(definition) {
+                Out::new().put(&text);
+                return Ok(true);
+            }
+            object::define(definition, &mut self.secrets)?;
+        }
+        Ok(false)
+    }
+
+    /// What images are opened with, as far as it is the same for all of them.
+    pub fn open_context(&self) -> OpenContext {
+        let mut context = OpenContext::new(self.registry());
+        context.policy = self.policy;
+        context.spawn = Some(cowbell_host::workers());
+        context.secrets = self.secrets.clone();
+        context.outside = Some(cowbell_host::outside());
+        context
     }
 
     /// The drivers of this program. Made for each command: a handful of pointers.

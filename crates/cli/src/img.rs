@@ -48,6 +48,9 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         return Ok(0);
     }
     cx.take_policy(&args)?;
+    if cx.take_objects(&args)? {
+        return Ok(0);
+    }
     let run = match command.name {
         "check" => check::run,
         "compare" => compare::run,

@@ -55,6 +55,9 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         return Ok(1);
     }
     cx.take_policy(&args)?;
+    if cx.take_objects(&args)? {
+        return Ok(0);
+    }
     let settings = opening::Settings::of_program(&args)?;
     block_on(drive(cx, &args, settings))
 }

@@ -26,6 +26,7 @@ mod io;
 mod json;
 mod links;
 mod meter;
+mod object;
 mod open;
 mod out;
 mod pace;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use cowbell_block::context::OpenContext;
 use cowbell_block::naming::{ImageName, parse_option_list};
 use cowbell_block::node::{Access, Node};
-use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
+use cowbell_block::options::{AioMode, CacheMode, DiscardMode, OptionTree};
 use cowbell_block::unfinished::Mark;
-use cowbell_block::{Completion, ErrorKind, Flags, Needs, Op, Operation, Outcome, Request, Root};
+use cowbell_block::{
+    Completion, ErrorKind, Flags, Needs, Op, Operation, Outcome, Request, Root, open_image_with,
+};
 
 use crate::context::Context;
 
@@ -37,6 +38,8 @@ pub struct How<'a> {
     pub purpose: Purpose,
     /// It is being filled, and its storage says so.
     pub mark: Option<Mark>,
+    /// Options of its node beside those in its name.
+    pub more: OptionTree,
     /// How many images the command has open side by side: they divide the memory for tables.
     pub side_by_side: usize,
 }
@@ -50,6 +53,8 @@ pub enum Purpose {
     Source,
     /// Looking at metadata: the backing file and an external data file stay closed.
     Inspect,
+    /// Asking for its length: what its content is encrypted with need not be known.
+    Length,
     /// Checking and repairing.
     Check,
 }
@@ -68,6 +73,7 @@ impl<'a> How<'a> {
             aio: AioMode::Auto,
             purpose: Purpose::Data,
             mark: None,
+            more: OptionTree::new(),
             side_by_side: 1,
         }
     }
@@ -158,18 +164,16 @@ pub async fn open(cx: &Context, how: &How<'_>) -> Result<Image> {
 /// # Errors
 /// Why it does not open.
 pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Image> {
-    let mut context = OpenContext::new(cx.registry());
+    let mut context = cx.open_context();
     context.access = how.access;
     context.cache = how.cache;
     context.discard = how.discard;
     context.aio = how.aio;
     context.force_share = how.force_share;
-    context.policy = cx.policy;
-    context.spawn = Some(cowbell_host::workers());
     let start = Instant::now();
     context.clock = Some(Arc::new(move || start.elapsed().as_secs()));
     context.no_backing = how.purpose == Purpose::Inspect;
-    context.no_io = how.purpose == Purpose::Inspect;
+    context.no_io = matches!(how.purpose, Purpose::Inspect | Purpose::Length);
     context.for_check = how.purpose == Purpose::Check;
     context.mark = how.mark.clone();
     context.table_cache_bytes = (how.side_by_side > 1).then(|| TABLE_CACHE_BYTES / how.side_by_side as u64);
@@ -180,7 +184,7 @@ pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Ima
         true => ImageName::OptionList(how.name.to_owned()),
         false => ImageName::Text(how.name.to_owned()),
     };
-    let opened = context.open_image(&name, how.format).await?;
+    let opened = open_image_with(&name, how.format, how.more.clone(), &context).await?;
     Ok(Image {
         root: Root::new(opened.node),
         name: how.name.to_owned(),

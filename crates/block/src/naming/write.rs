@@ -21,7 +21,7 @@ pub fn json_filename(driver: &str, own: OptionTree, children: &[(&str, &dyn Node
 }
 
 /// The options that would open a node again, as far as its name tells.
-fn options_of(node: &dyn Node) -> Value {
+pub fn options_of(node: &dyn Node) -> Value {
     let name = node.filename();
     if let Some(json) = name.strip_prefix("json:")
         && let Ok(tree) = serde_json::from_str(json)

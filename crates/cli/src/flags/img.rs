@@ -37,8 +37,13 @@ pub static FORCE_SHARE: Flag = flag(
     "Open the image also while others write to it; what is read may be inconsistent.",
 );
 /// `--object`.
-pub static OBJECT: Flag =
-    refused(0, &["object"], Value::Required("OBJDEF"), "Define an object, such as a secret.");
+pub static OBJECT: Flag = flag(
+    0,
+    &["object"],
+    Value::Required("OBJDEF"),
+    "Define a secret: secret,id=ID with data=TEXT or file=FILE, format=raw|base64, and keyid=ID,iv=BASE64 if it is \
+     encrypted with another one; or secret_keyring,id=ID,serial=N. Also as JSON. May be given several times.",
+);
 /// `--output`, where the reference has it.
 pub static OUTPUT: Flag =
     flag(0, &["output"], Value::OneOf("FORM", OUTPUTS), "Print for people (human) or for programs (json).");

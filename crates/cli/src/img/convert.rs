@@ -230,11 +230,22 @@ async fn create_target(cx: &Context, args: &Args, plan: &Plan<'_>, len: u64) -> 
         bail!("Use of backing file requires explicit backing format");
     }
     let mut staged = Staged::new(plan.target)?;
+    staged.key_secrets = key_secrets(&options);
     format.create(cx, &staged.name, options, staged.mark.as_ref()).await.map_err(|e| {
         anyhow!("{}: error while converting {fmt}: {}", plan.target, staged.reword(&e.to_string()))
     })?;
     staged.created();
     Ok(staged)
+}
+
+/// What a new image is encrypted with, it is opened with as well.
+fn key_secrets(options: &OptionTree) -> OptionTree {
+    let is_secret = |key: &str| key.ends_with("key-secret");
+    options
+        .iter()
+        .filter(|(key, _)| is_secret(key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 /// Opens the target, copies, and closes it.
@@ -252,6 +263,7 @@ async fn fill(
         cache: plan.target_cache,
         // Holes are made where they may be: the reference opens the target so unless -S is 0.
         mark: staged.mark.clone(),
+        more: staged.key_secrets.clone(),
         side_by_side: sources.len() + 1,
         discard: if plan.options.sparse_bytes > 0 { DiscardMode::Unmap } else { DiscardMode::Ignore },
         ..How::reading(&staged.name, if image_opts { None } else { Some(plan.target_format) })

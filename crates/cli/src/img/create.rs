@@ -11,7 +11,7 @@ use super::{Form, form, size};
 use crate::context::{Context, usage};
 use crate::flags::{Args, img as flags};
 use crate::json;
-use crate::open::{How, open_bare};
+use crate::open::{How, Purpose, open_bare};
 use crate::out::Out;
 use crate::size::SIZE_MAX;
 
@@ -102,7 +102,8 @@ async fn backing_size(cx: &Context, args: &Args, name: &str, options: &mut Optio
     }
     let full = resolve_relative(name, &backing);
     // Only its length is of interest: somebody may be writing to it, as when a snapshot is about to be taken.
-    let how = How { force_share: true, ..How::reading(&full, backing_format.as_deref()) };
+    let how =
+        How { force_share: true, purpose: Purpose::Length, ..How::reading(&full, backing_format.as_deref()) };
     let image = open_bare(cx, &how).await.map_err(|e| anyhow!("{e}\nCould not open backing image."))?;
     let (len, detected) = (image.node().len(), image.node().driver());
     image.close().await?;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use cowbell_block::context::OpenContext;
 use cowbell_block::create::{CreateArgs, CreateOption, parse_create_options};
 use cowbell_block::naming::{has_protocol, storage_tree};
 use cowbell_block::options::OptionTree;
@@ -131,8 +130,7 @@ impl Format {
         options: OptionTree,
         mark: Option<&Mark>,
     ) -> cowbell_block::Result<()> {
-        let mut context = OpenContext::new(cx.registry()).writable();
-        context.policy = cx.policy;
+        let mut context = cx.open_context().writable();
         context.mark = mark.cloned();
         let args = CreateArgs { filename: filename.to_owned(), options };
         self.driver.create(args, context).await
@@ -178,6 +176,8 @@ pub(crate) struct Staged {
     guard: Option<Unfinished>,
     /// What tells that a target filled in place is incomplete.
     pub(crate) mark: Option<Mark>,
+    /// The names of the secrets that the new image is opened with.
+    pub(crate) key_secrets: OptionTree,
 }
 
 /// What the name of an unfinished file ends with.
@@ -203,7 +203,13 @@ impl Staged {
             match taken {
                 Ok(_) => {
                     let guard = Some(Unfinished::new(&staged));
-                    return Ok(Self { name: staged, rename_to: Some(path), guard, mark: None });
+                    return Ok(Self {
+                        name: staged,
+                        rename_to: Some(path),
+                        guard,
+                        mark: None,
+                        key_secrets: OptionTree::new(),
+                    });
                 }
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
                 Err(_) => return Ok(Self::in_place(name)),
@@ -215,12 +221,18 @@ impl Staged {
     /// `name` exists, and is made anew where it is.
     fn in_place(name: &str) -> Self {
         let mark = is_kept(name).then(|| Mark::new(unfinished::SECTOR_BYTES));
-        Self { name: name.to_owned(), rename_to: None, guard: None, mark }
+        Self { name: name.to_owned(), rename_to: None, guard: None, mark, key_secrets: OptionTree::new() }
     }
 
     /// `name` is an image that is written to as it is; see [`mark_existing`].
     pub(crate) fn existing(name: &str) -> Self {
-        Self { name: name.to_owned(), rename_to: None, guard: None, mark: None }
+        Self {
+            name: name.to_owned(),
+            rename_to: None,
+            guard: None,
+            mark: None,
+            key_secrets: OptionTree::new(),
+        }
     }
 
     /// The target exists now, and is ours.
