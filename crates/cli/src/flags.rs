@@ -7,6 +7,7 @@
 //! A flag is a `static`; commands list references to it, and the code asks for it by that same reference
 //! (`args.value(&flags::img::FORMAT)`), so a misspelt option does not compile.
 
+pub mod bitmap;
 pub mod completions;
 pub mod help;
 pub mod img;

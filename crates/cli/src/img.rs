@@ -1,5 +1,6 @@
 //! `img`: the commands over whole images, one file each.
 
+mod bitmap;
 mod check;
 mod compare;
 mod convert;
@@ -52,6 +53,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         return Ok(0);
     }
     let run = match command.name {
+        "bitmap" => bitmap::run,
         "check" => check::run,
         "compare" => compare::run,
         "convert" => convert::run,

@@ -2,6 +2,7 @@
 //!
 //! Long names are the union of those the plain release and the distributions' builds accept.
 
+use super::bitmap::BITMAP;
 use super::{Command, Flag, State, Value, absent, cowbell, flag, refused};
 
 const FORMATS: &[&str] = &["raw", "qcow2"];
@@ -378,7 +379,7 @@ pub static IMG: Command = Command {
     commands: &[
         &absent("amend", "Change options of an existing image"),
         &absent("bench", "Measure the speed of requests"),
-        &absent("bitmap", "Change dirty bitmaps"),
+        &BITMAP,
         &CHECK,
         &absent("commit", "Move an image's changes into its backing file"),
         &COMPARE,

@@ -25,7 +25,8 @@ pub(super) async fn add(engine: &Arc<Engine>, name: &str, granularity: u64) -> R
     if name.is_empty() {
         return Err(BitmapError::EmptyName.into());
     }
-    if !granularity.is_power_of_two() || granularity < 1 << GRANULARITY_BITS_MIN {
+    let bits = GRANULARITY_BITS_MIN..=GRANULARITY_BITS_MAX;
+    if !granularity.is_power_of_two() || !bits.contains(&granularity.trailing_zeros()) {
         return Err(BitmapError::Granularity.into());
     }
     let (_whole, mut entries) = begin(engine).await?;
@@ -67,7 +68,6 @@ fn obstacle(
     let directory_bytes: u64 = entries.iter().chain([entry]).map(Entry::stored_bytes).sum();
     [
         (version < 3, CannotStore::Version),
-        (entry.granularity_bits > GRANULARITY_BITS_MAX, CannotStore::Granularity),
         (entry.name.len() > NAME_BYTES_MAX, CannotStore::NameLength),
         (!is_storable(entry.shape(geometry, size)), CannotStore::Space),
         (entries.len() >= BITMAPS_MAX as usize, CannotStore::Count),

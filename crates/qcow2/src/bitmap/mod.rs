@@ -124,7 +124,7 @@ pub enum BitmapError {
     /// A name with a NUL.
     #[error("Bitmap name cannot contain NUL")]
     NulInName,
-    /// Not a power of two from 512 on.
+    /// Not a power of two from 512 to 2 GiB.
     #[error("Granularity must be power of 2 and at least 512")]
     Granularity,
     /// Marked in use.
@@ -196,9 +196,6 @@ pub enum CannotStore {
     /// Version 2.
     #[error("Cannot store dirty bitmaps in qcow2 v2 files")]
     Version,
-    /// More than 2 GiB.
-    #[error("Granularity exceeds maximum (2147483648 bytes)")]
-    Granularity,
     /// More than 1023 bytes.
     #[error("Name length exceeds maximum (1023 characters)")]
     NameLength,
@@ -316,19 +313,6 @@ impl Qcow2 {
     /// As [`Qcow2::clear_bitmap`]; different disk sizes; or the source's file.
     pub async fn merge_bitmap(&self, name: &str, source: &mut BitmapReader) -> Result<()> {
         edit::merge(&self.engine, name, source).await
-    }
-
-    /// Checks that a bitmap can be changed or read: it is there, and consistent.
-    ///
-    /// # Errors
-    /// As [`Qcow2::clear_bitmap`].
-    pub async fn require_bitmap(&self, name: &str) -> Result<()> {
-        let list = self.bitmaps().await?;
-        match list.iter().find(|bitmap| bitmap.name == name) {
-            None => Err(BitmapError::NotFound(name.to_owned()).into()),
-            Some(bitmap) if bitmap.inconsistent => Err(BitmapError::Inconsistent(name.to_owned()).into()),
-            Some(_) => Ok(()),
-        }
     }
 
     /// Opens a bitmap for reading. Changes made to it later may be seen or not; storage that it gives up meanwhile is
