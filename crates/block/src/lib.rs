@@ -73,7 +73,7 @@ pub use logwrites::{LogReader, LogWritesNode};
 pub use mem::MemNode;
 pub use modes::Modes;
 pub use naming::ImageName;
-pub use node::{Access, CheckReport, Fix, ImageInfo, Limits, Node, SnapshotInfo};
+pub use node::{Access, Amend, CheckReport, Fix, Force, ImageInfo, Limits, Node, SnapshotInfo};
 pub use null::NullNode;
 pub use open::{Opened, open_image, open_image_with};
 pub use options::{

@@ -11,6 +11,7 @@ use crate::event::{DebugEvent, Suspension};
 use crate::graph::Needs;
 use crate::options::OptionTree;
 use crate::request::{BoxFuture, Cause, Op, Request};
+use crate::secrets::Secrets;
 use crate::snapshots::{SnapshotChange, SnapshotName};
 
 /// A raw image, a file, an image format, a filter: anything that stores or changes blocks.
@@ -107,8 +108,8 @@ pub trait Node: Send + Sync + 'static {
 
     /// Changes what the image is, by the options that its driver offers for that
     /// ([`Driver::amend_options`](crate::registry::Driver::amend_options)).
-    fn amend(&self, options: OptionTree) -> BoxFuture<Result<()>> {
-        let _ = options;
+    fn amend(&self, options: OptionTree, how: Amend) -> BoxFuture<Result<()>> {
+        let _ = (options, how);
         let error = NotOffered { driver: self.driver(), what: "amendment of options" };
         Box::pin(std::future::ready(Err(error.into())))
     }
@@ -154,6 +155,25 @@ pub trait Node: Send + Sync + 'static {
 
     /// For drivers that recognise their own kind.
     fn as_any(&self) -> &dyn Any;
+}
+
+/// What an amendment needs besides its options.
+#[derive(Clone, Debug, Default)]
+pub struct Amend {
+    /// Whether changes that may make the data unreachable are carried out.
+    pub force: Force,
+    /// The secrets that options name.
+    pub secrets: Secrets,
+}
+
+/// Whether changes that may make the data unreachable are carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Force {
+    /// They are refused.
+    #[default]
+    No,
+    /// They are carried out.
+    Yes,
 }
 
 /// Whether a node accepts mutations.

@@ -65,9 +65,9 @@ const ORDER: &[&str] = &[
     "bitmaps",
     "refcount-bits",
     "data-file",
+    "encrypt",
     "data-file-raw",
     "corrupt",
-    "encrypt",
     "extended-l2",
     "data",
 ];

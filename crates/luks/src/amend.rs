@@ -10,21 +10,13 @@
 
 use cowbell_block::outside::Outside;
 use cowbell_block::spawn::Spawner;
-use cowbell_block::{Buf, Error, ErrorKind, Result, Secret};
+use cowbell_block::{Buf, Error, ErrorKind, Force, Result, Secret};
+
+use serde::Deserialize;
 
 use crate::create::{ITER_TIME_MS, fill_slot};
 use crate::header::{Header, SALT_BYTES, SLOTS};
 use crate::keys::{Area, MasterKey};
-
-/// Whether changes that may make the data unreachable are carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Force {
-    /// They are refused.
-    #[default]
-    No,
-    /// They are carried out.
-    Yes,
-}
 
 /// A change of key slots.
 #[derive(Clone, Debug)]
@@ -50,13 +42,15 @@ pub enum Change {
 }
 
 /// The options of `amend`, as they are given.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "named as the options are")]
 pub struct AmendOptions {
     pub state: Option<String>,
     pub new_secret: Option<String>,
     pub old_secret: Option<String>,
     pub keyslot: Option<u64>,
+    #[serde(rename = "iter-time")]
     pub iter_time_ms: Option<u64>,
 }
 

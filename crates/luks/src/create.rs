@@ -22,15 +22,25 @@ pub struct CreateOptions {
     pub hash: Hash,
     /// Time that the derivation of a key shall take on one core.
     pub iter_time_ms: u64,
-    /// The payload is elsewhere.
-    pub detached: bool,
+    /// Where the header stands.
+    pub place: HeaderPlace,
+}
+
+/// Where a new header stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum HeaderPlace {
+    /// In front of the payload, or inside an image.
+    #[default]
+    WithPayload,
+    /// In a file of its own.
+    Detached,
 }
 
 impl Default for CreateOptions {
     fn default() -> Self {
         let spec =
             CipherSpec { alg: CipherAlg::Aes256, mode: CipherMode::Xts, iv: IvAlg::Plain64, iv_hash: None };
-        Self { spec, hash: Hash::Sha256, iter_time_ms: ITER_TIME_MS, detached: false }
+        Self { spec, hash: Hash::Sha256, iter_time_ms: ITER_TIME_MS, place: HeaderPlace::WithPayload }
     }
 }
 
@@ -72,7 +82,7 @@ impl Algorithms<'_> {
     ///
     /// # Errors
     /// Names the option whose value stands for nothing, or says what does not fit together.
-    pub fn resolve(&self, iter_time_ms: Option<u64>, detached: bool) -> Result<CreateOptions> {
+    pub fn resolve(&self, iter_time_ms: Option<u64>, place: HeaderPlace) -> Result<CreateOptions> {
         let default = CreateOptions::default();
         let spec = default.spec;
         let alg = match self.cipher_alg {
@@ -95,7 +105,7 @@ impl Algorithms<'_> {
         let hash = named("hash-alg", self.hash_alg, default.hash, Hash::from_name)?;
         let spec = CipherSpec { alg: alg?, mode, iv, iv_hash };
         spec.validate().map_err(HeaderError::Spec)?;
-        Ok(CreateOptions { spec, hash, iter_time_ms: iter_time_ms.unwrap_or(ITER_TIME_MS), detached })
+        Ok(CreateOptions { spec, hash, iter_time_ms: iter_time_ms.unwrap_or(ITER_TIME_MS), place })
     }
 }
 
@@ -150,7 +160,7 @@ pub async fn create(
     let mut header = Header {
         spec: options.spec,
         hash: options.hash,
-        payload_sector: if options.detached { 0 } else { payload },
+        payload_sector: if options.place == HeaderPlace::Detached { 0 } else { payload },
         digest: [0; DIGEST_BYTES],
         digest_salt: salt(outside)?,
         digest_iterations,

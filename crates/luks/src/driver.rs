@@ -11,7 +11,7 @@ use cowbell_block::registry::{Driver, Role, Score};
 use cowbell_block::{BoxFuture, Buf, Child, ErrorKind, Node, Preallocation, Request, Result};
 use serde::Deserialize;
 
-use crate::create::{Algorithms, create};
+use crate::create::{Algorithms, HeaderPlace, create};
 use crate::node::{Luks, OpenOptions};
 use crate::{DRIVER, Header, KeyMissing};
 
@@ -54,6 +54,18 @@ const CREATE_OPTIONS: &[CreateOption] = &[
     CreateOption::new("hash-alg", OptionKind::Str, "Name of encryption hash algorithm"),
     CreateOption::new("iter-time", OptionKind::Num, "Time to spend in PBKDF in milliseconds"),
     CreateOption::new("detached-header", OptionKind::Bool, "Create a detached LUKS header"),
+];
+
+const AMEND_OPTIONS: &[CreateOption] = &[
+    CreateOption::new("state", OptionKind::Str, "Select new state of affected keyslots (active/inactive)"),
+    CreateOption::new("keyslot", OptionKind::Num, "Select a single keyslot to modify explicitly"),
+    CreateOption::new("old-secret", OptionKind::Str, "Select all keyslots that match this password"),
+    CreateOption::new(
+        "new-secret",
+        OptionKind::Str,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    CreateOption::new("iter-time", OptionKind::Num, "Time to spend in PBKDF in milliseconds"),
 ];
 
 /// How much of the payload gets its storage at once. It is in the protocol's options as well, which would reserve the
@@ -103,11 +115,16 @@ impl Driver for LuksDriver {
         CREATE_OPTIONS
     }
 
+    fn amend_options(&self) -> &'static [CreateOption] {
+        AMEND_OPTIONS
+    }
+
     fn create(&self, mut args: CreateArgs, cx: OpenContext) -> BoxFuture<Result<()>> {
         Box::pin(async move {
             let mut known = CREATE_OPTIONS.to_vec();
             known.push(PREALLOCATION);
             let given = args.take_typed::<CreationOptions>(&known)?;
+            let place = if given.detached_header { HeaderPlace::Detached } else { HeaderPlace::WithPayload };
             let algorithms = Algorithms {
                 cipher_alg: given.cipher_alg.as_deref(),
                 cipher_mode: given.cipher_mode.as_deref(),
@@ -115,9 +132,9 @@ impl Driver for LuksDriver {
                 ivgen_hash_alg: given.ivgen_hash_alg.as_deref(),
                 hash_alg: given.hash_alg.as_deref(),
             };
-            let options = algorithms.resolve(given.iter_time, given.detached_header)?;
+            let options = algorithms.resolve(given.iter_time, place)?;
             let preallocation = preallocation(given.preallocation.as_deref())?;
-            let payload = if options.detached { 0 } else { given.size };
+            let payload = if place == HeaderPlace::Detached { 0 } else { given.size };
             let len = options
                 .header_area_bytes()
                 .checked_add(payload)

@@ -11,17 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cowbell_block::child::{EdgeKind, NamedEdge};
 use cowbell_block::modes::Modes;
 use cowbell_block::naming::{options_of, write_json};
+use cowbell_block::options::from_tree;
 use cowbell_block::outside::{self, MaybeOutside};
 use cowbell_block::range_lock::{LockMode, RangeLock};
 use cowbell_block::spawn::Spawner;
 use cowbell_block::{
-    Access, BoxFuture, Buf, Bufs, Child, Completion, Error, ErrorKind, Extent, ExtentFlags, Flags, ImageInfo,
-    Limits, Node, Op, Operation, OptionTree, Preallocation, Request, Result, Secret,
+    Access, Amend, BoxFuture, Buf, Bufs, Child, Completion, Error, ErrorKind, Extent, ExtentFlags, Flags,
+    Force, ImageInfo, Limits, Node, Op, Operation, OptionTree, Preallocation, Request, Result, Secret,
 };
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use crate::amend::{Change, Force, Slots};
+use crate::amend::{AmendOptions, Change, Slots};
 use crate::header::{Header, Placement};
 use crate::keys::{Area, MasterKey};
 use crate::sector::{SECTOR, SectorCipher};
@@ -115,15 +116,6 @@ impl Luks {
             options,
             amending: RangeLock::new(),
         })))
-    }
-
-    /// Changes key slots.
-    ///
-    /// # Errors
-    /// The change is refused, the volume is read-only or was opened without passphrase, or the node's error.
-    pub fn amend(&self, change: Change, force: Force) -> BoxFuture<Result<()>> {
-        let volume = self.0.clone();
-        Box::pin(async move { volume.amend(change, force).await })
     }
 }
 
@@ -349,6 +341,14 @@ impl Node for Luks {
             ..ImageInfo::default()
         };
         Box::pin(std::future::ready(Ok(info)))
+    }
+
+    fn amend(&self, options: OptionTree, how: Amend) -> BoxFuture<Result<()>> {
+        let volume = self.0.clone();
+        Box::pin(async move {
+            let options: AmendOptions = from_tree(options)?;
+            volume.amend(options.resolve(&how.secrets)?, how.force).await
+        })
     }
 
     fn reopen(&self, access: Access) -> BoxFuture<Result<()>> {

@@ -29,6 +29,9 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
     if let Err(e) = engine.check_writable() {
         return Op::failed(request.bufs, e);
     }
+    if engine.is_encrypted() {
+        return Op::failed(request.bufs, ErrorKind::Unsupported);
+    }
     if request.len == 0 {
         return Op::done(Bufs::none());
     }

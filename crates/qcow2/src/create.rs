@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 
-use cowbell_block::{Access, Buf, Child, Error, ErrorKind, Node, Preallocation, Request, Result};
+use cowbell_block::outside::Outside;
+use cowbell_block::spawn::Spawner;
+use cowbell_block::{Access, Buf, Child, Error, ErrorKind, Node, Preallocation, Request, Result, Secret};
 
 use crate::OpenOptions;
+use crate::crypto::Unlock;
 use crate::geometry::{CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, Geometry, HostOffset, L2Format, SLICE_BYTES};
 use crate::header::{
     AUTOCLEAR_RAW_DATA, CompressionType, EXTENDED_L2_CLUSTER_BITS_MIN, Header, Incompatible, L1_BYTES_MAX,
@@ -251,6 +254,43 @@ impl CreateOptions {
 /// # Panics
 /// If `data_file` is there and not named, or the other way round.
 pub async fn create(file: &Child, data_file: Option<Arc<dyn Node>>, options: &CreateOptions) -> Result<()> {
+    create_encrypted(file, data_file, options, None).await
+}
+
+/// How a new image is to be encrypted.
+pub struct NewEncryption {
+    /// The method.
+    pub method: EncryptionMethod,
+    /// What opens it.
+    pub passphrase: Secret,
+    /// Random bytes and time.
+    pub outside: Arc<dyn Outside>,
+    /// The way to all cores.
+    pub spawner: Option<Spawner>,
+}
+
+/// A method of encryption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EncryptionMethod {
+    /// AES-CBC of old: weak, and here for the images there are.
+    Aes,
+    /// LUKS1.
+    Luks(cowbell_luks::CreateOptions),
+}
+
+/// [`create`], of an image that is encrypted if `encryption` is there.
+///
+/// # Errors
+/// As there; and when there are no random bytes.
+///
+/// # Panics
+/// As there.
+pub async fn create_encrypted(
+    file: &Child,
+    data_file: Option<Arc<dyn Node>>,
+    options: &CreateOptions,
+    encryption: Option<&NewEncryption>,
+) -> Result<()> {
     assert_eq!(data_file.is_some(), options.data_file.is_some(), "the name and the node belong together");
     options.validate()?;
     options.check_header()?;
@@ -271,10 +311,16 @@ pub async fn create(file: &Child, data_file: Option<Arc<dyn Node>>, options: &Cr
     file.flush().await?;
     file.write(0, Buf::copy_of(&header)).await?;
     let open = OpenOptions { access: Access::ReadWrite, data_file, ..Default::default() };
-    let engine = crate::open_engine(file.clone(), None, open).await?;
+    let mut engine = crate::open_engine(file.clone(), None, open.clone()).await?;
     let entries = engine.geometry.l1_entries_for(options.size);
     if entries > 0 {
         engine.grow_l1(entries, Some(options.size)).await?;
+    }
+    if let Some(encryption) = encryption {
+        engine.encrypt(encryption).await?;
+        engine.settle_refcounts().await?;
+        let unlock = Unlock { passphrase: Some(encryption.passphrase.clone()), ..Unlock::default() };
+        engine = crate::open_engine(file.clone(), None, OpenOptions { unlock, ..open }).await?;
     }
     let raw = options.data_file.as_ref().is_some_and(|file| file.form == DataFileForm::Raw);
     if let Some(file) = &engine.data_file {

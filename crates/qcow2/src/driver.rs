@@ -5,11 +5,14 @@ use std::sync::Arc;
 use cowbell_block::context::{ChildKind, OpenContext, StoredBacking};
 use cowbell_block::create::{CreateArgs, CreateOption, OptionKind};
 use cowbell_block::modes::Modes;
-use cowbell_block::node::NotOffered;
 use cowbell_block::options::{OptionTree, from_tree, parse};
 use cowbell_block::registry::{Driver, Role, Score};
 use cowbell_block::{BoxFuture, Child, Error, ErrorKind, Node, Preallocation, Result};
+use cowbell_luks::create::HeaderPlace;
+use cowbell_luks::{Algorithms, KeyMissing};
 use serde::Deserialize;
+
+use crate::create::{EncryptionMethod, NewEncryption, create_encrypted};
 
 use crate::runtime::{CacheSizes, RuntimeOptions};
 use crate::{
@@ -116,6 +119,19 @@ const CREATE_OPTIONS: &[CreateOption] = &[
 ];
 
 const AMEND_OPTIONS: &[CreateOption] = &[
+    CreateOption::new(
+        "encrypt.state",
+        OptionKind::Str,
+        "Select new state of affected keyslots (active/inactive)",
+    ),
+    CreateOption::new("encrypt.keyslot", OptionKind::Num, "Select a single keyslot to modify explicitly"),
+    CreateOption::new("encrypt.old-secret", OptionKind::Str, "Select all keyslots that match this password"),
+    CreateOption::new(
+        "encrypt.new-secret",
+        OptionKind::Str,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    CreateOption::new("encrypt.iter-time", OptionKind::Num, "Time to spend in PBKDF in milliseconds"),
     CreateOption::new("size", OptionKind::Size, "Virtual disk size"),
     CreateOption::new("compat", OptionKind::Str, "Compatibility level (v2 [0.10] or v3 [1.1])"),
     CreateOption::new("backing_file", OptionKind::Str, "File name of a base image"),
@@ -141,6 +157,21 @@ struct AmendOptions {
     data_file_raw: Option<bool>,
     lazy_refcounts: Option<bool>,
     refcount_bits: Option<u64>,
+}
+
+/// Takes out the options that change key slots, if there are any.
+pub(crate) fn key_amendment(options: &mut OptionTree) -> Result<Option<cowbell_luks::amend::AmendOptions>> {
+    let mut keys = OptionTree::new();
+    for (name, value) in std::mem::take(options) {
+        match name.strip_prefix("encrypt.") {
+            Some(rest) => keys.insert(rest.to_owned(), value),
+            None => options.insert(name, value),
+        };
+    }
+    match keys.is_empty() {
+        true => Ok(None),
+        false => Ok(Some(from_tree(keys)?)),
+    }
 }
 
 /// Reads the options of an amendment for the image with this header.
@@ -181,6 +212,12 @@ enum OptionError {
     AmendBacking,
     #[error("Unknown compatibility level {0}")]
     Compat(String),
+    #[error("'encrypt.format' and its alias 'encryption' can't be used at the same time")]
+    EncryptionTwice,
+    #[error("Parameter 'encrypt.format' is missing")]
+    NoEncryptionFormat,
+    #[error("Parameter '{0}' is unexpected")]
+    Unexpected(&'static str),
     #[error("Parameter '{name}' does not accept value '{value}'")]
     Value {
         /// As the reference's interface for creation calls it.
@@ -235,6 +272,7 @@ impl Driver for Qcow2Driver {
             };
             let caches = options.cache_sizes(&header.geometry(SLICE_BYTES), header.size, caches)?;
             let clean_interval = options.clean_interval()?;
+            let unlock = options.unlock(&header, &cx)?;
             let cleaning = cx.clock.clone().zip(clean_interval);
             let open = OpenOptions {
                 access: cx.access,
@@ -242,6 +280,7 @@ impl Driver for Qcow2Driver {
                 discards,
                 data_file,
                 metadata_only: cx.no_io,
+                unlock,
                 lazy_refcounts: options.lazy_refcounts.map(|b| b.0),
                 overlap_checks,
                 l2_cache_bytes: caches.l2,
@@ -267,7 +306,9 @@ impl Driver for Qcow2Driver {
 
     fn create(&self, mut args: CreateArgs, cx: OpenContext) -> BoxFuture<Result<()>> {
         Box::pin(async move {
-            let options = args.take_typed::<CreationOptions>(CREATE_OPTIONS)?.resolve()?;
+            let given = args.take_typed::<CreationOptions>(CREATE_OPTIONS)?;
+            let encryption = given.encryption(&cx)?;
+            let options = given.resolve()?;
             options.validate()?;
             options.check_header()?;
             let filename = args.filename.clone();
@@ -280,7 +321,8 @@ impl Driver for Qcow2Driver {
                 None => None,
             };
             let file = cx.open_storage(&filename).await?;
-            let result = crate::create(&Child::new(file.clone()), data_file.clone(), &options).await;
+            let child = Child::new(file.clone());
+            let result = create_encrypted(&child, data_file.clone(), &options, encryption.as_ref()).await;
             let closed = match data_file {
                 Some(data_file) => data_file.close().await,
                 None => Ok(()),
@@ -292,7 +334,6 @@ impl Driver for Qcow2Driver {
 
 impl CreationOptions {
     fn resolve(self) -> Result<CreateOptions> {
-        self.refuse()?;
         let power = |n: u64, error: CreateError| match n.is_power_of_two() {
             true => Ok(n.trailing_zeros()),
             false => Err(Error::from(error)),
@@ -334,25 +375,44 @@ impl CreationOptions {
         })
     }
 
-    /// What is known to the format but not to this version of the engine.
-    fn refuse(&self) -> Result<()> {
-        let encrypts = self.encryption
-            || self.encrypt_iter_time.is_some()
-            || [
-                &self.encrypt_format,
-                &self.encrypt_key_secret,
-                &self.encrypt_cipher_alg,
-                &self.encrypt_cipher_mode,
-                &self.encrypt_ivgen_alg,
-                &self.encrypt_ivgen_hash_alg,
-                &self.encrypt_hash_alg,
-            ]
-            .into_iter()
-            .any(Option::is_some);
-        match encrypts {
-            true => Err(NotOffered { driver: DRIVER, what: "encryption in this version of cowbell" }.into()),
-            false => Ok(()),
-        }
+    /// How the new image is to be encrypted.
+    fn encryption(&self, cx: &OpenContext) -> Result<Option<NewEncryption>> {
+        let invalid = |error| Error::new(ErrorKind::InvalidInput, error);
+        let names = [
+            ("encrypt.cipher-alg", &self.encrypt_cipher_alg),
+            ("encrypt.cipher-mode", &self.encrypt_cipher_mode),
+            ("encrypt.ivgen-alg", &self.encrypt_ivgen_alg),
+            ("encrypt.ivgen-hash-alg", &self.encrypt_ivgen_hash_alg),
+            ("encrypt.hash-alg", &self.encrypt_hash_alg),
+        ];
+        let mut given = names.into_iter().filter(|(_, value)| value.is_some()).map(|(name, _)| name);
+        let luks_only = given.next().or(self.encrypt_iter_time.is_some().then_some("encrypt.iter-time"));
+        let format = match (self.encryption, self.encrypt_format.as_deref()) {
+            (true, Some(_)) => return Err(invalid(OptionError::EncryptionTwice)),
+            (true, None) => "aes",
+            (false, Some(format)) => format,
+            (false, None) if luks_only.is_none() && self.encrypt_key_secret.is_none() => return Ok(None),
+            (false, None) => return Err(invalid(OptionError::NoEncryptionFormat)),
+        };
+        let method = match (format, luks_only) {
+            ("luks", _) => {
+                let algorithms = Algorithms {
+                    cipher_alg: self.encrypt_cipher_alg.as_deref(),
+                    cipher_mode: self.encrypt_cipher_mode.as_deref(),
+                    ivgen_alg: self.encrypt_ivgen_alg.as_deref(),
+                    ivgen_hash_alg: self.encrypt_ivgen_hash_alg.as_deref(),
+                    hash_alg: self.encrypt_hash_alg.as_deref(),
+                };
+                EncryptionMethod::Luks(algorithms.resolve(self.encrypt_iter_time, HeaderPlace::WithPayload)?)
+            }
+            ("aes", None) => EncryptionMethod::Aes,
+            ("aes", Some(name)) => return Err(invalid(OptionError::Unexpected(name))),
+            (other, _) => return Err(rejected("format", other)),
+        };
+        let id = self.encrypt_key_secret.as_ref().ok_or(KeyMissing("encrypt.key-secret"))?;
+        let passphrase = cx.secrets.passphrase(id)?;
+        let outside = cowbell_block::outside::required(&cx.outside)?;
+        Ok(Some(NewEncryption { method, passphrase, outside, spawner: cx.spawn.clone() }))
     }
 }
 

@@ -15,6 +15,7 @@ use cowbell_block::{
 use parking_lot::Mutex;
 
 use crate::bitmap::Tracker;
+use crate::crypto::Crypto;
 use crate::geometry::{DataPlace, Geometry};
 use crate::header::{Header, Incompatible};
 use crate::state::{Corruption, State};
@@ -32,6 +33,8 @@ pub(crate) struct Surroundings {
     pub spawn: Option<Spawner>,
     /// Most bytes of counts that an operation on the whole image keeps.
     pub work_bytes: u64,
+    /// How guest data is encrypted.
+    pub crypto: Option<Arc<Crypto>>,
 }
 
 /// Usual bytes of counts that an operation on the whole image keeps: 512 GiB of clusters of the usual size are gone

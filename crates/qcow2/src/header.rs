@@ -89,6 +89,7 @@ const EXT_BITMAPS: u32 = 0x2385_2875;
 /// Bytes of the bitmaps extension.
 const BITMAPS_EXTENSION_BYTES: usize = 24;
 const EXT_DATA_FILE: u32 = 0x4441_5441;
+const EXT_CRYPTO: u32 = 0x0537_be77;
 /// Ours: its content means nothing. It is there only while a header is being rewritten, see `rewrite`.
 const EXT_NOTHING: u32 = 0x636f_7762;
 
@@ -138,6 +139,13 @@ impl BitmapsExtension {
         data[16..].copy_from_slice(&self.directory.0.to_be_bytes());
         data
     }
+}
+
+/// Where an encrypted image's LUKS header lies, with its key material.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CryptoExtension {
+    pub offset: HostOffset,
+    pub len: u64,
 }
 
 /// A valid header.
@@ -567,6 +575,25 @@ impl Header {
         Some(HostOffset(raw & 0x00ff_ffff_ffff_fe00)).filter(|host| host.0 != 0)
     }
 
+    /// The LUKS header's place, in an image that has one.
+    pub(crate) fn crypto(&self) -> Option<CryptoExtension> {
+        let extension = self.extensions.iter().find(|e| e.kind == EXT_CRYPTO)?;
+        let (offset, len) = extension.data.split_first_chunk()?;
+        let len = len.first_chunk().filter(|_| self.crypt_method == 2)?;
+        Some(CryptoExtension {
+            offset: HostOffset(u64::from_be_bytes(*offset)),
+            len: u64::from_be_bytes(*len),
+        })
+    }
+
+    /// Makes the image one that is encrypted with LUKS.
+    pub(crate) fn set_crypto(&mut self, place: CryptoExtension) {
+        self.crypt_method = 2;
+        self.extensions.retain(|e| e.kind != EXT_CRYPTO);
+        let data = [place.offset.0.to_be_bytes(), place.len.to_be_bytes()].concat();
+        self.extensions.push(Extension { kind: EXT_CRYPTO, data });
+    }
+
     /// Whether the external data file must read like the disk by itself.
     pub fn has_raw_data_file(&self) -> bool {
         self.autoclear & AUTOCLEAR_RAW_DATA != 0
@@ -649,7 +676,7 @@ impl Header {
         // The reference's order: data file, LUKS, feature names, bitmaps, whatever else was there.
         let rank = |kind: u32| match kind {
             EXT_DATA_FILE => 0,
-            0x0537_be77 => 1,
+            EXT_CRYPTO => 1,
             EXT_FEATURE_NAMES => 2,
             EXT_BITMAPS => 3,
             _ => 4,

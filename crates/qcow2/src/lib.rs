@@ -21,6 +21,7 @@ mod check;
 mod compress;
 mod copy;
 mod create;
+mod crypto;
 mod driver;
 mod engine;
 mod flush;
@@ -52,23 +53,27 @@ use std::sync::atomic::Ordering;
 
 use cowbell_block::child::{EdgeKind, NamedEdge};
 use cowbell_block::modes::Modes;
+use cowbell_block::naming::{options_of, write_json};
 use cowbell_block::options::OptionTree;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{
-    Access, BoxFuture, Bufs, CheckReport, Child, Completion, Error, ErrorKind, Fix, ImageInfo, Limits, Node,
-    Op, Operation, Request, Result, SnapshotChange, SnapshotName, Spawner,
+    Access, Amend, BoxFuture, Bufs, CheckReport, Child, Completion, Error, ErrorKind, Fix, ImageInfo, Limits,
+    Node, Op, Operation, Request, Result, SnapshotChange, SnapshotName, Spawner,
 };
 use serde_json::{Map, Value, json};
 
 pub use amend::Amendment;
 pub use bitmap::{BITMAPS_MAX, BitmapError, BitmapInfo, BitmapReader, CannotStore, Recording};
 pub use create::{CreateError, CreateOptions, DataFile, DataFileForm, create};
+pub use crypto::Unlock;
 pub use driver::Qcow2Driver;
 pub use engine::{Cleaning, Discards, Notice};
 pub use geometry::{L2Format, SLICE_BYTES};
 pub use header::{CompressionType, Header, HeaderError};
 pub use meta::OverlapChecks;
 
+use cowbell_luks::SECTOR;
+use crypto::Crypto;
 use engine::{Engine, Surroundings, WORK_BYTES};
 use geometry::Geometry;
 use header::{Incompatible, LAZY_REFCOUNTS};
@@ -112,6 +117,8 @@ pub struct OpenOptions {
     pub data_file: Option<Arc<dyn Node>>,
     /// Nothing but metadata will be asked for: an external data file need not be there.
     pub metadata_only: bool,
+    /// The key of an encrypted image.
+    pub unlock: Unlock,
     /// Most bytes of cached L2 slices. The reference's default maximum, taken only as slices come.
     pub l2_cache_bytes: u64,
     /// Most bytes of cached refcount slices.
@@ -145,6 +152,7 @@ impl Default for OpenOptions {
             access: Access::ReadOnly,
             data_file: None,
             metadata_only: false,
+            unlock: Unlock::default(),
             l2_cache_bytes: 32 << 20,
             refcount_cache_bytes: 4 << 20,
             slice_bytes: SLICE_BYTES,
@@ -176,8 +184,6 @@ enum OpenError {
     DataFileMissing,
     #[error("'data-file' can only be set for images with an external data file")]
     DataFileUnwanted,
-    #[error("qcow2 feature '{0}' is not supported in this version of cowbell")]
-    Feature(&'static str),
 }
 
 impl Qcow2 {
@@ -238,9 +244,8 @@ pub(crate) async fn open_engine(
         (None, true) => return Err(Error::new(ErrorKind::InvalidInput, OpenError::DataFileMissing)),
         (Some(_), false) => return Err(Error::new(ErrorKind::InvalidInput, OpenError::DataFileUnwanted)),
     };
-    if header.crypt_method != 0 {
-        return Err(Error::new(ErrorKind::Unsupported, OpenError::Feature("encryption")));
-    }
+    let spawner = options.spawn.as_ref();
+    let crypto = Crypto::open(&file, &header, options.unlock, options.metadata_only, spawner).await?;
     let geometry = header.geometry(options.slice_bytes);
     // Disks have whole sectors; the reference leaves the odd bytes out as well.
     header.size -= header.size % 512;
@@ -252,7 +257,8 @@ pub(crate) async fn open_engine(
     let settings = Settings { lazy, discards: options.discards, overlap_checks: options.overlap_checks };
     let state = State::new(header, geometry, file.len(), settings, &caches);
     let OpenOptions { notice, cleaning, spawn, work_bytes, .. } = options;
-    let surroundings = Surroundings { notice, cleaning, spawn, work_bytes };
+    let crypto = crypto.map(Arc::new);
+    let surroundings = Surroundings { notice, cleaning, spawn, work_bytes, crypto };
     let engine = Arc::new(Engine::new(file, backing, data_file, state, surroundings));
     bitmap::tell_stale(&engine);
     if !options.skip_repair {
@@ -381,7 +387,8 @@ impl Node for Qcow2 {
 
     fn limits(&self) -> Limits {
         let grain = self.engine.geometry.cluster_size();
-        Limits { discard_alignment: grain, preferred_write: grain, ..Limits::default() }
+        let request_alignment = if self.engine.is_encrypted() { SECTOR as u32 } else { 1 };
+        Limits { request_alignment, discard_alignment: grain, preferred_write: grain, ..Limits::default() }
     }
 
     fn is_read_only(&self) -> bool {
@@ -409,7 +416,15 @@ impl Node for Qcow2 {
     }
 
     fn filename(&self) -> String {
-        self.engine.file.node().filename()
+        let file = self.engine.file.node();
+        let key_secret = self.engine.around.crypto.as_ref().and_then(|crypto| crypto.key_secret.as_ref());
+        let Some(id) = key_secret else { return file.filename() };
+        // In the reference's order and form.
+        let mut tree = OptionTree::new();
+        tree.insert("encrypt.key-secret".to_owned(), json!(id));
+        tree.insert("driver".to_owned(), json!(DRIVER));
+        tree.insert("file".to_owned(), options_of(&*file));
+        format!("json:{}", write_json(&Value::Object(tree)))
     }
 
     fn info(&self) -> BoxFuture<Result<ImageInfo>> {
@@ -427,9 +442,15 @@ impl Node for Qcow2 {
         Box::pin(async move { amend::change_backing(&engine, name, format).await })
     }
 
-    fn amend(&self, options: OptionTree) -> BoxFuture<Result<()>> {
+    fn amend(&self, mut options: OptionTree, how: Amend) -> BoxFuture<Result<()>> {
         let engine = self.engine.clone();
         Box::pin(async move {
+            if let Some(keys) = driver::key_amendment(&mut options)? {
+                engine.amend_keys(&keys, &how.secrets, how.force).await?;
+            }
+            if options.is_empty() {
+                return Ok(());
+            }
             let wanted = driver::amendment(options, &engine.state.lock().header)?;
             amend::amend(&engine, wanted).await
         })
@@ -563,13 +584,13 @@ async fn describe(engine: &Arc<Engine>) -> Result<ImageInfo> {
         backing_format: header.backing_format.clone(),
         snapshots,
         vm_state_offset: Some(vm_state_start),
-        format_specific: Some((DRIVER, format_specific(&header, bitmaps))),
+        format_specific: Some((DRIVER, format_specific(engine, &header, bitmaps))),
         ..ImageInfo::default()
     })
 }
 
 /// The facts of the format in the reference's order.
-fn format_specific(header: &Header, bitmaps: Option<Value>) -> Map<String, Value> {
+fn format_specific(engine: &Engine, header: &Header, bitmaps: Option<Value>) -> Map<String, Value> {
     let mut facts = Map::new();
     let mut put = |key: &str, value: Value| facts.insert(key.to_owned(), value);
     let compression = header.compression.name();
@@ -577,6 +598,9 @@ fn format_specific(header: &Header, bitmaps: Option<Value>) -> Map<String, Value
         put("compat", json!("0.10"));
         put("compression-type", json!(compression));
         put("refcount-bits", json!(1 << header.refcount_order));
+        if let Some(crypto) = &engine.around.crypto {
+            put("encrypt", Value::Object(crypto.facts()));
+        }
         return facts;
     }
     put("compat", json!("1.1"));
@@ -588,6 +612,11 @@ fn format_specific(header: &Header, bitmaps: Option<Value>) -> Map<String, Value
     put("refcount-bits", json!(1 << header.refcount_order));
     if let Some(name) = header.data_file() {
         put("data-file", json!(name));
+    }
+    if let Some(crypto) = &engine.around.crypto {
+        put("encrypt", Value::Object(crypto.facts()));
+    }
+    if header.data_file().is_some() {
         put("data-file-raw", json!(header.has_raw_data_file()));
     }
     put("corrupt", json!(header.incompatible.contains(Incompatible::CORRUPT)));

@@ -267,6 +267,7 @@ impl Engine {
             (clusters(header.reftable_offset, reftable_bytes), Structure::RefcountTable),
             (clusters(header.snapshots_offset, snapshots.table_bytes), Structure::SnapshotTable),
             (header.bitmaps().map_or(0..0, directory), Structure::BitmapDirectory),
+            (header.crypto().map_or(0..0, |e| clusters(e.offset, e.len)), Structure::CryptoHeader),
         ];
         for (range, name) in written {
             if let Some(other) = map.overlap(range.clone()) {

@@ -84,12 +84,14 @@ pub(crate) enum Structure {
     InactiveL1,
     InactiveL2,
     BitmapDirectory,
+    CryptoHeader,
 }
 
 impl Structure {
     fn check(self) -> OverlapChecks {
         match self {
-            Self::Header => OverlapChecks::MAIN_HEADER,
+            // The reference has no class for it.
+            Self::Header | Self::CryptoHeader => OverlapChecks::MAIN_HEADER,
             Self::ActiveL1 => OverlapChecks::ACTIVE_L1,
             Self::ActiveL2 => OverlapChecks::ACTIVE_L2,
             Self::RefcountTable => OverlapChecks::REFCOUNT_TABLE,
@@ -114,6 +116,7 @@ impl fmt::Display for Structure {
             Self::InactiveL1 => "inactive L1 table",
             Self::InactiveL2 => "inactive L2 table",
             Self::BitmapDirectory => "bitmap directory",
+            Self::CryptoHeader => "encryption header",
         })
     }
 }

@@ -7,15 +7,28 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cowbell_block::{Buf, DebugEvent, Preallocation, Request, Result};
+use cowbell_block::{Buf, DebugEvent, Error, ErrorKind, Preallocation, Request, Result};
 
 use crate::engine::{Engine, NO_CAUSE};
 use crate::geometry::{DataPlace, GuestCluster, HostOffset, L2Format};
 use crate::state::{Decision, State};
 use crate::table::{Cell, Ownership, Storage};
 
+/// Storage that nobody wrote to is no zeroes in an encrypted image.
+#[derive(Debug, thiserror::Error)]
+#[error("preallocation of encrypted images needs compatibility level 1.1 or above, which has zero clusters")]
+struct NoZeroClusters;
+
 /// Largest piece of zeroes written at once.
 const PIECE_BYTES: u64 = 2 << 20;
+
+/// What storage reads as that nobody wrote to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unused {
+    Zeroes,
+    /// It is decrypted: the entries must say that it is not in use yet.
+    Noise,
+}
 
 /// Guest clusters in a row without storage, inside one L2 slice; or with it, to be skipped.
 struct Stretch {
@@ -30,6 +43,9 @@ impl Engine {
     /// The file's; what was allocated until then is referenced.
     pub(crate) async fn preallocate(self: &Arc<Self>, range: Range<u64>, mode: Preallocation) -> Result<()> {
         let geometry = self.geometry;
+        if self.is_encrypted() && self.state.lock().header.version < 3 {
+            return Err(Error::new(ErrorKind::Unsupported, NoZeroClusters));
+        }
         let end = geometry.clusters_for(range.end);
         let mut at = range.start >> geometry.cluster_bits;
         while at < end {
@@ -51,9 +67,10 @@ impl Engine {
         mode: Preallocation,
     ) -> Result<u64> {
         let geometry = self.geometry;
+        let unused = if self.is_encrypted() { Unused::Noise } else { Unused::Zeroes };
         if geometry.data_place == DataPlace::External {
             let host = HostOffset(geometry.guest_offset(first));
-            self.decide(NO_CAUSE, |state| state.link_storage(first, clusters, host)).await?;
+            self.decide(NO_CAUSE, |state| state.link_storage(first, clusters, host, unused)).await?;
             return Ok(clusters);
         }
         self.file.announce(DebugEvent::ClusterAlloc, NO_CAUSE).await;
@@ -70,7 +87,9 @@ impl Engine {
             (Preallocation::Off | Preallocation::Metadata, true) => Ok(()),
         };
         let linked = match fill {
-            Ok(()) => self.decide(NO_CAUSE, |state| state.link_storage(first, owned.count, host)).await,
+            Ok(()) => {
+                self.decide(NO_CAUSE, |state| state.link_storage(first, owned.count, host, unused)).await
+            }
             Err(e) => Err(e),
         };
         match linked {
@@ -120,7 +139,13 @@ impl State {
     }
 
     /// Publishes storage for clusters that have none.
-    fn link_storage(&mut self, first: GuestCluster, clusters: u64, host: HostOffset) -> Decision<()> {
+    fn link_storage(
+        &mut self,
+        first: GuestCluster,
+        clusters: u64,
+        host: HostOffset,
+        unused: Unused,
+    ) -> Decision<()> {
         let slot = self.own_l2_slot(first)?;
         for i in 0..clusters {
             let cluster = GuestCluster(first.0 + i);
@@ -129,6 +154,9 @@ impl State {
             let at = HostOffset(host.0 + (i << self.geometry.cluster_bits));
             let storage = Storage::Cluster(at, Ownership::Private);
             let cell = match self.geometry.l2_format {
+                L2Format::Standard if unused == Unused::Noise => {
+                    Cell { storage, alloc: 0, zero: self.geometry.all_subclusters() }
+                }
                 // The storage reads as zeroes, as the cluster did.
                 L2Format::Standard if old.zero == 0 => Cell { storage, alloc: 1, zero: 0 },
                 _ => Cell { storage, ..old },

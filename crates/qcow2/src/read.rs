@@ -82,6 +82,9 @@ fn start_piece(
     cause: Cause,
 ) -> Op {
     let (child, offset, event) = match run.kind {
+        Kind::Data(host) if engine.is_encrypted() => {
+            return engine.read_stored(guest, host, pin, bufs, cause);
+        }
         Kind::Data(host) => (engine.data(), host.0, DebugEvent::ReadAio),
         Kind::Unallocated(_) if engine.backing.is_some() => {
             let backing = engine.backing.as_ref().expect("just asked");
@@ -198,7 +201,12 @@ pub(crate) async fn status(engine: &Arc<Engine>, offset: u64, len: u64, cause: C
         }
         run.len += next.len;
     }
-    Ok(extent(engine.data(), engine.backing.is_some(), run, offset + run.len == size))
+    let mut extent = extent(engine.data(), engine.backing.is_some(), run, offset + run.len == size);
+    if engine.is_encrypted() {
+        // What lies there is of no use to others.
+        extent.map = None;
+    }
+    Ok(extent)
 }
 
 /// Answers a status question without a wait, if the mapping is cached and the answer is complete.

@@ -1,11 +1,14 @@
 //! The options that an image is opened with, as users write them.
 
+use cowbell_block::context::OpenContext;
 use cowbell_block::options::{BoolOpt, ChildRef, DiscardMode, SizeOpt};
 use cowbell_block::{Error, ErrorKind, Result};
 use serde::Deserialize;
 
+use crate::crypto::Unlock;
 use crate::engine::Discards;
 use crate::geometry::Geometry;
+use crate::header::Header;
 use crate::meta::OverlapChecks;
 
 /// Clusters of refcount blocks that are cached at least (the reference's minimum).
@@ -25,6 +28,7 @@ pub(crate) struct RuntimeOptions {
     pub backing: ChildRef,
     #[serde(default)]
     pub data_file: ChildRef,
+    encrypt: Option<EncryptOptions>,
     pub lazy_refcounts: Option<BoolOpt>,
     pass_discard_request: Option<BoolOpt>,
     pass_discard_snapshot: Option<BoolOpt>,
@@ -36,6 +40,14 @@ pub(crate) struct RuntimeOptions {
     l2_cache_entry_size: Option<SizeOpt>,
     refcount_cache_size: Option<SizeOpt>,
     cache_clean_interval: Option<SizeOpt>,
+}
+
+/// How the image is encrypted, and the key.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct EncryptOptions {
+    format: Option<String>,
+    key_secret: Option<String>,
 }
 
 /// A template's name, or a template with exceptions.
@@ -95,6 +107,21 @@ pub(crate) struct CacheSizes {
 }
 
 impl RuntimeOptions {
+    /// What opens an encrypted image. The key is not looked up where nothing needs it.
+    ///
+    /// # Errors
+    /// No secret has the name, or it is no text.
+    pub fn unlock(&mut self, header: &Header, cx: &OpenContext) -> Result<Unlock> {
+        let Some(EncryptOptions { format, key_secret }) = self.encrypt.take() else {
+            return Ok(Unlock::default());
+        };
+        let passphrase = match &key_secret {
+            Some(id) if !cx.no_io && header.crypt_method != 0 => Some(cx.secrets.passphrase(id)?),
+            _ => None,
+        };
+        Ok(Unlock { format, passphrase, key_secret, outside: cx.outside.clone() })
+    }
+
     /// What becomes of storage that is no longer needed.
     pub fn discards(&self, mode: DiscardMode, version: u32) -> Result<Discards> {
         let mut discards = Discards::default();

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{Completion, DebugEvent, Error, ErrorKind, Op, Request, Result};
 
+use crate::crypto;
 use crate::engine::Engine;
 use crate::geometry::DataPlace;
 use crate::header::L1_BYTES_MAX;
-use crate::{read, write};
 
 /// A place behind all that an L1 table can map.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +30,7 @@ pub(crate) fn submit_read(engine: &Arc<Engine>, request: Request) -> Op {
     let worker = engine.clone();
     engine.wait(async move {
         worker.file.announce(DebugEvent::VmstateLoad, request.cause).await;
-        read::read(&worker, guest, request.bufs, request.cause).await
+        crypto::read_any(&worker, guest, request.bufs, request.cause).await
     })
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn submit_write(engine: &Arc<Engine>, request: Request) -> Op {
             // The disk, and with it this area, may have changed its length while we waited.
             let stays = matches!(worker.vm_state_place(&request), Ok(now) if now == guest);
             if stays && needed <= u64::from(worker.state.lock().header.l1_entries) {
-                let completion = write::write(&worker, guest, request.bufs, request.cause).await;
+                let completion = crypto::write_any(&worker, guest, request.bufs, request.cause).await;
                 drop(guard);
                 return completion;
             }

@@ -91,15 +91,14 @@ fn overwrite(engine: &Arc<Engine>, guard: RangeGuard, pieces: &Pieces, mut reque
         let (worker, pieces) = (engine.clone(), pieces.clone());
         return engine.keep_started(async move {
             suspension.await;
-            let started = start_pieces(&worker, &pieces, &mut request.bufs, cause);
+            let started = start_pieces(&worker, &pieces, request.offset, &mut request.bufs, cause);
             let completion = finish_pieces(started).await;
             drop(guard);
             completion
         });
     }
     if let [(host, _)] = pieces[..] {
-        let request = Request::write(host.0, request.bufs).caused_by(cause);
-        return match engine.data().submit(request) {
+        return match engine.write_stored(request.offset, host, request.bufs, cause) {
             Op::Done(completion) => Op::Done(completion),
             Op::Wait(future) => engine.keep_started(async move {
                 let completion = future.await;
@@ -108,7 +107,7 @@ fn overwrite(engine: &Arc<Engine>, guard: RangeGuard, pieces: &Pieces, mut reque
             }),
         };
     }
-    let started = start_pieces(engine, pieces, &mut request.bufs, cause);
+    let started = start_pieces(engine, pieces, request.offset, &mut request.bufs, cause);
     engine.keep_started(async move {
         let completion = finish_pieces(started).await;
         drop(guard);
@@ -116,11 +115,13 @@ fn overwrite(engine: &Arc<Engine>, guard: RangeGuard, pieces: &Pieces, mut reque
     })
 }
 
-fn start_pieces(engine: &Engine, pieces: &Pieces, bufs: &mut Bufs, cause: Cause) -> Gather {
+fn start_pieces(engine: &Engine, pieces: &Pieces, guest: u64, bufs: &mut Bufs, cause: Cause) -> Gather {
     let mut gather = Gather::default();
+    let mut at = guest;
     for (host, len) in pieces {
         let part = bufs.split_to(*len as usize);
-        gather.add(engine.data().submit(Request::write(host.0, part).caused_by(cause)));
+        gather.add(engine.write_stored(at, *host, part, cause));
+        at += len;
     }
     gather
 }
@@ -168,8 +169,7 @@ async fn write_run(engine: &Arc<Engine>, at: u64, bufs: &mut Bufs, cause: Cause)
         WriteRun::InPlace { host, len } => {
             let part = bufs.split_to(len as usize);
             engine.file.announce(DebugEvent::WriteAio, cause).await;
-            let completion =
-                engine.data().submit(Request::write(host.0, part).caused_by(cause)).finish().await;
+            let completion = engine.write_stored(at, host, part, cause).finish().await;
             hand_back(completion, bufs)
         }
         WriteRun::Kept { host, clusters } => {
@@ -180,14 +180,19 @@ async fn write_run(engine: &Arc<Engine>, at: u64, bufs: &mut Bufs, cause: Cause)
             let start = engine.geometry.guest_offset(engine.geometry.guest_cluster(at));
             let fill = Fill::plan(engine, at, clusters, bufs, KeptStorage::No, cause).await?;
             let beyond = start >= engine.data().len();
-            let stale = if beyond { StaleContent::None } else { StaleContent::Possible };
+            let stale =
+                if beyond && !engine.is_encrypted() { StaleContent::None } else { StaleContent::Possible };
             fill.write(engine, HostOffset(start), stale, bufs, cause).await
         }
         WriteRun::Fresh { clusters } => {
             engine.file.announce(DebugEvent::ClusterAlloc, cause).await;
             let owned = engine.decide(cause, |state| state.allocate(clusters)).await?;
             let host = HostOffset(owned.first << engine.geometry.cluster_bits);
-            let stale = if owned.virgin { StaleContent::None } else { StaleContent::Possible };
+            let stale = if owned.virgin && !engine.is_encrypted() {
+                StaleContent::None
+            } else {
+                StaleContent::Possible
+            };
             let written = match Fill::plan(engine, at, owned.count, bufs, KeptStorage::No, cause).await {
                 Ok(fill) => fill.write(engine, host, stale, bufs, cause).await,
                 Err(e) => Err(e),
@@ -284,8 +289,8 @@ impl Fill {
         all.append(part);
         all.append(tail_content.into_iter().collect());
         engine.file.announce(DebugEvent::WriteAio, cause).await;
-        let request = Request::write(host_start + skipped, all).caused_by(cause);
-        let mut completion = engine.data().submit(request).finish().await;
+        let first = HostOffset(host_start + skipped);
+        let mut completion = engine.write_stored(start + skipped, first, all, cause).finish().await;
         completion.bufs.split_to(head_len).recycle();
         let part = completion.bufs.split_to(data as usize);
         completion.bufs.recycle();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use cowbell_block::child::NamedEdge;
 use cowbell_block::mem::MemNode;
 use cowbell_block::node::{ImageInfo, Limits};
-use cowbell_block::{Access, BoxFuture, Child, Fix, Node, Op, OptionTree, Request, Result};
+use cowbell_block::{Access, Amend, BoxFuture, Child, Fix, Node, Op, OptionTree, Request, Result};
 use cowbell_qcow2::{CreateOptions, L2Format, OpenOptions, Qcow2};
 use serde_json::{Value, json};
 use support::{assert_clean, create, open, read, run, submit, write, zero};
@@ -132,7 +132,8 @@ fn every_refcount_width_becomes_every_other() {
         let (file, content) = sample(CreateOptions { cluster_bits, ..Default::default() });
         for bits in [1, 64, 8, 2, 32, 4, 16] {
             change(&file, &content, |node| {
-                run(node.amend(options(json!({ "refcount_bits": bits })))).expect("possible");
+                run(node.amend(options(json!({ "refcount_bits": bits })), Amend::default()))
+                    .expect("possible");
                 let refused = run(node.submit(Request::read(0, cowbell_block::Buf::zeroed(512))).finish());
                 assert!(refused.result.is_err(), "the width in memory is out of date");
             });
@@ -149,7 +150,8 @@ fn a_refcount_that_does_not_fit_is_told_and_nothing_changes() {
     image[2 * 4096 + 2 * 6] = 1;
     let damaged = Arc::new(MemNode::with_content(&image));
     let node = open(&damaged, None, OpenOptions::default());
-    let error = run(node.amend(options(json!({"refcount_bits": 8})))).expect_err("too narrow");
+    let error =
+        run(node.amend(options(json!({"refcount_bits": 8})), Amend::default())).expect_err("too narrow");
     let text =
         "Cannot decrease refcount entry width to 8 bits: Cluster at offset 0x6000 has a refcount of 257";
     assert_eq!(error.to_string(), text);
@@ -160,12 +162,12 @@ fn a_refcount_that_does_not_fit_is_told_and_nothing_changes() {
 fn versions_change_both_ways() {
     let (file, content) = sample(CreateOptions { cluster_bits: 14, ..Default::default() });
     change(&file, &content, |node| {
-        run(node.amend(options(json!({"compat": "0.10"})))).expect("possible");
+        run(node.amend(options(json!({"compat": "0.10"})), Amend::default())).expect("possible");
     });
     assert_eq!(header_of(&file.content()).version, 2);
     change(&file, &content, |node| {
-        run(node.amend(options(json!({"compat": "1.1", "refcount_bits": 8, "lazy_refcounts": true}))))
-            .expect("possible");
+        let wanted = options(json!({"compat": "1.1", "refcount_bits": 8, "lazy_refcounts": true}));
+        run(node.amend(wanted, Amend::default())).expect("possible");
     });
     let header = header_of(&file.content());
     assert_eq!((header.version, header.refcount_order, header.compatible), (3, 3, 1));
@@ -199,7 +201,7 @@ fn what_an_image_does_not_allow_is_refused_in_the_reference_s_words() {
         let (file, _) = sample(CreateOptions { version, ..Default::default() });
         let before = file.content();
         let node = open(&file, None, OpenOptions::default());
-        let error = run(node.amend(options(wanted))).expect_err(text);
+        let error = run(node.amend(options(wanted), Amend::default())).expect_err(text);
         assert_eq!(error.to_string(), text);
         run(node.close()).expect("closed");
         assert!(file.content() == before, "{text}");
@@ -207,7 +209,8 @@ fn what_an_image_does_not_allow_is_refused_in_the_reference_s_words() {
     let extended = CreateOptions { l2_format: L2Format::Extended, ..Default::default() };
     let (file, _) = sample(extended);
     let node = open(&file, None, OpenOptions::default());
-    let error = run(node.amend(options(json!({"compat": "0.10"})))).expect_err("no such entries there");
+    let error = run(node.amend(options(json!({"compat": "0.10"})), Amend::default()))
+        .expect_err("no such entries there");
     assert_eq!(error.to_string(), "Cannot downgrade an image with incompatible features set");
 }
 

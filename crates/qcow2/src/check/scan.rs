@@ -60,6 +60,9 @@ impl Pass {
         }
         self.count_bytes(&geometry, header.reftable_offset, reftable_bytes);
         self.scan_tables(engine, tables).await?;
+        if let Some(extension) = header.crypto() {
+            self.count_bytes(&geometry, extension.offset, extension.len);
+        }
         self.scan_bitmaps(engine, &header).await?;
         self.scan_reftable(engine, header.reftable_offset, reftable_bytes).await
     }
