@@ -365,6 +365,10 @@ impl Node for LogWritesNode {
         self.0.read_only.load(Ordering::Relaxed)
     }
 
+    fn compresses(&self) -> bool {
+        self.0.file.node().compresses()
+    }
+
     fn starts_as_zero(&self) -> bool {
         self.0.file.node().starts_as_zero()
     }

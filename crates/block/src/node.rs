@@ -54,6 +54,11 @@ pub trait Node: Send + Sync + 'static {
         false
     }
 
+    /// Whether writes may ask to be stored compressed.
+    fn compresses(&self) -> bool {
+        false
+    }
+
     /// The edges to the children, for the graph: through them it changes what is below.
     fn edges(&self) -> Vec<NamedEdge> {
         Vec::new()

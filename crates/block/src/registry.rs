@@ -90,6 +90,11 @@ pub trait Driver: Send + Sync + 'static {
         false
     }
 
+    /// Whether its nodes can store data compressed.
+    fn supports_compression(&self) -> bool {
+        false
+    }
+
     /// Opens a node. The common options are gone from `options` and are in `cx`.
     ///
     /// Children are opened through `cx`.

@@ -10,8 +10,9 @@ use std::task::{Poll, Waker};
 use parking_lot::Mutex;
 
 use crate::child::Child;
+use crate::error::ErrorKind;
 use crate::node::Node;
-use crate::request::{Completion, Op, Request};
+use crate::request::{Completion, Flags, Op, Request};
 
 /// A user of the graph.
 #[derive(Clone)]
@@ -58,6 +59,9 @@ impl Root {
     pub fn submit(&self, mut request: Request) -> Op {
         if request.cause.request == 0 {
             request.cause.request = self.0.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        }
+        if request.flags.contains(Flags::COMPRESSED) && !self.node().compresses() {
+            return Op::failed(request.bufs, ErrorKind::Unsupported);
         }
         let Some(ticket) = self.admit() else {
             let root = self.clone();

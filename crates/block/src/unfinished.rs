@@ -236,6 +236,10 @@ impl Node for UnfinishedNode {
         self.file.node().starts_as_zero()
     }
 
+    fn compresses(&self) -> bool {
+        self.file.node().compresses()
+    }
+
     fn edges(&self) -> Vec<NamedEdge> {
         vec![NamedEdge { role: "file", kind: EdgeKind::Filtered, child: self.file.clone() }]
     }

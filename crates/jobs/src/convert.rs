@@ -67,6 +67,19 @@ pub enum Transfer {
     Offload,
 }
 
+/// How the target stores data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Store {
+    /// As it is.
+    #[default]
+    Plain,
+    /// Compressed, in whole clusters of this many bytes, a power of two.
+    Compressed {
+        /// Bytes of a cluster of the target.
+        cluster: u64,
+    },
+}
+
 /// How to convert.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -82,6 +95,8 @@ pub struct Options {
     pub on_read_error: OnReadError,
     /// The way of the data.
     pub transfer: Transfer,
+    /// Its form in the target.
+    pub store: Store,
 }
 
 impl Default for Options {
@@ -94,6 +109,7 @@ impl Default for Options {
             start: TargetStart::default(),
             on_read_error: OnReadError::default(),
             transfer: Transfer::default(),
+            store: Store::default(),
         }
     }
 }
@@ -142,7 +158,7 @@ pub async fn convert(
         progress,
         pace,
         grain: grain(target, options),
-        walk: Mutex::new(Walk::new(sources, options.start)),
+        walk: Mutex::new(Walk::new(sources, options)),
         turns: Turns::new(),
         stop: AtomicBool::new(false),
         offload: AtomicBool::new(options.transfer == Transfer::Offload),
@@ -176,6 +192,10 @@ pub async fn convert(
 /// The grain at which zeroes are looked for: a target that allocates clusters gains nothing from less, and
 /// whole clusters spare it the filling of the rest.
 fn grain(target: &Root, options: &Options) -> u64 {
+    if let Store::Compressed { cluster } = options.store {
+        // Compressed clusters are written once and whole.
+        return if options.sparse_bytes > 0 { cluster } else { 0 };
+    }
     let preferred = target.node().limits().preferred_write;
     match options.start {
         TargetStart::Zero if options.sparse_bytes > 0 => options.sparse_bytes.max(preferred),
@@ -230,6 +250,12 @@ impl Job<'_> {
         }
     }
 
+    fn pass_turn(&self) {
+        if self.options.order == WriteOrder::Ascending {
+            self.turns.pass();
+        }
+    }
+
     /// Deals with one piece; `false` when there was none left.
     async fn step(&self, copied: &mut Copied) -> Result<bool> {
         if self.progress.is_cancelled() {
@@ -245,9 +271,17 @@ impl Job<'_> {
             return Err(Error::Cancelled);
         }
         let len = piece.len;
-        self.store(piece, loaded, copied).await?;
-        if self.options.order == WriteOrder::Ascending {
-            self.turns.pass();
+        match (self.options.store, loaded) {
+            // The target keeps the order of submission, so that the next piece is compressed beside this one.
+            (Store::Compressed { .. }, Some(data)) => {
+                let writes = self.start_compressed(&piece, data, copied).await?;
+                self.pass_turn();
+                self.finish_all(writes).await?;
+            }
+            (_, loaded) => {
+                self.store(piece, loaded, copied).await?;
+                self.pass_turn();
+            }
         }
         let done = self.done.fetch_add(len, Ordering::Relaxed) + len;
         self.progress.advanced(done, self.total);

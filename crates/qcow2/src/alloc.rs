@@ -155,6 +155,9 @@ impl State {
             }
             count => {
                 self.set_refcount(cluster, count - 1)?;
+                if count == 1 {
+                    self.stop_packing(&(cluster..cluster + 1));
+                }
                 if count == 1 && !cowbell_block::mutant::is_active("freed-not-found") {
                     self.hint = self.hint.min(cluster);
                 }

@@ -1,11 +1,83 @@
 //! Compressed clusters: raw deflate or Zstandard, each of exactly one cluster.
 //!
+//! Codecs keep memory for the next cluster, since making it anew costs as much as compressing; one is in use per core.
+//!
 //! What comes from an image is hostile until decoded: output is bounded by the cluster, trailing bytes of the
 //! last sector are ignored, anything short of a whole cluster is refused.
 
-use cowbell_block::Buf;
+use cowbell_block::{Buf, Bufs};
+use parking_lot::Mutex;
+use zstd_safe::CCtx;
 
+use crate::deflate::Encoder;
 use crate::header::CompressionType;
+
+/// The reference's level, which is the library's own default.
+const ZSTD_LEVEL: i32 = 3;
+
+/// Codecs and memory that wait for their next use.
+#[derive(Default)]
+pub(crate) struct Codecs {
+    zlib: Mutex<Vec<Box<Encoder>>>,
+    zstd: Mutex<Vec<CCtx<'static>>>,
+    outputs: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Codecs {
+    /// Compresses one cluster; `None` if that does not make it shorter. What is missing of `cluster_size` bytes is
+    /// taken to be zero.
+    pub fn compress(&self, kind: CompressionType, cluster: &Bufs, cluster_size: usize) -> Option<Vec<u8>> {
+        let mut whole = None;
+        let plain: &[u8] = match cluster.pieces() {
+            [piece] if piece.len() == cluster_size => piece,
+            _ => {
+                let whole = whole.insert(vec![0; cluster_size]);
+                cluster.read_at(0, &mut whole[..cluster.len()]);
+                whole
+            }
+        };
+        let mut output = self.outputs.lock().pop().unwrap_or_default();
+        output.resize(cluster_size - 1, 0);
+        let len = match kind {
+            CompressionType::Zlib => self.deflate(plain, &mut output),
+            CompressionType::Zstd => self.zstd(plain, &mut output),
+        };
+        match len {
+            Some(len) => {
+                output.truncate(len);
+                Some(output)
+            }
+            None => {
+                self.recycle(output);
+                None
+            }
+        }
+    }
+
+    /// Takes back the memory of a compressed cluster.
+    pub fn recycle(&self, output: Vec<u8>) {
+        self.outputs.lock().push(output);
+    }
+
+    fn deflate(&self, plain: &[u8], output: &mut [u8]) -> Option<usize> {
+        let encoder = self.zlib.lock().pop();
+        let mut encoder = encoder.unwrap_or_else(|| Box::new(Encoder::new()));
+        let len = encoder.deflate(plain, output);
+        self.zlib.lock().push(encoder);
+        len
+    }
+
+    fn zstd(&self, plain: &[u8], output: &mut [u8]) -> Option<usize> {
+        let codec = self.zstd.lock().pop();
+        let mut codec = match codec {
+            Some(codec) => codec,
+            None => CCtx::try_create()?,
+        };
+        let len = codec.compress(output, plain, ZSTD_LEVEL).ok();
+        self.zstd.lock().push(codec);
+        len
+    }
+}
 
 /// Decodes one cluster of `cluster_size` bytes; `None` if the data does not hold one.
 pub(crate) fn decompress(kind: CompressionType, stored: &[u8], cluster_size: usize) -> Option<Buf> {

@@ -243,6 +243,10 @@ impl Driver for Qcow2Driver {
         true
     }
 
+    fn supports_compression(&self) -> bool {
+        true
+    }
+
     fn open(&self, options: OptionTree, cx: OpenContext) -> BoxFuture<Result<Arc<dyn Node>>> {
         let notice = self.notice.clone();
         Box::pin(async move {

@@ -18,6 +18,7 @@ use crate::bitmap::Tracker;
 use crate::crypto::Crypto;
 use crate::geometry::{DataPlace, Geometry};
 use crate::header::{Header, Incompatible};
+use crate::pack::Packers;
 use crate::state::{Corruption, State};
 
 /// Called with a line for people when something noteworthy happens to an image.
@@ -29,7 +30,6 @@ pub(crate) struct Surroundings {
     pub notice: Option<Notice>,
     pub cleaning: Option<Cleaning>,
     /// The way to all cores.
-    #[allow(dead_code, reason = "check and compression, being written side by side, use it")]
     pub spawn: Option<Spawner>,
     /// Most bytes of counts that an operation on the whole image keeps.
     pub work_bytes: u64,
@@ -70,6 +70,7 @@ pub(crate) struct Engine {
     pub refcounting: RangeLock,
     pub loading: Loading,
     pub bitmaps: Tracker,
+    pub packers: Packers,
     pub writable: AtomicBool,
     pub closed: AtomicBool,
     /// A flush failed: what is durable is unknown until the image is opened again.
@@ -183,6 +184,7 @@ impl Engine {
             refcounting: RangeLock::new(),
             loading: Loading::default(),
             bitmaps: Tracker::default(),
+            packers: Packers::default(),
             writable: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             closed: AtomicBool::new(false),

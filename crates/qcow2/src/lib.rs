@@ -5,11 +5,12 @@
 //!   memory    cache (bounded slices)  state (all of it, one short lock)  meta (where metadata lies)
 //!   bitmap    dirty bitmaps: kept, stored, changed
 //!   decide    map (plans)  alloc (clusters and their way back)
-//!   act       load  read  write  zero  flush  grow  resize  create  check
+//!   codecs    compress  deflate
+//!   act       load  read  write  pack (compressed writes)  zero  flush  grow  resize  create  check
 //! ```
 //!
 //! *Plan, execute, commit.* Decisions are made under a short lock; data moves without it; the mapping is
-//! published last. What may wait for what: range lock of guest clusters → loading and making of tables →
+//! published last. What may wait for what: range lock of guest clusters → packers' turn → loading and making of tables →
 //! flush → write-back of refcounts; nothing waits the other way round, so there are no deadlocks.
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ mod compress;
 mod copy;
 mod create;
 mod crypto;
+mod deflate;
 mod driver;
 mod engine;
 mod flush;
@@ -31,6 +33,7 @@ mod header;
 mod load;
 mod map;
 mod meta;
+mod pack;
 mod preallocate;
 mod read;
 mod refcount;
@@ -393,6 +396,10 @@ impl Node for Qcow2 {
 
     fn is_read_only(&self) -> bool {
         !self.engine.writable.load(Ordering::Relaxed)
+    }
+
+    fn compresses(&self) -> bool {
+        true
     }
 
     fn starts_as_zero(&self) -> bool {

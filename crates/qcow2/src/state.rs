@@ -13,6 +13,7 @@ use crate::engine::{Discards, Dropped};
 use crate::geometry::{DataPlace, Geometry, GuestCluster, HostCluster, L2Format};
 use crate::header::Header;
 use crate::meta::{MetaMap, OverlapChecks, Structure};
+use crate::pack::Pack;
 use crate::rest::Resting;
 use crate::table::{self, Cell, L1Entry, Storage};
 
@@ -168,6 +169,8 @@ pub(crate) struct State {
     pub meta: Option<MetaMap>,
     /// Where the next search for a free cluster starts.
     pub hint: u64,
+    /// Where the next compressed cluster goes.
+    pub pack: Pack,
     /// From here on the file was never written: it reads as zeroes.
     pub virgin_from: u64,
     pub epochs: Epochs,
@@ -221,6 +224,7 @@ impl State {
             refblocks: TableCache::new(caches.refblocks),
             meta: None,
             hint: 0,
+            pack: Pack::default(),
             virgin_from: file_len.next_multiple_of(geometry.cluster_size()),
             epochs: Epochs::new(),
             freed: Vec::new(),
@@ -372,6 +376,7 @@ impl State {
     pub fn free_later(&mut self, clusters: Range<HostCluster>, why: Dropped) {
         let punch = self.discards.passes(why);
         let clusters = clusters.start.0..clusters.end.0;
+        self.stop_packing(&clusters);
         if cowbell_block::mutant::is_active("no-quarantine") {
             clusters.for_each(|cluster| drop(self.drop_reference(cluster)));
             return;

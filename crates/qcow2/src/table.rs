@@ -225,6 +225,11 @@ impl Compressed {
         62 - (geometry.cluster_bits - 8)
     }
 
+    /// One byte past the last that a descriptor can name.
+    pub fn offset_limit(geometry: &Geometry) -> u64 {
+        (1 << Self::offset_bits(geometry)).min(1 << 56)
+    }
+
     fn decode(raw: u64, geometry: &Geometry) -> Self {
         let bits = Self::offset_bits(geometry);
         let offset = raw & ((1 << bits) - 1);

@@ -17,6 +17,7 @@ use crate::bitmap::Mode;
 use crate::engine::Engine;
 use crate::geometry::{DataPlace, HostOffset};
 use crate::map::{KeptStorage, Kind, Pieces, Span, WriteRun};
+use crate::pack;
 use crate::read::{self, Gather};
 
 /// Starts a write. Without a wait when it goes in place, the mapping is cached and the file takes it at once.
@@ -25,7 +26,7 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
         return Op::failed(request.bufs, e);
     }
     if request.flags.contains(Flags::COMPRESSED) {
-        return Op::failed(request.bufs, ErrorKind::Unsupported);
+        return pack::submit(engine, request);
     }
     if request.len == 0 {
         return Op::done(request.bufs);
@@ -208,7 +209,7 @@ async fn write_run(engine: &Arc<Engine>, at: u64, bufs: &mut Bufs, cause: Cause)
 impl Engine {
     /// The host is full: makes clusters free that wait in quarantine, and lets the search begin anew. Says whether
     /// there is hope.
-    async fn recover_space(self: &Arc<Self>) -> Result<bool> {
+    pub(crate) async fn recover_space(self: &Arc<Self>) -> Result<bool> {
         let waiting = {
             let mut state = self.state.lock();
             state.hint = 0;

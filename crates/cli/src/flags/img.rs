@@ -147,8 +147,9 @@ pub static CONVERT_BACKING: Flag = flag(
     Value::File("FILE"),
     "The output stores only what differs from FILE; needs its format in -F.",
 );
-/// `-b` of convert, as older scripts write it.
-pub static CONVERT_COMPRESS: Flag = refused(b'c', &["compress"], Value::None, "Compress the output.");
+/// `-c` of convert.
+pub static CONVERT_COMPRESS: Flag =
+    flag(b'c', &["compress"], Value::None, "Store the data compressed, if the format can.");
 /// `-l` of convert.
 pub static SOURCE_SNAPSHOT: Flag = flag(
     b'l',

@@ -130,7 +130,7 @@ pub static PATTERN: Flag = flag(b'P', &[], Value::Required("pattern"), "Write th
 pub static PATTERN_FILE: Flag =
     flag(b's', &[], Value::File("source_file"), "Write this file's content, repeated.");
 /// `-c` of write.
-pub static COMPRESSED: Flag = refused(b'c', &[], Value::None, "Store compressed.");
+pub static COMPRESSED: Flag = flag(b'c', &[], Value::None, "Store compressed; without effect with -b or -z.");
 /// `-f` of writes.
 pub static FUA: Flag = flag(b'f', &[], Value::None, "Durable when it completes.");
 /// `-n` of write.

@@ -7,7 +7,7 @@ use cowbell_block::node::Access;
 use cowbell_block::options::{CacheMode, DiscardMode, OptionTree};
 use cowbell_host::block_on;
 use cowbell_jobs::convert::{
-    Copied, OnReadError, Options, TargetStart, Transfer, WriteOrder, convert, total_len,
+    Copied, OnReadError, Options, Store, TargetStart, Transfer, WriteOrder, convert, total_len,
 };
 use cowbell_jobs::{Error, Pace, Unpaced};
 use serde_json::json;
@@ -41,6 +41,7 @@ struct Plan<'a> {
     backing: Option<String>,
     backing_format: Option<&'a str>,
     create: bool,
+    compress: bool,
     options: Options,
     target_is_zero: bool,
     /// What of the source is copied, if not its disk.
@@ -120,6 +121,10 @@ fn plan<'a>(args: &'a Args, options: Options, pace: Option<u64>, target_format: 
     if create && args.has(&flags::TARGET_IS_ZERO) {
         bail!("--target-is-zero requires use of -n flag");
     }
+    let compress = args.has(&flags::CONVERT_COMPRESS);
+    if args.has(&flags::COPY_RANGE) && compress {
+        bail!("Cannot enable copy offloading when -c is used");
+    }
     if args.has(&flags::COPY_RANGE) && args.has(&flags::SPARSE_SIZE) {
         bail!("Cannot enable copy offloading when -S is used");
     }
@@ -143,6 +148,7 @@ fn plan<'a>(args: &'a Args, options: Options, pace: Option<u64>, target_format: 
         backing: args.value(&flags::CONVERT_BACKING).map(str::to_owned).or_else(|| backing_option(args)),
         backing_format: args.value(&flags::BACKING_FORMAT),
         create,
+        compress,
         options,
         target_is_zero: args.has(&flags::TARGET_IS_ZERO),
         snapshot: None,
@@ -229,6 +235,9 @@ async fn create_target(cx: &Context, args: &Args, plan: &Plan<'_>, len: u64) -> 
     if options.contains_key("backing_file") && !options.contains_key("backing_fmt") {
         bail!("Use of backing file requires explicit backing format");
     }
+    if plan.compress {
+        check_compression(&format, &options)?;
+    }
     let mut staged = Staged::new(plan.target)?;
     staged.key_secrets = key_secrets(&options);
     format.create(cx, &staged.name, options, staged.mark.as_ref()).await.map_err(|e| {
@@ -246,6 +255,22 @@ fn key_secrets(options: &OptionTree) -> OptionTree {
         .filter(|(key, _)| is_secret(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect()
+}
+
+/// Whether the format stores data compressed, with these options of creation.
+fn check_compression(format: &Format, options: &OptionTree) -> Result<()> {
+    let word = |key: &str| options.get(key).and_then(|value| value.as_str());
+    if !format.driver.supports_compression() {
+        bail!("Compression not supported for this file format");
+    }
+    let encrypts = options.get("encryption").is_some_and(|on| on == true) || word("encrypt.format").is_some();
+    if encrypts {
+        bail!("Compression and encryption not supported at the same time");
+    }
+    if word("preallocation").is_some_and(|mode| mode != "off") {
+        bail!("Compression and preallocation not supported at the same time");
+    }
+    Ok(())
 }
 
 /// Opens the target, copies, and closes it.
@@ -303,7 +328,12 @@ async fn copy(
         (_, None) if plan.target_is_zero || (plan.create && node.starts_as_zero()) => TargetStart::Zero,
         _ => TargetStart::Unknown,
     };
-    let options = Options { start, ..plan.options };
+    let store = match plan.compress {
+        false => Store::Plain,
+        true if !node.compresses() => bail!("Compression not supported for this file format"),
+        true => Store::Compressed { cluster: node.limits().preferred_write },
+    };
+    let options = Options { start, store, ..plan.options };
     let quiet = args.has(&flags::QUIET);
     let json = form(args, &flags::OUTPUT_MORE)? == Form::Json;
     let meter = Meter::new(cx, args.has(&flags::PROGRESS), quiet || json);

@@ -202,7 +202,8 @@ fn write_flags(args: &Args) -> Result<Flags, String> {
     if args.has(&flags::VMSTATE) && zeroes {
         return Err("-b and -z cannot be specified at the same time\n".to_owned());
     }
-    if modifiers.contains(Flags::FUA) && args.has(&flags::VMSTATE) {
+    let unlike_fua = args.has(&flags::VMSTATE) || args.has(&flags::COMPRESSED);
+    if modifiers.contains(Flags::FUA) && unlike_fua {
         return Err("-f and -b or -c cannot be specified at the same time\n".to_owned());
     }
     if modifiers.contains(Flags::NO_FALLBACK) && !zeroes {
@@ -210,6 +211,9 @@ fn write_flags(args: &Args) -> Result<Flags, String> {
     }
     if modifiers.contains(Flags::MAY_UNMAP) && !zeroes {
         return Err("-u requires -z to be specified\n".to_owned());
+    }
+    if args.has(&flags::COMPRESSED) && !zeroes && !args.has(&flags::VMSTATE) {
+        modifiers |= Flags::COMPRESSED;
     }
     Ok(modifiers)
 }

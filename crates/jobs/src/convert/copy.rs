@@ -3,10 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use cowbell_block::buf::is_zero;
-use cowbell_block::{Buf, Bufs, ErrorKind, ExtentFlags, Flags, Mapping, Operation, Request};
+use cowbell_block::{Buf, Bufs, ErrorKind, ExtentFlags, Flags, Mapping, Op, Operation, Request};
+use futures_util::future::join_all;
 
 use super::walk::{Kind, Piece};
-use super::{Copied, Job, OnReadError, TargetStart};
+use super::{Copied, Job, OnReadError, Store, TargetStart};
 use crate::error::{Error, Result};
 use crate::layers::{self, Reach};
 
@@ -23,7 +24,31 @@ impl Job<'_> {
         }
     }
 
+    /// The data of a piece: of one source, or of several where a whole cluster is wanted.
     async fn read(&self, piece: &Piece, copied: &mut Copied) -> Result<Buf> {
+        let len_of = |source: usize| super::walk::rounded(self.sources[source].node().len());
+        if piece.source_offset + piece.len <= len_of(piece.source) {
+            return self.read_one(piece, copied).await;
+        }
+        let mut whole = Buf::zeroed(piece.len as usize);
+        let mut part = Piece { kind: Kind::Data(None), len: 0, ..*piece };
+        let mut at = 0;
+        while at < piece.len {
+            part.len = (len_of(part.source) - part.source_offset).min(piece.len - at);
+            part.target_offset = piece.target_offset + at;
+            if part.len > 0 {
+                let data = self.read_one(&part, copied).await?;
+                whole[at as usize..(at + part.len) as usize].copy_from_slice(&data);
+                data.recycle();
+            }
+            at += part.len;
+            part.source += 1;
+            part.source_offset = 0;
+        }
+        Ok(whole)
+    }
+
+    async fn read_one(&self, piece: &Piece, copied: &mut Copied) -> Result<Buf> {
         let root = &self.sources[piece.source];
         let offset = piece.source_offset;
         // The last sector of a source may reach over its end.
@@ -189,9 +214,51 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Submits the clusters of a piece that are not zero; zero ones are dealt with at once.
+    pub(super) async fn start_compressed(
+        &self,
+        piece: &Piece,
+        mut data: Buf,
+        copied: &mut Copied,
+    ) -> Result<Vec<(u64, Op)>> {
+        let mut offset = piece.target_offset;
+        let mut writes = Vec::new();
+        while !data.is_empty() {
+            let (zero, len) = match self.grain {
+                0 => (false, data.len()),
+                grain => first_run(&data, offset, grain),
+            };
+            let run = data.split_to(len);
+            if zero {
+                self.store_zeroes(offset, len as u64, copied).await?;
+            } else {
+                copied.data += len as u64;
+                self.wait_for_pace(len as u64).await;
+                let request = Request::write(offset, run).with_flags(Flags::COMPRESSED);
+                writes.push((offset, self.target.submit(request)));
+            }
+            offset += len as u64;
+        }
+        Ok(writes)
+    }
+
+    /// Waits for all of them, side by side.
+    pub(super) async fn finish_all(&self, writes: Vec<(u64, Op)>) -> Result<()> {
+        let finish = |(offset, op): (u64, Op)| async move {
+            let bufs = op.finish().await.into_bufs().map_err(|source| Error::Write { offset, source })?;
+            bufs.recycle();
+            Ok(())
+        };
+        join_all(writes.into_iter().map(finish)).await.into_iter().collect()
+    }
+
     async fn write(&self, offset: u64, data: Buf) -> Result<()> {
         self.wait_for_pace(data.len() as u64).await;
-        let done = self.target.submit(Request::write(offset, data)).finish().await;
+        let flags = match self.options.store {
+            Store::Plain => Flags::empty(),
+            Store::Compressed { .. } => Flags::COMPRESSED,
+        };
+        let done = self.target.submit(Request::write(offset, data).with_flags(flags)).finish().await;
         done.into_bufs().map_err(|source| Error::Write { offset, source })?.recycle();
         Ok(())
     }

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use cowbell_block::{ExtentFlags, Mapping, Node, Root};
 
-use super::TargetStart;
+use super::{Options, Store, TargetStart};
 use crate::error::{Error, Result};
 use crate::layers::{self, Reach};
 
 /// Most bytes of data in one piece: large enough that the cost per request vanishes, small enough that eight
 /// of them stay in a few megabytes of memory.
 pub(super) const DATA_BYTES_MAX: u64 = 2 << 20;
+/// Clusters compressed for one piece: enough for all cores, and little memory with many pieces in flight.
+const PACKED_TOGETHER: u64 = 8;
 /// Most zeroes in one piece: progress and cancellation are looked at between pieces.
 const ZERO_BYTES_MAX: u64 = 1 << 30;
 /// Sources count in sectors.
@@ -45,6 +47,9 @@ pub(super) struct Piece {
 pub(super) struct Walk {
     nodes: Vec<Arc<dyn Node>>,
     start: TargetStart,
+    /// Pieces are whole multiples of this in the target, but for the last one; 1 where that does not matter.
+    unit: u64,
+    total: u64,
     source: usize,
     /// Position in the current source.
     at: u64,
@@ -67,9 +72,14 @@ enum KnownKind {
 }
 
 impl Walk {
-    pub(super) fn new(sources: &[Root], start: TargetStart) -> Self {
+    pub(super) fn new(sources: &[Root], options: &Options) -> Self {
         let nodes = sources.iter().map(Root::node).collect();
-        Self { nodes, start, source: 0, at: 0, base: 0, known: None, number: 0 }
+        let unit = match options.store {
+            Store::Plain => 1,
+            Store::Compressed { cluster } => cluster,
+        };
+        let total = super::total_len(sources);
+        Self { nodes, start: options.start, unit, total, source: 0, at: 0, base: 0, known: None, number: 0 }
     }
 
     /// The next piece with its number, counted from 0.
@@ -81,7 +91,8 @@ impl Walk {
             }
             self.base += len;
             self.source += 1;
-            self.at = 0;
+            // A cluster may have taken in the beginning of the next source.
+            self.at -= len;
             self.known = None;
         }
         Ok(None)
@@ -94,15 +105,26 @@ impl Walk {
         let known = self.known.as_ref().expect("asked just now");
         let target_offset = self.base + self.at;
         let left = known.end - self.at;
-        let (len, kind) = match &known.kind {
+        let (mut len, mut kind) = match &known.kind {
             KnownKind::Data(map) => {
                 // Cut at multiples of the step, so that later pieces are aligned whatever the first one was.
-                let step = DATA_BYTES_MAX - target_offset % DATA_BYTES_MAX;
+                let most = match self.unit {
+                    1 => DATA_BYTES_MAX,
+                    unit => (unit * PACKED_TOGETHER).min(DATA_BYTES_MAX),
+                };
+                let step = most - target_offset % most;
                 (left.min(step), Kind::Data(map.clone()))
             }
             KnownKind::Zero => (left.min(ZERO_BYTES_MAX), Kind::Zero),
             KnownKind::Backing => (left.min(ZERO_BYTES_MAX), Kind::Backing),
         };
+        if len < self.unit {
+            // Less than a cluster of one kind: the whole cluster is data, whichever sources it comes from.
+            len = self.unit.min(self.total - target_offset);
+            kind = Kind::Data(None);
+        } else {
+            len -= len % self.unit;
+        }
         let piece = Piece { source: self.source, source_offset: self.at, target_offset, len, kind };
         self.at += len;
         if let Some(Known { kind: KnownKind::Data(Some(map)), .. }) = &mut self.known {
