@@ -106,7 +106,10 @@ async fn lower(engine: &Arc<Engine>, pass: &Pass) -> Result<()> {
             engine.decide(NO_CAUSE, |state| state.set_refcount(cluster, *count)).await?;
         }
     }
-    engine.state.lock().hint = 0;
+    let mut state = engine.state.lock();
+    state.hint = 0;
+    state.stop_packing(&(0..u64::MAX));
+    drop(state);
     Ok(())
 }
 

@@ -103,6 +103,7 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("bitmap-entries-beside-refcounts", "a cluster of bits is counted before a table names it"),
     ("bitmap-directory-unsettled", "a bitmap directory is durable before the header names it"),
     ("no-epochs", "a freed cluster waits for the plans that know it"),
+    ("pack-into-freed", "nothing is packed into a host cluster that loses references"),
     ("no-quarantine", "a freed cluster waits until its pointer is durably gone"),
     ("abandoned-overwrite", "an abandoned write in place holds its clusters until its I/O has ended"),
     ("stale-slice", "a slice read before its table was replaced is read again"),

@@ -310,6 +310,9 @@ impl State {
 
     /// Host clusters lose a reference: nothing more is packed there.
     pub fn stop_packing(&mut self, clusters: &Range<u64>) {
+        if cowbell_block::mutant::is_active("pack-into-freed") {
+            return;
+        }
         if self.pack.next != 0 && clusters.contains(&(self.pack.next >> self.geometry.cluster_bits)) {
             self.pack.next = 0;
         }

@@ -199,6 +199,7 @@ impl Shadow {
         let mut state = self.engine.state.lock();
         let lowest = freed.min().unwrap_or(u64::MAX).min(self.lowest_dropped);
         state.hint = state.hint.min(lowest);
+        state.stop_packing(&(0..u64::MAX));
         released.into_iter().for_each(|clusters| state.give_back_all(clusters));
         let punch = state.discards.passes(self.why);
         state.rest(freed, punch);
