@@ -83,6 +83,9 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
         line.fill(&worker);
         let range = range.await;
         let turn = turn.await;
+        if let Err(e) = worker.note_change(request.offset, request.len).await {
+            return Completion::failed(line.give_up().await, e);
+        }
         let completion = pack(&worker, request.offset, line, request.cause).await;
         drop((turn, range));
         if completion.result.is_ok() && request.flags.contains(Flags::FUA) {
