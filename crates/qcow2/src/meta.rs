@@ -57,6 +57,8 @@ impl Default for OverlapChecks {
 #[derive(Default)]
 pub(crate) struct MetaMap {
     checks: OverlapChecks,
+    /// L1 tables of snapshots: there may be thousands.
+    inactive_l1: RoaringTreemap,
     /// Ranges of host clusters with their structure: few.
     fixed: Vec<(Range<u64>, Structure)>,
     l2_tables: RoaringTreemap,
@@ -132,9 +134,11 @@ impl MetaMap {
         self.checks.contains(OverlapChecks::INACTIVE_L2)
     }
 
-    /// Adds the clusters of a structure that exists once or a few times.
+    /// Adds the clusters of a structure that is named by the header or by an entry of the snapshot table.
     pub fn add_fixed(&mut self, clusters: Range<u64>, structure: Structure) {
-        if !clusters.is_empty() {
+        if structure == Structure::InactiveL1 {
+            self.inactive_l1.insert_range(clusters);
+        } else if !clusters.is_empty() {
             self.fixed.push((clusters, structure));
         }
     }
@@ -170,6 +174,7 @@ impl MetaMap {
         [
             (Structure::ActiveL2, &self.l2_tables),
             (Structure::RefcountBlock, &self.refblocks),
+            (Structure::InactiveL1, &self.inactive_l1),
             (Structure::InactiveL2, &self.inactive_l2_tables),
         ]
         .into_iter()
@@ -201,6 +206,8 @@ mod tests {
         assert_eq!(map.overlap(5..9), None);
         map.remove_table(TableKind::L2, 9);
         assert_eq!(map.overlap(5..10), None);
+        map.add_fixed(20..22, Structure::InactiveL1);
+        assert_eq!(map.overlap(21..30), Some(Structure::InactiveL1));
         map.add_table(TableKind::InactiveL2, 9);
         assert_eq!(map.overlap(9..10), None, "not among the checks by default");
     }

@@ -70,6 +70,7 @@ async fn run(shadow: &mut Shadow, snapshot: &Snapshot, size: u64) -> Result<()> 
             break;
         }
     }
+    shadow.cover(l1.first..l1.first + geometry.clusters_for(entries * 8)).await?;
     let offset = geometry.host_offset(HostCluster(l1.first));
     shadow.commit(Switch { l1: Some((offset, entries as u32)), size: Some(size), snapshots: None }).await
 }
@@ -110,5 +111,5 @@ async fn unshare(
         let copy = geometry.host_offset(HostCluster(place.first + used));
         entries[(table.l1_index - first) as usize] = L1Entry::Table(copy, Ownership::Private);
     }
-    Ok(())
+    shadow.cover(place.first..place.first + tables.len() as u64).await
 }

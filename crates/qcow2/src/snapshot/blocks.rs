@@ -87,6 +87,18 @@ impl Blocks {
         }
     }
 
+    /// The refcount of a cluster as it will be, and how many from it on, of at most `len`, have the same.
+    ///
+    /// # Errors
+    /// The slice to be loaded first.
+    pub fn run_of(&self, first: u64, len: u64) -> std::result::Result<(u64, u64), Missing> {
+        let count = self.refcount(first)?;
+        let per_slice = self.geometry.refslice_entries();
+        let end = (first + len).min((first / per_slice + 1) * per_slice);
+        let alike = (first + 1..end).take_while(|cluster| self.refcount(*cluster) == Ok(count)).count();
+        Ok((count, 1 + alike as u64))
+    }
+
     /// Brings a slice.
     pub async fn load(&mut self, engine: &Arc<Engine>, missing: &Missing) -> Result<()> {
         let Missing(number) = *missing;

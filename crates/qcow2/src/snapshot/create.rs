@@ -98,6 +98,9 @@ impl Creation {
                 break;
             }
         }
+        for l1 in [Some(self.snapshot_l1), self.active_l1].into_iter().flatten() {
+            shadow.cover(l1.first..l1.first + l1_clusters).await?;
+        }
         row.raw.l1_table_offset = geometry.host_offset(HostCluster(self.snapshot_l1.first)).0.into();
         row.raw.l1_size = (self.l1.entries as u32).into();
         let snapshots = write_table(shadow, header, table_bytes, row).await?;
@@ -135,7 +138,10 @@ impl Creation {
         }
         tables.sort_unstable_by_key(|table| (table.offset, table.l1_index));
         let is_first = shadow.deltas.is_first_window();
-        let place = if is_first { shadow.own(private, 2).await? } else { Place { first: 0, virgin: false } };
+        let place = match is_first {
+            true => shadow.own_cleared(private, 2).await?,
+            false => Place { first: 0, virgin: false },
+        };
         let mut copies = Copies { place, used: 0, is_first };
         let mut at = 0;
         while at < tables.len() {
@@ -147,6 +153,7 @@ impl Creation {
             return Ok(());
         }
         shadow.disown(place.first + copies.used..place.first + private);
+        shadow.cover(place.first..place.first + copies.used).await?;
         self.write_piece(shadow, first, entries).await
     }
 

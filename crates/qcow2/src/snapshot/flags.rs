@@ -30,6 +30,7 @@ pub(super) async fn refresh(shadow: &mut Shadow) -> Result<Option<(HostOffset, u
         shadow.disown(place.first..place.first + clusters);
         return Ok(None);
     }
+    shadow.cover(place.first..place.first + clusters).await?;
     shadow.drop_structure(old.offset, old.entries * 8);
     Ok(Some((geometry.host_offset(HostCluster(place.first)), old.entries as u32)))
 }
@@ -45,7 +46,7 @@ async fn refresh_piece(shadow: &mut Shadow, first: u64, entries: &mut [L1Entry])
         }
     }
     private.sort_unstable_by_key(|table| table.offset);
-    let place = shadow.own(private.len() as u64, 1).await?;
+    let place = shadow.own_cleared(private.len() as u64, 1).await?;
     let (mut used, mut changed, mut at) = (0, false, 0);
     while at < private.len() {
         let end = batch_end(&private, at, &engine.geometry);
@@ -53,6 +54,7 @@ async fn refresh_piece(shadow: &mut Shadow, first: u64, entries: &mut [L1Entry])
         at = end;
     }
     shadow.disown(place.first + used..place.first + private.len() as u64);
+    shadow.cover(place.first..place.first + used).await?;
     Ok(changed)
 }
 
@@ -119,18 +121,22 @@ impl Shadow {
     ) -> std::result::Result<(), Missing> {
         let geometry = self.engine.geometry;
         while let Some(index) = Entries::new(bytes, geometry).next(*at) {
-            let raw = Entries::new(bytes, geometry).raw(index);
+            let entries = Entries::new(bytes, geometry);
+            let raw = entries.raw(index);
+            let mut len = 1;
             if let L2Entry::Normal(host, flag) | L2Entry::ZeroAllocated(host, flag) =
                 L2Entry::decode(raw, &geometry)
             {
-                let count = self.blocks.refcount(geometry.host_cluster(host).0)?;
+                let first = geometry.host_cluster(host).0;
+                let (count, alike) = self.blocks.run_of(first, entries.run(index, raw) as u64)?;
+                len = alike as usize;
                 let right = if count == 1 { Ownership::Private } else { Ownership::Shared };
                 if flag != right {
-                    set_flag(entry_mut(bytes, index, &geometry), right);
+                    (index..index + len).for_each(|i| set_flag(entry_mut(bytes, i, &geometry), right));
                     *changed = true;
                 }
             }
-            *at = index + 1;
+            *at = index + len;
         }
         Ok(())
     }

@@ -15,12 +15,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cowbell_block::{Buf, Result};
+use cowbell_block::{Buf, Flags, Request, Result};
 use roaring::RoaringTreemap;
 
 use super::SnapshotError;
 use super::blocks::Blocks;
 use super::deltas::Deltas;
+use super::tables::{PAGE, is_zero};
 
 use crate::engine::{Dropped, Engine, NO_CAUSE};
 use crate::geometry::{HostCluster, HostOffset};
@@ -140,6 +141,31 @@ impl Shadow {
         let first = taken.start;
         self.marks.push(Mark { clusters: taken, change: Change::Set(references) });
         Ok(Place { first, virgin })
+    }
+
+    /// Takes `count` clusters in a row for copies of tables. Most pages of most tables are empty: a place that was
+    /// used before is cleared as a whole where the host can, so that they need not be written.
+    pub async fn own_cleared(&mut self, count: u64, references: u64) -> Result<Place> {
+        let place = self.own(count, references).await?;
+        if place.virgin || count == 0 {
+            return Ok(place);
+        }
+        let bits = self.engine.geometry.cluster_bits;
+        let flags = Flags::MAY_UNMAP | Flags::NO_FALLBACK;
+        let clear = Request::write_zeroes(place.first << bits, count << bits).with_flags(flags);
+        let virgin = self.engine.file.submit(clear).finish().await.result.is_ok();
+        Ok(Place { virgin, ..place })
+    }
+
+    /// Makes the file cover clusters of which the last pages were left out.
+    pub async fn cover(&self, clusters: Range<u64>) -> Result<()> {
+        let end = clusters.end << self.engine.geometry.cluster_bits;
+        if clusters.is_empty() || self.engine.file.len() >= end {
+            return Ok(());
+        }
+        // What lies before the file's end may have been written.
+        let start = self.engine.file.len().max(end - SECTOR);
+        self.engine.file.write(start, Buf::zeroed((end - start) as usize)).await
     }
 
     /// A table that the header, or the snapshot table, will not name any more.
@@ -280,34 +306,27 @@ impl Shadow {
         Ok(released)
     }
 
-    /// Writes `table` to `place`, leaving out what reads as zeroes anyway. The end is always written, so that the
-    /// file covers it.
-    pub async fn write_sparse(&self, place: Place, at: u64, table: Buf) -> Result<()> {
-        let base = (place.first << self.engine.geometry.cluster_bits) + at;
-        write_sparse(&self.engine, base, place.virgin, table).await
+    /// Writes `table` to `place`, leaving out what reads as zeroes anyway.
+    pub async fn write_sparse(&self, place: Place, at: u64, mut table: Buf) -> Result<()> {
+        let mut at = (place.first << self.engine.geometry.cluster_bits) + at;
+        if !place.virgin {
+            return self.engine.file.write(at, table).await;
+        }
+        while !table.is_empty() {
+            let (zeroes, data) = first_run(&table);
+            table.split_to(zeroes).recycle();
+            at += zeroes as u64;
+            if data > 0 {
+                self.engine.file.write(at, table.split_to(data)).await?;
+                at += data as u64;
+            }
+        }
+        Ok(())
     }
 }
 
-/// Bytes of a piece that is left out when it is zero: a page of the host.
-const PAGE: usize = 4096;
-
-/// See [`Shadow::write_sparse`].
-async fn write_sparse(engine: &Arc<Engine>, mut at: u64, virgin: bool, mut table: Buf) -> Result<()> {
-    if !virgin {
-        return engine.file.write(at, table).await;
-    }
-    while !table.is_empty() {
-        let (zeroes, data) = first_run(&table);
-        let skipped = if zeroes == table.len() { zeroes - PAGE.min(zeroes) } else { zeroes };
-        table.split_to(skipped).recycle();
-        let part = table.split_to(if zeroes == skipped { data } else { zeroes - skipped });
-        at += skipped as u64;
-        let written = part.len() as u64;
-        engine.file.write(at, part).await?;
-        at += written;
-    }
-    Ok(())
-}
+/// Bytes that make the file cover a table.
+const SECTOR: u64 = 512;
 
 /// The lengths of the zeroes that a table begins with, and of what follows them, in whole pages.
 fn first_run(table: &[u8]) -> (usize, usize) {
@@ -317,13 +336,6 @@ fn first_run(table: &[u8]) -> (usize, usize) {
     };
     let zeroes = len_while(0, true);
     (zeroes, len_while(zeroes, false))
-}
-
-/// Whether all bytes are zero.
-fn is_zero(bytes: &[u8]) -> bool {
-    let words = bytes.chunks_exact(64);
-    words.remainder().iter().all(|b| *b == 0)
-        && words.into_iter().all(|chunk| chunk.iter().fold(0, |all, b| all | b) == 0)
 }
 
 fn apply_switch(header: &mut Header, switch: &Switch, reftable: Option<HostOffset>) {

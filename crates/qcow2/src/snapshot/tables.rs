@@ -16,6 +16,18 @@ pub(super) const L1_PIECE: u64 = 64 << 10;
 /// Bytes of L2 tables that are read at once.
 const L2_PIECE_BYTES: u64 = 4 << 20;
 
+/// Bytes of a page of the host: smaller pieces of zeroes are not worth leaving out.
+pub(super) const PAGE: usize = 4096;
+/// Bytes that are looked at together where entries are scattered.
+const LINE: usize = 64;
+static ZEROES: [u8; PAGE] = [0; PAGE];
+
+/// Whether all bytes of a page, or of less, are zero.
+#[inline]
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    *bytes == ZEROES[..bytes.len()]
+}
+
 /// An L1 table in the file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct L1Place {
@@ -137,23 +149,24 @@ impl<'a> Entries<'a> {
 
     /// The first entry from `index` on that is not empty.
     pub fn next(&self, mut index: usize) -> Option<usize> {
-        let per_line = 64 / self.stride;
-        while index < self.len() {
-            let line = index * self.stride;
-            let zero = |bytes: &[u8]| bytes.iter().fold(0, |all, b| all | b) == 0;
-            if index.is_multiple_of(per_line) && self.bytes.get(line..line + 64).is_some_and(zero) {
-                index += per_line;
-            } else if self.raw(index) == 0 {
-                index += 1;
-            } else {
-                return Some(index);
+        let len = self.len();
+        while index < len {
+            let at = index * self.stride;
+            // Most of most tables is empty: whole pages first, then lines of the cache.
+            let skipped = [PAGE, LINE]
+                .into_iter()
+                .find(|size| at.is_multiple_of(*size) && self.bytes.get(at..at + size).is_some_and(is_zero));
+            match skipped {
+                Some(size) => index += size / self.stride,
+                None if self.raw(index) == 0 => index += 1,
+                None => return Some(index),
             }
         }
         None
     }
 
     /// How many entries from `index` on continue it on the host: the same but for the offset.
-    fn run(&self, index: usize, raw: u64) -> usize {
+    pub fn run(&self, index: usize, raw: u64) -> usize {
         let size = self.geometry.cluster_size();
         let mut len = 1;
         while index + len < self.len() && self.raw(index + len) == raw.wrapping_add(len as u64 * size) {
@@ -192,8 +205,8 @@ impl<'a> Entries<'a> {
 
 /// Whether a table has a COPIED flag anywhere.
 pub(super) fn has_flags(bytes: &[u8], geometry: &Geometry) -> bool {
-    let stride = stride(geometry);
-    bytes.chunks(4096).any(|page| page.chunks_exact(stride).fold(0, |all, entry| all | entry[0]) & 0x80 != 0)
+    let flagged = |page: &[u8]| page.chunks_exact(stride(geometry)).any(|entry| entry[0] & 0x80 != 0);
+    bytes.chunks(PAGE).any(|page| !is_zero(page) && flagged(page))
 }
 
 /// Clears all COPIED flags of a table.
