@@ -8,6 +8,7 @@
 //! image is probed, names any file as its backing file.
 
 use std::any::Any;
+use std::future::ready;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,7 +25,7 @@ use crate::modes::Modes;
 use crate::naming::{NamingError, json_filename};
 use crate::node::{Access, ImageInfo, Limits, Node};
 use crate::options::{ChildRef, OptionTree, SizeOpt, parse};
-use crate::registry::{Driver, PROBE_BYTES, Registry, Role};
+use crate::registry::{Driver, MeasureSource, Measurement, PROBE_BYTES, Registry, Role};
 use crate::request::{
     BoxFuture, Completion, Extent, ExtentFlags, Mapping, Op, Operation, Outcome, Preallocation, Request,
 };
@@ -113,6 +114,15 @@ impl Driver for RawDriver {
 
     fn create_options(&self) -> &'static [CreateOption] {
         const { &[CreateOption::new("size", OptionKind::Size, "Virtual disk size")] }
+    }
+
+    fn measure(&self, _: OptionTree, source: MeasureSource) -> BoxFuture<Result<Measurement>> {
+        let len = match source {
+            MeasureSource::Size(len) => len,
+            MeasureSource::Image(node) => node.len(),
+        };
+        let bytes = len.next_multiple_of(512);
+        Box::pin(ready(Ok(Measurement { required: bytes, fully_allocated: bytes, bitmaps: None })))
     }
 
     fn create(&self, args: CreateArgs, cx: OpenContext) -> BoxFuture<Result<()>> {

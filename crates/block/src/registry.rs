@@ -105,6 +105,13 @@ pub trait Driver: Send + Sync + 'static {
         &[]
     }
 
+    /// How large a new image with these options of creation would be.
+    fn measure(&self, options: OptionTree, source: MeasureSource) -> BoxFuture<Result<Measurement>> {
+        let _ = (options, source);
+        let error = NotOffered { driver: self.name(), what: "size measurement" };
+        Box::pin(std::future::ready(Err(Error::from(error))))
+    }
+
     /// What [`Node::amend`] can be told, in the order that help shows. Empty: images cannot be amended.
     fn amend_options(&self) -> &'static [CreateOption] {
         &[]
@@ -117,6 +124,26 @@ pub trait Driver: Send + Sync + 'static {
         let error = NotOffered { driver: self.name(), what: "image creation" };
         Box::pin(std::future::ready(Err(Error::from(error))))
     }
+}
+
+/// What an image is measured for.
+#[derive(Clone)]
+pub enum MeasureSource {
+    /// An empty disk of this many bytes.
+    Size(u64),
+    /// The content of this image and what lies below it.
+    Image(Arc<dyn Node>),
+}
+
+/// How large a new image would be, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measurement {
+    /// Filled with the source's content.
+    pub required: u64,
+    /// With every byte of the disk allocated.
+    pub fully_allocated: u64,
+    /// What the source's bitmaps would take besides; `None` where there can be none.
+    pub bitmaps: Option<u64>,
 }
 
 /// The drivers in the order they were added.

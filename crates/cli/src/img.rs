@@ -1,5 +1,6 @@
 //! `img`: the commands over whole images, one file each.
 
+mod amend;
 mod bitmap;
 mod check;
 mod compare;
@@ -8,6 +9,8 @@ mod create;
 pub(crate) mod facts;
 mod info;
 mod map;
+mod measure;
+mod resize;
 mod snapshot;
 pub(crate) mod target;
 
@@ -43,7 +46,14 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
     };
     cx.require_ready(command)?;
     cx.path = format!("{} {word}", cx.path);
-    let args = parse(command, cx.face, Order::Permute, words).map_err(|e| usage(e.img_text()))?;
+    let mut words: Vec<String> = words.collect();
+    // A size with a sign looks like an option; it is the last word.
+    let size = match command.name {
+        "resize" => words.pop_if(|word| resize::is_size(word)),
+        _ => None,
+    };
+    let mut args = parse(command, cx.face, Order::Permute, words).map_err(|e| usage(e.img_text()))?;
+    args.operands.extend(size);
     if args.has(&flags::HELP) {
         Out::new().put(&cx.help(command));
         return Ok(0);
@@ -53,6 +63,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         return Ok(0);
     }
     let run = match command.name {
+        "amend" => amend::run,
         "bitmap" => bitmap::run,
         "check" => check::run,
         "compare" => compare::run,
@@ -60,6 +71,8 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         "create" => create::run,
         "info" => info::run,
         "map" => map::run,
+        "measure" => measure::run,
+        "resize" => resize::run,
         "snapshot" => snapshot::run,
         other => bail!("{other}: not available in this version of cowbell"),
     };

@@ -132,7 +132,7 @@ pub enum FileError {
     #[error("Preallocation can't be used for shrinking files")]
     PreallocationShrinks,
     /// A mode that needs an image format.
-    #[error("Unsupported preallocation mode '{mode}'")]
+    #[error("Unsupported preallocation mode: {mode}")]
     Preallocation {
         /// The mode's name.
         mode: &'static str,

@@ -106,7 +106,7 @@ fn creation_makes_what_was_asked_for() {
     create(args().with("nocow", true).with("extent_size_hint", 0)).expect("hints never fail");
     assert_eq!(stat().len(), 0, "an old file is emptied");
     let bad = create(args().with("preallocation", "metadata")).expect_err("needs a format");
-    assert_eq!(bad.to_string(), "Unsupported preallocation mode 'metadata'");
+    assert_eq!(bad.to_string(), "Unsupported preallocation mode: metadata");
     let bad = create(args().with("preallocation", "some")).expect_err("no mode");
     assert_eq!(bad.kind(), ErrorKind::InvalidInput);
     std::fs::write(&path, b"held").expect("written");

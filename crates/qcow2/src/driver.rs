@@ -6,7 +6,7 @@ use cowbell_block::context::{ChildKind, OpenContext, StoredBacking};
 use cowbell_block::create::{CreateArgs, CreateOption, OptionKind};
 use cowbell_block::modes::Modes;
 use cowbell_block::options::{OptionTree, from_tree, parse};
-use cowbell_block::registry::{Driver, Role, Score};
+use cowbell_block::registry::{Driver, MeasureSource, Measurement, Role, Score};
 use cowbell_block::{BoxFuture, Child, Error, ErrorKind, Node, Preallocation, Result};
 use cowbell_luks::create::HeaderPlace;
 use cowbell_luks::{Algorithms, KeyMissing};
@@ -302,6 +302,14 @@ impl Driver for Qcow2Driver {
 
     fn create_options(&self) -> &'static [CreateOption] {
         CREATE_OPTIONS
+    }
+
+    fn measure(&self, options: OptionTree, source: MeasureSource) -> BoxFuture<Result<Measurement>> {
+        Box::pin(async move {
+            let mut args = CreateArgs { options, ..CreateArgs::default() };
+            let options = args.take_typed::<CreationOptions>(CREATE_OPTIONS)?.resolve()?;
+            crate::measure::measure(&options, &source).await
+        })
     }
 
     fn amend_options(&self) -> &'static [CreateOption] {

@@ -32,6 +32,7 @@ mod grow;
 mod header;
 mod load;
 mod map;
+mod measure;
 mod meta;
 mod pack;
 mod preallocate;

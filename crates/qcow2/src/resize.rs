@@ -27,8 +27,8 @@ const END_MAX: u64 = 1 << 62;
 enum ResizeError {
     #[error("The new size must be a multiple of 512")]
     Unaligned,
-    #[error("Image size too big: the L1 table would need {0} entries")]
-    TooLarge(u64),
+    #[error("Failed to grow the L1 table: File too large")]
+    TooLarge,
     #[error("Can't resize a v2 image which has snapshots")]
     SnapshotsInVersion2,
     #[error("Preallocation can't be used for shrinking an image")]
@@ -89,7 +89,7 @@ async fn resize_disk(engine: &Arc<Engine>, size: u64, preallocation: Preallocati
 async fn grow(engine: &Arc<Engine>, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
     let needed = engine.geometry.l1_entries_for(size);
     if needed * 8 > L1_BYTES_MAX {
-        return Err(Error::new(ErrorKind::TooLarge, ResizeError::TooLarge(needed)));
+        return Err(Error::new(ErrorKind::TooLarge, ResizeError::TooLarge));
     }
     // Remains of a shrinking that was cut, and the VM state, which ends where it begins.
     engine.unmap_beyond(old, END_MAX).await?;

@@ -370,6 +370,108 @@ pub static SNAPSHOT: Command = Command {
     state: State::Ready,
 };
 
+/// `--preallocation` of resize.
+pub static PREALLOCATION: Flag = flag(
+    0,
+    &["preallocation"],
+    Value::OneOf("MODE", &["off", "metadata", "falloc", "full"]),
+    "Storage that the new part gets at once.",
+);
+/// `--shrink` of resize.
+pub static SHRINK: Flag =
+    flag(0, &["shrink"], Value::None, "Allow the new size to be smaller: what lies beyond it is lost.");
+/// `-o` of amend.
+pub static AMEND_OPTIONS: Flag = flag(
+    b'o',
+    &["options"],
+    Value::Required("OPTS"),
+    "What is to change, name=value separated by commas; 'help' lists the options.",
+);
+/// `-t` of amend.
+pub static AMEND_CACHE: Flag =
+    flag(b't', &["cache"], Value::OneOf("CACHE", CACHES), "Cache mode of the image (default: writeback).");
+/// `--force` of amend.
+pub static FORCE: Flag = flag(
+    0,
+    &["force"],
+    Value::None,
+    "Also changes after which the data may be out of reach, like erasing the last key.",
+);
+/// `-O` of measure.
+pub static MEASURE_FORMAT: Flag = flag(
+    b'O',
+    &["target-format", "output-format"],
+    Value::OneOf("FMT", FORMATS),
+    "Format of the image to be measured (default: raw).",
+);
+/// `-s` of measure.
+pub static MEASURE_SIZE: Flag =
+    flag(b's', &["size"], Value::Required("SIZE"), "Length of an empty disk, instead of an image.");
+/// `-l` of measure.
+pub static MEASURE_SNAPSHOT: Flag = flag(
+    b'l',
+    &["snapshot"],
+    Value::Required("SNAPSHOT"),
+    "Measure an internal snapshot, given by its id, its name, or as snapshot.id=ID,snapshot.name=NAME.",
+);
+
+/// `img resize`.
+pub static RESIZE: Command = Command {
+    name: "resize",
+    summary: "Change an image's size",
+    operands: "FILE [+|-]SIZE",
+    about: "With a sign the size changes by SIZE, otherwise it becomes SIZE. A cut on the way leaves the old size \
+            or the new one.",
+    flags: &[&HELP, &QUIET, &FORMAT, &IMAGE_OPTS, &PREALLOCATION, &SHRINK, &OBJECT, &OUTPUT_MORE, &POLICY],
+    commands: &[],
+    state: State::Ready,
+};
+
+/// `img amend`.
+pub static AMEND: Command = Command {
+    name: "amend",
+    summary: "Change options of an existing image",
+    operands: "FILE",
+    about: "A cut on the way leaves the old image or the new one.",
+    flags: &[
+        &HELP,
+        &QUIET,
+        &PROGRESS,
+        &FORMAT,
+        &AMEND_OPTIONS,
+        &AMEND_CACHE,
+        &FORCE,
+        &IMAGE_OPTS,
+        &OBJECT,
+        &POLICY,
+    ],
+    commands: &[],
+    state: State::Ready,
+};
+
+/// `img measure`.
+pub static MEASURE: Command = Command {
+    name: "measure",
+    summary: "Tell how large a new image would be",
+    operands: "[FILE]",
+    about: "Either an image whose content the new one would hold, or --size.",
+    flags: &[
+        &HELP,
+        &FORMAT,
+        &IMAGE_OPTS,
+        &MEASURE_FORMAT,
+        &OPTIONS,
+        &MEASURE_SIZE,
+        &MEASURE_SNAPSHOT,
+        &FORCE_SHARE,
+        &OUTPUT,
+        &OBJECT,
+        &POLICY,
+    ],
+    commands: &[],
+    state: State::Ready,
+};
+
 /// `img`, also called `qemu-img`.
 pub static IMG: Command = Command {
     name: "img",
@@ -378,7 +480,7 @@ pub static IMG: Command = Command {
     about: "",
     flags: &[&HELP, &VERSION, &TRACE],
     commands: &[
-        &absent("amend", "Change options of an existing image"),
+        &AMEND,
         &absent("bench", "Measure the speed of requests"),
         &BITMAP,
         &CHECK,
@@ -389,9 +491,9 @@ pub static IMG: Command = Command {
         &absent("dd", "Copy part of an image"),
         &INFO,
         &MAP,
-        &absent("measure", "Tell how large a new image would be"),
+        &MEASURE,
         &absent("rebase", "Change an image's backing file"),
-        &absent("resize", "Change an image's size"),
+        &RESIZE,
         &SNAPSHOT,
     ],
     state: State::Ready,

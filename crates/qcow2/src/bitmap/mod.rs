@@ -48,7 +48,7 @@
 //!   them durable, and switches with the header (`rewrite_header`): before or after.
 
 mod bits;
-mod directory;
+pub(crate) mod directory;
 mod dirty;
 mod edit;
 mod reader;
