@@ -11,4 +11,13 @@ for source in hello bench isa streams interrupts pages disk; do
     $cc $flags start.S "$source.c" -o "built/$source.elf" -lgcc
     riscv64-unknown-elf-strip "built/$source.elf"
 done
+# The same work, one kind at a time and longer.
+for rounds in integer:6000:0:0 memory:0:10000000:0 floating:0:0:10000000; do
+    IFS=: read -r name integer memory floating <<EOF
+$rounds
+EOF
+    # shellcheck disable=SC2086
+    $cc $flags "-DINTEGER=$integer" "-DMEMORY=$memory" "-DFLOATING=$floating" start.S bench.c -o "built/bench-$name.elf" -lgcc
+    riscv64-unknown-elf-strip "built/bench-$name.elf"
+done
 $cc --version | head -n 1 > built/compiler

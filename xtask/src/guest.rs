@@ -7,8 +7,10 @@
 //! | [`session`] | a console with a program at its other end |
 //! | [`check`] | what must hold of the machine with a real kernel in it |
 //! | [`programs`] | our own small guests: built again and compared |
+//! | [`mod@bench`] | its speed beside the reference's |
 //! | [`symbols`] | the kernel's symbols as a file for GDB |
 
+pub mod bench;
 mod build;
 mod check;
 mod fetch;

@@ -44,6 +44,8 @@ usage: cargo xtask COMMAND
   guest programs             builds the small guests again and compares
   bench [FILTER] [--output json] [--pairs N]
                              us and the reference on the same work, interleaved
+  bench machine [FILTER] [--output json] [--pairs N]
+                             the machine and qemu-system-riscv64 on the same guests
   tidy                       rules on the tree";
 
 fn main() -> ExitCode {
@@ -73,6 +75,7 @@ fn run(args: &[String]) -> Result<bool> {
             ci::alone("fuzz", || ci::fuzz(seconds))
         }
         "guest" => guest::run(rest),
+        "bench" if rest.first().is_some_and(|first| first == "machine") => guest::bench::run(&rest[1..]),
         "bench" => bench::run(rest),
         "tidy" => ci::alone("tidy", tidy::run),
         "help" | "--help" | "-h" => {

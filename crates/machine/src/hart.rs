@@ -127,7 +127,7 @@ impl Hart {
     /// Pages that somebody began to watch leave the store TLB at once.
     pub(crate) fn obey_watches(&mut self, ram: &mut Ram) {
         for &page in &ram.attention.watched {
-            self.tlb.drop_store(page);
+            self.tlb.drop_store(page, ram.cached_at(page));
         }
         if !ram.broadcast {
             ram.attention.watched.clear();

@@ -353,7 +353,7 @@ impl Machine {
                 hart.tlb.drop_stale(*stale);
             }
             for page in &attention.watched {
-                hart.tlb.drop_store(*page);
+                hart.tlb.drop_store(*page, self.bus.ram.cached_at(*page));
             }
         }
         for page in attention.code {

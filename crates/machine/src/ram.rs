@@ -28,6 +28,9 @@ pub mod watch {
     pub const CACHED: u8 = 0x80;
 }
 
+/// A page lies at several places of the store TLBs.
+const SEVERAL: u16 = u16::MAX;
+
 /// What must be done before the next instruction.
 #[derive(Debug, Default)]
 pub struct Attention {
@@ -84,6 +87,8 @@ pub struct Ram {
     table_uses: Box<[u64]>,
     /// The pages that walks used.
     tables: Vec<u32>,
+    /// For each page that may be in store TLBs, its place there, or [`SEVERAL`].
+    cached_at: Box<[u16]>,
     /// See [`Attention`].
     pub attention: Attention,
     /// There are several harts: what one drops from its store TLB, all must drop.
@@ -108,6 +113,7 @@ impl Ram {
             code: vec![0; count].into(),
             table_uses: vec![0; count].into(),
             tables: Vec::new(),
+            cached_at: vec![0; count].into(),
             attention: Attention::default(),
             broadcast: false,
         })
@@ -240,9 +246,20 @@ impl Ram {
         self.watch[page as usize] & !watch::CACHED
     }
 
-    /// Notes that a page entered a store TLB.
-    pub fn set_cached(&mut self, page: u32) {
-        self.watch[page as usize] |= watch::CACHED;
+    /// Notes that a page entered a store TLB at a place.
+    pub(crate) fn set_cached(&mut self, page: u32, index: u16) {
+        let (flags, at) = (&mut self.watch[page as usize], &mut self.cached_at[page as usize]);
+        if *flags & watch::CACHED == 0 {
+            *at = index;
+        } else if *at != index {
+            *at = SEVERAL;
+        }
+        *flags |= watch::CACHED;
+    }
+
+    /// The place in the store TLBs that a page had when it was last watched, if it was one.
+    pub(crate) fn cached_at(&self, page: u32) -> Option<u16> {
+        Some(self.cached_at[page as usize]).filter(|at| *at != SEVERAL)
     }
 
     /// Adds a watcher. True when the page may be in store TLBs and must leave them at once.

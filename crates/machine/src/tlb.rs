@@ -6,8 +6,9 @@
 use crate::hart::Privilege;
 use crate::ram::Stale;
 
-/// Entries per mode.
-const ENTRIES: usize = 1024;
+/// Entries per mode: 16 MiB. What is not used costs nothing, since flushes and searches look only at modes that were
+/// filled.
+const ENTRIES: usize = 4096;
 const FETCH_ENTRIES: usize = 256;
 const MODES: usize = 8;
 /// Regions whose last-level table is remembered, so that a miss reads one entry instead of up to five.
@@ -57,8 +58,8 @@ pub(crate) struct Tlb {
     walks: [(u64, u64); WALKS],
     /// Changes whenever a fetch translation may have gone; caches of block lookups compare it.
     pub(crate) fetch_generation: u64,
-    /// Something was filled since the last full flush.
-    filled: bool,
+    /// Modes into whose parts something was filled since the last full flush.
+    filled: [bool; MODES],
 }
 
 impl std::fmt::Debug for Tlb {
@@ -78,6 +79,12 @@ fn fetch_slot(mode: Mode, va: u64) -> usize {
         & (FETCH_ENTRIES * MODES - 1)
 }
 
+/// The part of `entries` that belongs to a mode.
+fn part<const N: usize>(entries: &mut [Entry; N], mode: usize) -> &mut [Entry] {
+    let len = N / MODES;
+    &mut entries[mode * len..(mode + 1) * len]
+}
+
 fn boxed<const N: usize>() -> Box<[Entry; N]> {
     // By way of the heap: the array is too large for a small stack.
     vec![EMPTY; N].into_boxed_slice().try_into().expect("the length is N")
@@ -91,7 +98,7 @@ impl Tlb {
             fetch: boxed(),
             walks: [(NO_TAG, 0); WALKS],
             fetch_generation: 1,
-            filled: false,
+            filled: [false; MODES],
         }
     }
 
@@ -118,20 +125,21 @@ impl Tlb {
     pub(crate) fn fill_load(&mut self, mode: Mode, va: u64, page: u32) {
         if mode != Mode::Uncached {
             self.load[slot(mode, va)] = Entry { tag: va & !0xfff, page };
-            self.filled = true;
+            self.filled[mode as usize] = true;
         }
     }
 
+    /// The page must be noted with [`store_index`] in [`Ram::set_cached`](crate::ram::Ram::set_cached).
     pub(crate) fn fill_store(&mut self, mode: Mode, va: u64, page: u32) {
         if mode != Mode::Uncached {
             self.store[slot(mode, va)] = Entry { tag: va & !0xfff, page };
-            self.filled = true;
+            self.filled[mode as usize] = true;
         }
     }
 
     pub(crate) fn fill_fetch(&mut self, mode: Mode, va: u64, page: u32) {
         self.fetch[fetch_slot(mode, va)] = Entry { tag: va & !0xfff, page };
-        self.filled = true;
+        self.filled[mode as usize] = true;
     }
 
     /// The last-level table for an address, if a walk found it since the last flush. No change of one entry of a
@@ -143,18 +151,18 @@ impl Tlb {
 
     pub(crate) fn fill_leaf_table(&mut self, va: u64, table: u64) {
         self.walks[(va >> 21) as usize % WALKS] = (va >> 21, table);
-        self.filled = true;
     }
 
     /// Forgets everything.
     pub(crate) fn flush(&mut self) {
         self.fetch_generation += 1;
-        if self.filled {
-            self.load.fill(EMPTY);
-            self.store.fill(EMPTY);
-            self.fetch.fill(EMPTY);
-            self.walks.fill((NO_TAG, 0));
-            self.filled = false;
+        self.walks.fill((NO_TAG, 0));
+        for mode in 0..MODES {
+            if std::mem::take(&mut self.filled[mode]) {
+                part(&mut self.load, mode).fill(EMPTY);
+                part(&mut self.store, mode).fill(EMPTY);
+                part(&mut self.fetch, mode).fill(EMPTY);
+            }
         }
     }
 
@@ -169,10 +177,23 @@ impl Tlb {
         self.fetch_generation += 1;
     }
 
-    /// Forgets every way to store to a page: somebody watches it now.
-    pub(crate) fn drop_store(&mut self, page: u32) {
-        for entry in self.store.iter_mut().filter(|entry| entry.page == page) {
-            *entry = EMPTY;
+    /// Forgets every way to store to a page: somebody watches it now. `index` is where its entries are in every part,
+    /// when that is one place.
+    pub(crate) fn drop_store(&mut self, page: u32, index: Option<u16>) {
+        for mode in (0..MODES).filter(|mode| self.filled[*mode]) {
+            let entries = part(&mut self.store, mode);
+            let entries = match index {
+                Some(index) => std::slice::from_mut(&mut entries[usize::from(index) % ENTRIES]),
+                None => entries,
+            };
+            for entry in entries.iter_mut().filter(|entry| entry.page == page) {
+                *entry = EMPTY;
+            }
         }
     }
+}
+
+/// Where the entry for an address lies in every part of the store cache.
+pub(crate) fn store_index(va: u64) -> u16 {
+    ((va >> 12) as usize & (ENTRIES - 1)) as u16
 }

@@ -4,6 +4,7 @@ use crate::bus::Bus;
 use crate::hart::Hart;
 use crate::mmu::{AccessKind, translate};
 use crate::ram::{PAGE, Ram};
+use crate::tlb::store_index;
 use crate::trap::Trap;
 
 fn crosses_page(va: u64, size: usize) -> bool {
@@ -42,7 +43,7 @@ pub(crate) fn store_ram(hart: &mut Hart, ram: &mut Ram, va: u64, size: usize, va
         return ram.write(address, &value.to_le_bytes()[..size]);
     }
     if translated.whole_page {
-        ram.set_cached(page);
+        ram.set_cached(page, store_index(va));
         hart.tlb.fill_store(hart.data_mode, va, page);
     }
     match size {
