@@ -287,3 +287,128 @@ fn a_header_may_lie_in_a_file_of_its_own() {
         succeeds(&cryptsetup(dir.path(), &test), "detached");
     }
 }
+
+const QCOW2: &str = "driver=qcow2,file.filename=a.qcow2,encrypt.key-secret=s";
+
+/// Encrypted qcow2 images, by their options of creation.
+const IMAGES: [&str; 7] = [
+    "encrypt.format=luks,encrypt.iter-time=1",
+    "encrypt.format=luks,encrypt.iter-time=1,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,cluster_size=512",
+    "encrypt.format=luks,encrypt.iter-time=1,extended_l2=on",
+    "encrypt.format=luks,encrypt.iter-time=1,preallocation=metadata",
+    "encrypt.format=luks,encrypt.iter-time=1,compat=0.10",
+    "encrypt.format=aes",
+    "encrypt.format=aes,compat=0.10,cluster_size=4096",
+];
+
+#[test]
+fn encrypted_qcow2_images_go_both_ways_with_the_reference() {
+    if !has("qemu-img") {
+        return;
+    }
+    let dir = with_source();
+    for options in IMAGES {
+        let options = format!("encrypt.key-secret=s,{options}");
+        let convert = [
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            SECRET[0],
+            SECRET[1],
+            "-o",
+            &options,
+            "plain.raw",
+            "a.qcow2",
+        ];
+        Tool::Ours.good(dir.path(), &convert);
+        Tool::Reference.compares(dir.path(), QCOW2);
+        Tool::Reference.good(dir.path(), &["check", SECRET[0], SECRET[1], "--image-opts", QCOW2]);
+        for args in [&["info", "a.qcow2"][..], &["info", "--output=json", "--image-opts", QCOW2]] {
+            assert_eq!(
+                Tool::Ours.good(dir.path(), args),
+                Tool::Reference.good(dir.path(), args),
+                "{options}"
+            );
+        }
+        Tool::Reference.good(dir.path(), &convert);
+        Tool::Ours.compares(dir.path(), QCOW2);
+        Tool::Ours.good(dir.path(), &["check", SECRET[0], SECRET[1], "--image-opts", QCOW2]);
+    }
+}
+
+#[test]
+fn requests_to_encrypted_qcow2_images_do_what_they_do_to_raw_ones() {
+    let dir = with_source();
+    let mut state = 7u64;
+    let mut draw = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for options in IMAGES {
+        let options = format!("encrypt.key-secret=s,{options}");
+        let create = ["create", "-q", "-f", "qcow2", SECRET[0], SECRET[1], "-o", &options, "a.qcow2", "256k"];
+        Tool::Ours.good(dir.path(), &create);
+        fs::write(dir.path().join("plain.raw"), vec![0; 256 << 10]).expect("written");
+        let commands: Vec<String> = (0..50)
+            .map(|_| {
+                let at = draw(256 << 10);
+                let len = [1, 511, 512, 4096, 70_000][draw(5) as usize].min((256 << 10) - at);
+                match draw(5) {
+                    0 => format!("write -z {at} {len}"),
+                    _ => format!("write -P {} {at} {len}", 1 + draw(255)),
+                }
+            })
+            .collect();
+        for image in [QCOW2, "driver=raw,file.filename=plain.raw"] {
+            let mut io = Command::new(OURS);
+            io.current_dir(dir.path()).args(["io", SECRET[0], SECRET[1], "--image-opts", image]);
+            commands.iter().for_each(|command| {
+                io.args(["-c", command]);
+            });
+            let output = io.output().expect("the program runs");
+            assert!(output.status.success(), "{options}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Tool::Ours.compares(dir.path(), QCOW2);
+        if has("qemu-img") {
+            Tool::Reference.compares(dir.path(), QCOW2);
+        }
+    }
+}
+
+#[test]
+fn encrypted_qcow2_images_are_refused_as_by_the_reference() {
+    if !has("qemu-img") {
+        return;
+    }
+    let dir = with_source();
+    let options = format!("encrypt.key-secret=s,{}", IMAGES[0]);
+    Tool::Ours.good(
+        dir.path(),
+        &["create", "-q", "-f", "qcow2", SECRET[0], SECRET[1], "-o", &options, "a.qcow2", "256k"],
+    );
+    Tool::Ours.good(dir.path(), &["create", "-q", "-f", "qcow2", "plain.qcow2", "256k"]);
+    let wrong = "secret,id=s,data=battery staple";
+    let create = ["create", "-q", "-f", "qcow2", SECRET[0], SECRET[1], "-o"];
+    let of = |options: &'static str| [&create[..], &[options, "b.qcow2", "1M"]].concat();
+    let map =
+        |object: &'static str, image: &'static str| vec!["map", "--object", object, "--image-opts", image];
+    for args in [
+        vec!["map", "a.qcow2"],
+        map(wrong, QCOW2),
+        map(SECRET[1], "driver=qcow2,file.filename=a.qcow2,encrypt.format=aes,encrypt.key-secret=s"),
+        map(SECRET[1], "driver=qcow2,file.filename=plain.qcow2,encrypt.format=luks,encrypt.key-secret=s"),
+        of("encrypt.format=luks"),
+        of("encrypt.key-secret=s"),
+        of("encrypt.format=foo,encrypt.key-secret=s"),
+        of("encrypt.format=luks,encrypt.key-secret=t"),
+        of("encrypt.format=aes,encrypt.key-secret=s,encrypt.cipher-alg=aes-128"),
+        of("encryption=on"),
+        of("encryption=on,encrypt.format=luks,encrypt.key-secret=s"),
+        of("encrypt.format=luks,encrypt.key-secret=s,encrypt.cipher-alg=foo"),
+    ] {
+        let (ours, theirs) = (Tool::Ours.bad(dir.path(), &args), Tool::Reference.bad(dir.path(), &args));
+        assert_eq!(ours.replace("cowbell: ", "qemu-img: "), theirs, "{args:?}");
+    }
+}
