@@ -25,6 +25,7 @@ pub enum Strictness {
 
 /// Runs everything and prints the table.
 pub fn run(strictness: Strictness) -> Result<bool> {
+    guest::install_tools();
     let mut steps = Steps::default();
     steps.run("tidy", tidy::run);
     steps.run("licences", tidy::licences);

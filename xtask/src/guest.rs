@@ -18,6 +18,8 @@ pub mod programs;
 mod session;
 mod symbols;
 
+pub use fetch::install_tools;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
