@@ -33,14 +33,17 @@ fn same_content(lab: &mut Lab<'_>, model: &mut Model) -> Result<(), String> {
     model.settle(&lab.read("ours.raw")?).map_err(|e| format!("ours: {e}"))
 }
 
-/// An internal snapshot reads as the disk did when it was made.
+/// An internal snapshot reads as the disk did when it was made, on either side.
 pub fn snapshot(lab: &mut Lab<'_>, name: &str, model: &mut Model) -> Result<(), String> {
-    let args = ["convert", "-f", "qcow2", "-l", name, "-O", "raw", IMAGE, "snapshot.raw"];
-    lab.img(Side::Theirs, &args)?.ok("their convert of a snapshot")?;
-    // A snapshot has the size of its time; a disk that grew since reads on beyond.
-    let mut read = lab.read("snapshot.raw")?;
-    read.truncate(model.size() as usize);
-    model.settle(&read).map_err(|e| format!("snapshot {name}: {e}"))
+    for side in [Side::Theirs, Side::Ours] {
+        let args = ["convert", "-f", "qcow2", "-l", name, "-O", "raw", IMAGE, "snapshot.raw"];
+        lab.img(side, &args)?.ok("a convert of a snapshot")?;
+        // A snapshot has the size of its time; the reference reads on beyond when the disk grew since.
+        let mut read = lab.read("snapshot.raw")?;
+        read.truncate(model.size() as usize);
+        model.settle(&read).map_err(|e| format!("snapshot {name} by {}: {e}", side.name()))?;
+    }
+    Ok(())
 }
 
 /// Both map the same, but for holes of the file inside data clusters.

@@ -29,7 +29,10 @@ pub fn run(lab: &mut Lab<'_>, kind: Kind, seed: u64) -> Result<(), String> {
         write(lab, &config, side, &mut model, &mut rng)?;
         let wanted = config.snapshots as usize;
         if snapshots.len() < wanted && (rng.percent(50) || batches - index <= wanted as u64) {
-            snapshots.push(take_snapshot(lab, snapshots.len(), &mut model)?);
+            let by = snapshot_side(kind, &mut rng);
+            snapshots.push(take_snapshot(lab, by, index, &mut model)?);
+        } else if !snapshots.is_empty() && rng.percent(40) {
+            change_snapshot(lab, snapshot_side(kind, &mut rng), &mut snapshots, &mut model, &mut rng)?;
         }
         if kind == Kind::PingPong {
             check_between(lab, side)?;
@@ -83,12 +86,47 @@ fn check_between(lab: &mut Lab<'_>, wrote: Side) -> Result<(), String> {
     Ok(())
 }
 
+/// Who works on snapshots: both do, also where the other one writes.
+fn snapshot_side(kind: Kind, rng: &mut Rng) -> Side {
+    match kind {
+        Kind::Ours if rng.percent(60) => Side::Ours,
+        Kind::Theirs if rng.percent(60) => Side::Theirs,
+        _ => rng.pick(&[Side::Ours, Side::Theirs]),
+    }
+}
+
 /// Makes an internal snapshot, and notes what it must read as.
-fn take_snapshot(lab: &mut Lab<'_>, number: usize, model: &mut Model) -> Result<(String, Model), String> {
+fn take_snapshot(
+    lab: &mut Lab<'_>,
+    by: Side,
+    number: u64,
+    model: &mut Model,
+) -> Result<(String, Model), String> {
     let name = format!("s{number}");
-    lab.img(Side::Theirs, &["snapshot", "-c", &name, IMAGE])?.ok("their snapshot")?;
+    lab.img(by, &["snapshot", "-c", &name, IMAGE])?.ok("a snapshot")?;
+    check_between(lab, by)?;
     let args = ["convert", "-f", "qcow2", "-O", "raw", IMAGE, "read.raw"];
     lab.img(Side::Theirs, &args)?.ok("their convert")?;
     model.settle(&lab.read("read.raw")?).map_err(|e| format!("theirs: {e}"))?;
     Ok((name, model.clone()))
+}
+
+/// Applies or deletes one of the snapshots.
+fn change_snapshot(
+    lab: &mut Lab<'_>,
+    by: Side,
+    snapshots: &mut Vec<(String, Model)>,
+    model: &mut Model,
+    rng: &mut Rng,
+) -> Result<(), String> {
+    let at = rng.below(snapshots.len() as u64) as usize;
+    if rng.percent(50) {
+        let (name, then) = &snapshots[at];
+        lab.img(by, &["snapshot", "-a", name, IMAGE])?.ok("applying a snapshot")?;
+        *model = then.clone();
+    } else {
+        let (name, _) = snapshots.remove(at);
+        lab.img(by, &["snapshot", "-d", &name, IMAGE])?.ok("deleting a snapshot")?;
+    }
+    check_between(lab, by)
 }

@@ -90,6 +90,11 @@ const fn writes(name: &'static str, goal: f64, script: &'static str, from: &'sta
     }
 }
 
+/// A change of internal snapshots.
+const fn snapshots(name: &'static str, goal: f64, args: &'static [&'static str], from: &'static str) -> Case {
+    Case { target: Some("out"), target_from: Some(from), proof: Proof::Targets, ..looks(name, goal, args) }
+}
+
 /// The cases.
 pub const CASES: &[Case] = &[
     Case { pairs: Some(25), ..looks("start-up: info", 3.0, &["info", "small.qcow2"]) },
@@ -169,4 +174,43 @@ pub const CASES: &[Case] = &[
         ..io("copy-on-write 4 KiB", 1.5, &["-f", "qcow2", "out"], "allocate-1.io")
     },
     io("read through to backing", 3.0, &["-f", "qcow2", "overlay.qcow2"], "read-1.io"),
+    snapshots("snapshot create sequential", 10.0, &["snapshot", "-c", "new", "out"], "sequential.qcow2"),
+    snapshots(
+        "snapshot apply sequential",
+        10.0,
+        &["snapshot", "-a", "a", "out"],
+        "sequential-snapshots.qcow2",
+    ),
+    snapshots(
+        "snapshot delete sequential",
+        10.0,
+        &["snapshot", "-d", "a", "out"],
+        "sequential-snapshots.qcow2",
+    ),
+    snapshots("snapshot create fragmented", 20.0, &["snapshot", "-c", "new", "out"], "fragmented.qcow2"),
+    snapshots(
+        "snapshot apply fragmented",
+        50.0,
+        &["snapshot", "-a", "a", "out"],
+        "fragmented-snapshots.qcow2",
+    ),
+    snapshots(
+        "snapshot delete fragmented",
+        50.0,
+        &["snapshot", "-d", "a", "out"],
+        "fragmented-snapshots.qcow2",
+    ),
+    looks("snapshot list of thousands", 8.0, &["snapshot", "-l", "many-snapshots.qcow2"]),
+    snapshots(
+        "snapshot create with thousands",
+        8.0,
+        &["snapshot", "-c", "new", "out"],
+        "many-snapshots.qcow2",
+    ),
+    snapshots(
+        "snapshot delete with thousands",
+        8.0,
+        &["snapshot", "-d", "s1000", "out"],
+        "many-snapshots.qcow2",
+    ),
 ];

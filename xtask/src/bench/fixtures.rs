@@ -20,12 +20,14 @@ const CLUSTER: u64 = 64 << 10;
 const REQUESTS: u64 = 20_000;
 /// Requests of a script that allocates a cluster each.
 const ALLOCATIONS: u64 = 4_000;
+/// Snapshots of the image that has many.
+const SNAPSHOTS: u64 = 2_000;
 /// Tables of the fragmented image.
 const TABLES: u64 = 1_500;
 
 /// Makes what is not there yet.
 pub fn make(reference: &Reference, directory: &Path) -> Result<()> {
-    let done = directory.join("done-3");
+    let done = directory.join("done-4");
     if done.exists() {
         return Ok(());
     }
@@ -48,7 +50,26 @@ pub fn make(reference: &Reference, directory: &Path) -> Result<()> {
     img(&["create", "-q", "-f", "qcow2", "fragmented.qcow2", "1T"])?;
     let script = directory.join("fragment.io");
     run(&reference.io, &["-t", "unsafe", "-f", "qcow2", "fragmented.qcow2"], directory, Some(&script))?;
+    for kind in ["sequential", "fragmented"] {
+        let (from, to) = (directory.join(format!("{kind}.qcow2")), format!("{kind}-snapshots.qcow2"));
+        copy(&from, &directory.join(&to))?;
+        img(&["snapshot", "-c", "a", &to])?;
+        img(&["snapshot", "-c", "b", &to])?;
+    }
+    copy(&directory.join("full.qcow2"), &directory.join("many-snapshots.qcow2"))?;
+    for number in 0..SNAPSHOTS {
+        img(&["snapshot", "-c", &format!("s{number}"), "many-snapshots.qcow2"])?;
+    }
     fs::write(done, "").context("marking the images as made")
+}
+
+/// Copies an image with its holes.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp").args(["--sparse=auto", "--reflink=never"]).arg(from).arg(to).status()?;
+    if !status.success() {
+        bail!("cp {}: {status}", from.display());
+    }
+    Ok(())
 }
 
 fn run(program: &Path, args: &[&str], directory: &Path, input: Option<&Path>) -> Result<()> {
