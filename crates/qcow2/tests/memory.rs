@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cowbell_block::{
-    Access, BoxFuture, Child, Completion, Error, Extent, ExtentFlags, ImageInfo, Node, Op, Operation,
-    Request, Result,
+    Access, BoxFuture, Child, Completion, Error, ErrorKind, Extent, ExtentFlags, Fix, ImageInfo, NewSnapshot,
+    Node, Op, Operation, Request, Result, SnapshotChange, SnapshotName,
 };
 use cowbell_qcow2::{CreateOptions, OpenOptions, Qcow2};
 use support::{Rng, read, run, write};
@@ -64,6 +64,7 @@ impl Node for Sparse {
                     self.0.write_all_at(piece, here)
                 })
             }
+            Operation::WriteZeroes => return Op::failed(request.bufs, ErrorKind::Unsupported),
             Operation::Truncate(_) => self.0.set_len(request.offset),
             Operation::Status => {
                 let extent = Extent { len: request.len, flags: ExtentFlags::DATA, map: None };
@@ -184,4 +185,43 @@ fn huge_images_stay_within_their_memory() {
     let file = image(CreateOptions { size, cluster_bits: 21, refcount_order: 0, ..Default::default() });
     let (opening, using) = exercise(&file, size);
     assert!(opening < 8 << 20 && using < 64 << 20, "2 MiB clusters: opening {opening}, using {using} bytes");
+}
+
+fn named(i: u32) -> SnapshotName {
+    SnapshotName::Name(format!("s{i}"))
+}
+
+#[test]
+fn a_thousand_snapshots_of_a_huge_disk_stay_within_their_memory() {
+    let size = 64 << 40;
+    let file = image(CreateOptions { size, ..Default::default() });
+    let options = OpenOptions { access: Access::ReadWrite, ..Default::default() };
+    let node = run(Qcow2::open(file.clone(), None, options)).expect("a valid image");
+    let mut rng = Rng(9);
+    let (places, using) = peak_of(|| {
+        let mut places = Vec::new();
+        for i in 0..1000u32 {
+            if i % 10 == 0 {
+                let offset = rng.below(size / 65536) * 65536;
+                write(&*node, offset, &[(i / 10) as u8 + 1; 512]);
+                places.push(offset);
+            }
+            let new = NewSnapshot { name: format!("s{i}"), ..Default::default() };
+            run(node.change_snapshots(SnapshotChange::Create(new))).expect("made");
+        }
+        for i in (0..1000).filter(|i| i % 20 == 1) {
+            run(node.change_snapshots(SnapshotChange::Delete(named(i)))).expect("deleted");
+        }
+        run(node.change_snapshots(SnapshotChange::Apply(named(504)))).expect("applied");
+        places
+    });
+    assert!(using < 64 << 20, "using {using} bytes");
+    for (number, offset) in places.iter().enumerate() {
+        let expected = if number <= 50 { number as u8 + 1 } else { 0 };
+        assert_eq!(read(&*node, *offset, 512), [expected; 512], "write {number}");
+    }
+    let report = run(node.check(Fix::None)).expect("checkable");
+    assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.findings);
+    assert_eq!(run(node.info()).expect("readable").snapshots.len(), 950);
+    run(node.close()).expect("closed");
 }
