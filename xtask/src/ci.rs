@@ -9,7 +9,7 @@ use crate::cargo;
 use crate::reference::Reference;
 use crate::sim::{self, Share};
 use crate::step::{Outcome, Steps};
-use crate::{demo, guest, startup, tidy};
+use crate::{demo, guest, packages, startup, tidy};
 
 /// Damaged images that CI tries, the same each time: what is new is for the soak to find. About half a minute.
 const FUZZ_COUNT: &str = "15000";
@@ -27,6 +27,7 @@ pub enum Strictness {
 pub fn run(strictness: Strictness) -> Result<bool> {
     guest::install_tools();
     let mut steps = Steps::default();
+    steps.run("programs for tests", packages::run);
     steps.run("tidy", tidy::run);
     steps.run("licences", tidy::licences);
     steps.run("format", || cargo::call(&["fmt", "--all", "--check"]));

@@ -20,6 +20,7 @@ mod cargo;
 mod ci;
 mod demo;
 mod guest;
+mod packages;
 mod reference;
 mod sim;
 mod startup;

@@ -412,3 +412,56 @@ fn encrypted_qcow2_images_are_refused_as_by_the_reference() {
         assert_eq!(ours.replace("cowbell: ", "qemu-img: "), theirs, "{args:?}");
     }
 }
+
+/// Key slots of `k` are changed by one tool after the other, each on its own copy; both say and do the same.
+#[test]
+fn key_slots_are_amended_as_by_the_reference() {
+    if !has("qemu-img") {
+        return;
+    }
+    let dir = with_source();
+    let new = ["--object", "secret,id=n,data=battery staple"];
+    let wrong = ["--object", "secret,id=w,data=wrong"];
+    for (format, prefix) in [("luks", ""), ("qcow2", "encrypt.")] {
+        let made = match format {
+            "luks" => "key-secret=s,iter-time=1",
+            _ => "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1",
+        };
+        Tool::Ours.good(
+            dir.path(),
+            &["create", "-q", "-f", format, SECRET[0], SECRET[1], "-o", made, "ours", "64k"],
+        );
+        fs::copy(dir.path().join("ours"), dir.path().join("theirs")).expect("copied");
+        for wanted in [
+            "state=active",
+            "state=active,new-secret=n,keyslot=0",
+            "state=active,new-secret=n,iter-time=1",
+            "state=inactive,iter-time=10",
+            "state=inactive,old-secret=w",
+            "state=inactive,keyslot=5",
+            "state=inactive,keyslot=1,old-secret=w",
+            "state=inactive,old-secret=s",
+            "state=inactive,keyslot=1",
+            "key-secret=s",
+        ] {
+            let options =
+                wanted.split(',').map(|option| format!("{prefix}{option}")).collect::<Vec<_>>().join(",");
+            let amend = |tool: Tool, file: &str| {
+                let image = format!("driver={format},file.filename={file},{prefix}key-secret=n");
+                let first = format!("driver={format},file.filename={file},{prefix}key-secret=s");
+                let objects = [SECRET, new, wrong].concat();
+                let with = |image: &str| {
+                    tool.run(
+                        dir.path(),
+                        &[&["amend", "--image-opts", "-o", &options, image][..], &objects].concat(),
+                    )
+                };
+                // The first passphrase is gone in the middle; then the new one opens the image.
+                let said = [with(&first), with(&image)];
+                said.map(|output| String::from_utf8_lossy(&output.stderr).replace("theirs", "ours"))
+            };
+            let ours = amend(Tool::Ours, "ours").map(|said| said.replace("cowbell: ", "qemu-img: "));
+            assert_eq!(ours, amend(Tool::Reference, "theirs"), "{format} {wanted}");
+        }
+    }
+}
