@@ -104,7 +104,7 @@ async fn act(cx: &Context, node: &Arc<dyn Node>, action: &Action<'_>) -> Result<
             };
             let which = SnapshotName::Both { id: found.id, name: found.name };
             let deleted = node.change_snapshots(SnapshotChange::Delete(which)).await;
-            deleted.map_err(|e| anyhow!("Could not delete snapshot '{name}': {}", reason(cx, &e)))
+            deleted.map_err(|e| anyhow!("Could not delete snapshot '{name}': {e}"))
         }
     }
 }
