@@ -227,7 +227,11 @@ impl Guest {
         let Some(op) = self.on_the_disk(op) else { return };
         let cause = Cause { request: u64::from(number), origin: 0 };
         match &op {
-            GuestOp::Write { at, fua } => {
+            GuestOp::Write { at, .. } | GuestOp::Pack { at } => {
+                let (fua, packed) = match op {
+                    GuestOp::Write { fua, .. } => (fua, Flags::empty()),
+                    _ => (false, Flags::COMPRESSED),
+                };
                 let mut buf = Buf::scratch((at.end - at.start) as usize * SECTOR);
                 let mut values = Vec::with_capacity((at.end - at.start) as usize);
                 {
@@ -240,8 +244,8 @@ impl Guest {
                 }
                 let ticket =
                     self.model.borrow_mut().begin_write(self.instant(), at.start, values.into_iter());
-                let request = Request::write(at.start * SECTOR as u64, buf);
-                self.mutate(&*node, request.caused_by(cause), ticket, *fua, patience).await;
+                let request = Request::write(at.start * SECTOR as u64, buf).with_flags(packed);
+                self.mutate(&*node, request.caused_by(cause), ticket, fua, patience).await;
             }
             GuestOp::Zero { at, unmap, fua } => {
                 let zeroes = std::iter::repeat_n(ZERO, (at.end - at.start) as usize);
@@ -276,6 +280,11 @@ impl Guest {
         let len = self.model.borrow().shortest(self.clock.now());
         match (op, op.range()) {
             (GuestOp::Resize { to }, _) => (*to != len).then(|| op.clone()),
+            (GuestOp::Pack { .. }, Some(range)) => {
+                let per = self.config.cluster_sectors();
+                let whole = range.start / per * per..range.end.next_multiple_of(per).min(len);
+                (!whole.is_empty()).then(|| op.with_range(whole))
+            }
             (_, Some(range)) if range.end > len => {
                 (range.start < len).then(|| op.with_range(range.start..len))
             }
@@ -296,6 +305,8 @@ impl Guest {
             Operation::Truncate(_) => self.config.version < 3,
             _ => false,
         };
+        // Compressed data replaces nothing, and ends with a cluster or with the disk, which may have grown.
+        let may_be_refused = request.flags.contains(Flags::COMPRESSED);
         let name = request.op.name();
         let (start, end) = (self.clock.now(), request.end().div_ceil(SECTOR as u64));
         let flags = if fua { Flags::FUA } else { Flags::empty() };
@@ -316,7 +327,9 @@ impl Guest {
             Err(error) => {
                 self.model.borrow_mut().fail(now, ticket);
                 let unsupported = may_be_unsupported && error.kind() == ErrorKind::Unsupported;
-                if !unsupported && !self.fell_off(start, end) {
+                let refused =
+                    may_be_refused && matches!(error.kind(), ErrorKind::Io | ErrorKind::InvalidInput);
+                if !unsupported && !refused && !self.fell_off(start, end) {
                     self.excuse(name, &error);
                 }
             }

@@ -29,6 +29,10 @@ pub enum GuestOp {
         at: Range<u64>,
         fua: bool,
     },
+    /// A compressed write of the whole clusters around the range.
+    Pack {
+        at: Range<u64>,
+    },
     Zero {
         at: Range<u64>,
         unmap: bool,
@@ -69,7 +73,7 @@ impl GuestOp {
     pub fn range(&self) -> Option<&Range<u64>> {
         match self {
             Self::Write { at, .. } | Self::Zero { at, .. } => Some(at),
-            Self::Discard { at } | Self::Read { at } | Self::Status { at } => Some(at),
+            Self::Pack { at } | Self::Discard { at } | Self::Read { at } | Self::Status { at } => Some(at),
             Self::Abandon { op, .. } => op.range(),
             Self::Flush | Self::Resize { .. } | Self::Wait | Self::Reopen => None,
         }
@@ -81,7 +85,7 @@ impl GuestOp {
         let mut op = self.clone();
         match &mut op {
             Self::Write { at, .. } | Self::Zero { at, .. } => *at = range,
-            Self::Discard { at } | Self::Read { at } | Self::Status { at } => *at = range,
+            Self::Pack { at } | Self::Discard { at } | Self::Read { at } | Self::Status { at } => *at = range,
             Self::Abandon { op, .. } => **op = op.with_range(range),
             Self::Flush | Self::Resize { .. } | Self::Wait | Self::Reopen => {}
         }
@@ -103,6 +107,7 @@ impl GuestOp {
                     (true, true) => " unmap fua",
                 },
             ),
+            Self::Pack { .. } => ("pack", ""),
             Self::Discard { .. } => ("discard", ""),
             Self::Read { .. } => ("read", ""),
             Self::Status { .. } => ("status", ""),
@@ -123,6 +128,7 @@ impl GuestOp {
         Some(match *words.first()? {
             "write" => Self::Write { at: range()?, fua: has("fua") },
             "zero" => Self::Zero { at: range()?, unmap: has("unmap"), fua: has("fua") },
+            "pack" => Self::Pack { at: range()? },
             "discard" => Self::Discard { at: range()? },
             "read" => Self::Read { at: range()? },
             "status" => Self::Status { at: range()? },
@@ -311,6 +317,7 @@ impl Scenario {
                     let (unmap, fua) = (if *unmap { "-u " } else { "" }, if *fua { "-f " } else { "" });
                     format!("{aio}write -z {unmap}{fua}{range}\n")
                 }
+                GuestOp::Pack { .. } => format!("write -c -P {pattern} {range}\n"),
                 GuestOp::Discard { .. } => format!("discard {range}\n"),
                 GuestOp::Read { .. } => format!("{aio}read {range}\n"),
                 GuestOp::Status { .. } => format!("alloc {range}\n"),

@@ -121,7 +121,9 @@ fn operation(rng: &mut Rng, weights: &[u64; 9], config: &Config, hot: &Range<u64
     let at = place(rng, config, hot, sectors);
     let op = plain_operation(rng, kind, at);
     match op {
-        GuestOp::Write { .. } | GuestOp::Zero { .. } | GuestOp::Discard { .. } if rng.one_in(12) => {
+        GuestOp::Write { .. } | GuestOp::Pack { .. } | GuestOp::Zero { .. } | GuestOp::Discard { .. }
+            if rng.one_in(12) =>
+        {
             GuestOp::Abandon { polls: rng.below(8) as u8, op: Box::new(op) }
         }
         op => op,
@@ -130,6 +132,7 @@ fn operation(rng: &mut Rng, weights: &[u64; 9], config: &Config, hot: &Range<u64
 
 fn plain_operation(rng: &mut Rng, kind: usize, at: Range<u64>) -> GuestOp {
     match kind {
+        0 if rng.one_in(5) => GuestOp::Pack { at },
         0 => GuestOp::Write { at, fua: rng.one_in(6) },
         1 => GuestOp::Zero { at, unmap: rng.one_in(2), fua: rng.one_in(8) },
         2 => GuestOp::Discard { at },
@@ -201,6 +204,8 @@ pub fn alphabet(config: &Config) -> Vec<GuestOp> {
         write(far..far + per),
         write(far - 1..far + 1),
         GuestOp::Write { at: hot..hot + per, fua: true },
+        GuestOp::Pack { at: clip(hot..hot + per) },
+        GuestOp::Pack { at: clip(hot..hot + 2 * per) },
         zero(hot..hot + per, false),
         zero(hot..hot + per, true),
         zero(hot..hot + part, false),
