@@ -86,7 +86,7 @@ pub struct EdgeInfo {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GraphError {
     /// No node or user has the name.
-    #[error("Cannot find device='' nor node-name='{0}'")]
+    #[error("Cannot find device='{0}' nor node-name='{0}'")]
     Unknown(String),
     /// Two nodes of one name.
     #[error("Duplicate nodes with node-name='{0}'")]

@@ -35,6 +35,9 @@ pub enum NamingError {
     /// A JSON tree that cannot be read.
     #[error("Could not parse the JSON options: {0}")]
     Json(#[source] TreeError),
+    /// JSON, but no object.
+    #[error("Invalid JSON object given")]
+    NotAnObject,
     /// A dotted list that cannot be read.
     #[error(transparent)]
     List(TreeError),
@@ -48,8 +51,17 @@ pub enum NamingError {
         role: String,
     },
     /// A child named by a node that does not exist.
-    #[error("Cannot find device='' nor node-name='{0}'")]
+    #[error("Cannot find device='{0}' nor node-name='{0}'")]
     UnknownNode(String),
+}
+
+impl From<TreeError> for NamingError {
+    fn from(e: TreeError) -> Self {
+        match e {
+            TreeError::NotAnObject => Self::NotAnObject,
+            e => Self::Json(e),
+        }
+    }
 }
 
 impl From<NamingError> for Error {
@@ -92,9 +104,9 @@ impl From<OptionTree> for ImageName {
 pub fn image_tree(registry: &Registry, name: &ImageName, format: Option<&str>) -> Result<OptionTree, Error> {
     let mut tree = match name {
         ImageName::Tree(tree) => nest(tree.clone()).map_err(NamingError::List)?,
-        ImageName::OptionList(list) => parse_option_list(list).map_err(NamingError::List)?,
+        ImageName::OptionList(list) => parse_image_options(list).map_err(NamingError::List)?,
         ImageName::Text(text) => match text.strip_prefix("json:") {
-            Some(json) => parse_json(json).map_err(NamingError::Json)?,
+            Some(json) => parse_json(json).map_err(NamingError::from)?,
             None => return plain_image_tree(registry, text, format),
         },
     };
@@ -102,6 +114,15 @@ pub fn image_tree(registry: &Registry, name: &ImageName, format: Option<&str>) -
         tree.insert("driver".to_owned(), Value::from(format));
     }
     Ok(tree)
+}
+
+/// A list of options in which the first word may go without a key: it names a node then.
+fn parse_image_options(list: &str) -> Result<OptionTree, TreeError> {
+    let first = list.split(',').next().unwrap_or_default();
+    match first.contains('=') || list.is_empty() {
+        true => parse_option_list(list),
+        false => parse_option_list(&format!("file={list}")),
+    }
 }
 
 fn plain_image_tree(registry: &Registry, text: &str, format: Option<&str>) -> Result<OptionTree, Error> {
@@ -133,7 +154,7 @@ fn plain_image_tree(registry: &Registry, text: &str, format: Option<&str>) -> Re
 /// The name has an unknown prefix, or its driver cannot read the rest.
 pub fn storage_tree(registry: &Registry, name: &str) -> Result<OptionTree, Error> {
     if let Some(json) = name.strip_prefix("json:") {
-        return Ok(parse_json(json).map_err(NamingError::Json)?);
+        return Ok(parse_json(json).map_err(NamingError::from)?);
     }
     let driver = match registry.driver_of_path(name) {
         Some(driver) => driver,
@@ -233,7 +254,7 @@ mod tests {
             Some("raw"),
             Ok(json!({"driver": "raw", "file": {"filename": "a"}})),
         );
-        check("json:[]", None, Err("Could not parse the JSON options: Invalid JSON object given"));
+        check("json:[]", None, Err("Invalid JSON object given"));
     }
 
     #[test]

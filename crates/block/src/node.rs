@@ -9,7 +9,7 @@ use crate::child::NamedEdge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{DebugEvent, Suspension};
 use crate::graph::Needs;
-use crate::options::OptionTree;
+use crate::options::{CacheMode, OptionTree};
 use crate::request::{BoxFuture, Cause, Op, Request};
 use crate::secrets::Secrets;
 use crate::snapshots::{SnapshotChange, SnapshotName};
@@ -136,6 +136,22 @@ pub trait Node: Send + Sync + 'static {
     fn reopen(&self, access: Access) -> BoxFuture<Result<()>> {
         let _ = access;
         Box::pin(std::future::ready(Err(ErrorKind::Unsupported.into())))
+    }
+
+    /// Changes how writes and flushes reach the host's storage, here and below. Nothing is in flight meanwhile.
+    ///
+    /// # Errors
+    /// The host does not offer the mode. Some of what is below may have changed then.
+    fn set_cache(&self, cache: CacheMode) -> BoxFuture<Result<()>> {
+        let edges = self.edges();
+        Box::pin(async move {
+            for edge in edges {
+                edge.child.node().set_cache(cache).await?;
+                // Its limits may be others now.
+                edge.child.replace(edge.child.node());
+            }
+            Ok(())
+        })
     }
 
     /// What the image locks stand for that this node holds on the host's storage. `None`: it takes no part.

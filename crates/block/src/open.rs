@@ -180,8 +180,9 @@ mod tests {
             ("driver=nix,file.filename=t", "Unknown driver 'nix'"),
             ("driver=toy,file.filename=t,foo=1", "Block format 'toy' does not support the option 'foo'"),
             ("driver=toy,file.filename=t,file.x=1", "Block protocol 'file' doesn't support the option 'x'"),
-            ("driver=toy,file=t", "Cannot find device='' nor node-name='t'"),
+            ("driver=toy,file=t", "Cannot find device='t' nor node-name='t'"),
             ("driver=toy,file.filename=u", "Could not open 'u': No such file or directory"),
+            ("t", "Cannot find device='t' nor node-name='t'"),
             ("driver=toy,file.filename=t,discard=x", "Parameter 'discard' does not accept value 'x'"),
         ] {
             assert_eq!(text(open_list(&cx, list)), expect);

@@ -59,7 +59,7 @@ pub enum RawError {
     },
     /// It ends behind the end.
     #[error(
-        "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the actual size of the \
+        "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the \
          containing file ({len})"
     )]
     WindowBeyondEnd {

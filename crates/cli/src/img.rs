@@ -91,7 +91,7 @@ fn form(args: &Args, flag: &'static Flag) -> Result<Form> {
     match args.value(flag) {
         None | Some("human") => Ok(Form::Human),
         Some("json") => Ok(Form::Json),
-        Some(_) => Err(usage("--output must be used with human or json as argument.")),
+        Some(_) => bail!("--output must be used with human or json as argument."),
     }
 }
 

@@ -5,13 +5,15 @@
 //! | [`session`] | the open image, requests in flight, what is printed where |
 //! | [`shell`] | lines into words, words to commands, help |
 //! | [`requests`] | read, write, discard, and their asynchronous kin |
-//! | [`inspect`] | alloc, map, length, info, truncate, reopen |
+//! | [`inspect`] | alloc, map, length, info, truncate |
+//! | [`reopen`] | changing how the image is open |
 //! | [`opening`] | open, close, and the options of both |
 //! | [`figures`] | the lines about sizes and times |
 
 mod figures;
 mod inspect;
 mod opening;
+mod reopen;
 mod requests;
 mod session;
 mod shell;

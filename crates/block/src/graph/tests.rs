@@ -162,7 +162,7 @@ fn edges_move_but_never_in_circles() {
     let none = apply(graph.change().set_child("disk", "backing", "spare"));
     assert_eq!(none.err().as_deref(), Some("Node 'disk' does not have child 'backing'"));
     let unknown = apply(graph.change().replace("disk", "nix"));
-    assert_eq!(unknown.err().as_deref(), Some("Cannot find device='' nor node-name='nix'"));
+    assert_eq!(unknown.err().as_deref(), Some("Cannot find device='nix' nor node-name='nix'"));
 }
 
 #[test]

@@ -46,10 +46,30 @@ pub fn parse_json(text: &str) -> Result<OptionTree, TreeError> {
         Err(e) if text.contains('\'') => serde_json::from_str(&with_double_quotes(text)).map_err(|_| e),
         Err(e) => Err(e),
     };
-    match parsed.map_err(|e| TreeError::Syntax(e.to_string()))? {
+    match parsed.map_err(|e| TreeError::Syntax(complaint(text, &e)))? {
         Value::Object(tree) => nest(tree),
         _ => Err(TreeError::NotAnObject),
     }
+}
+
+/// The parser's complaint in the reference's words, as far as it has words for it.
+fn complaint(text: &str, error: &serde_json::Error) -> String {
+    if text.trim().is_empty() {
+        return "Expecting a JSON value".to_owned();
+    }
+    let own = error.to_string();
+    let words = match own.as_str() {
+        _ if error.is_eof() => "premature EOI",
+        s if s.starts_with("trailing characters") => return "Expecting at most one JSON value".to_owned(),
+        s if s.starts_with("trailing comma") => "expecting value",
+        s if s.starts_with("expected `:`") => "missing : in object pair",
+        s if s.starts_with("expected `,` or `]`") => "expected separator in list",
+        s if s.starts_with("expected `,` or `}`") => "expected separator in dict",
+        s if s.starts_with("key must be a string") => "key is not a string in object",
+        s if s.starts_with("invalid escape") => "invalid escape sequence in string",
+        s => s,
+    };
+    format!("JSON parse error, {words}")
 }
 
 fn with_double_quotes(text: &str) -> String {
@@ -263,6 +283,22 @@ mod tests {
         let tree = parse_json(r#"{"file.driver":"file","file":{"filename":"a","x.y":[{"p.q":1}]}}"#);
         let expect = json!({"file": {"driver": "file", "filename": "a", "x": {"y": [{"p": {"q": 1}}]}}});
         assert_eq!(tree.map(Value::Object), Ok(expect));
+    }
+
+    #[test]
+    fn broken_json_is_reported_in_the_references_words() {
+        for (text, expect) in [
+            ("", "Expecting a JSON value"),
+            ("{", "JSON parse error, premature EOI"),
+            (r#"{"a":1,"#, "JSON parse error, premature EOI"),
+            (r#"{"a" 1}"#, "JSON parse error, missing : in object pair"),
+            (r#"{"a":1}}"#, "Expecting at most one JSON value"),
+            (r#"{"a":1,}"#, "JSON parse error, expecting value"),
+            (r#"{"a":[1 2]}"#, "JSON parse error, expected separator in list"),
+            (r#"{1:2}"#, "JSON parse error, key is not a string in object"),
+        ] {
+            assert_eq!(parse_json(text), Err(TreeError::Syntax(expect.to_owned())), "{text}");
+        }
     }
 
     #[test]

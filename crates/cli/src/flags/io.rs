@@ -155,10 +155,10 @@ pub static OPEN_OPTIONS: Flag = flag(b'o', &[], Value::Required("options"), "Opt
 pub static READ_WRITE: Flag = flag(b'w', &[], Value::None, "Allow writes.");
 /// `-c` of reopen.
 pub static REOPEN_CACHE: Flag =
-    flag(b'c', &[], Value::Required("cache"), "Another cache mode; only its write-through part can change.");
+    flag(b'c', &[], Value::Required("cache"), "Change the cache mode to the given value.");
 /// `-o` of reopen.
 pub static REOPEN_OPTIONS: Flag =
-    refused(b'o', &[], Value::Required("options"), "Other options of the image's driver.");
+    flag(b'o', &[], Value::Required("options"), "Changes block driver options (cf. 'open' command).");
 
 const ANY: usize = usize::MAX;
 

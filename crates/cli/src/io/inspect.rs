@@ -1,9 +1,9 @@
-//! alloc, map, length, info, truncate, reopen.
+//! alloc, map, length, info, truncate.
 
 use std::sync::Arc;
 
 use cowbell_block::claim::claim;
-use cowbell_block::node::{Access, Node};
+use cowbell_block::node::Node;
 use cowbell_block::{ExtentFlags, Needs, Permissions, Preallocation, Request};
 
 use super::session::Session;
@@ -12,7 +12,6 @@ use super::words::number;
 use crate::flags::Args;
 use crate::flags::io::{self as flags, IoCommand};
 use crate::img::facts;
-use crate::open::cache_mode;
 use crate::size::io_form;
 
 /// Whether the top layer holds the range that starts at `offset`, and how long that stays so.
@@ -162,42 +161,4 @@ const WRITER: Needs =
 /// The same while the image is resized.
 fn resizing(needs: Needs) -> Needs {
     Needs { required: needs.required | Permissions::RESIZE, ..needs }
-}
-
-pub(super) async fn reopen(session: &mut Session<'_>, args: &Args) -> Done {
-    let (read_only, read_write) = (args.has(&flags::READ_ONLY), args.has(&flags::READ_WRITE));
-    if read_only && read_write {
-        session.cx.report("Only one -r/-w option may be given");
-        return Err(Failed);
-    }
-    if let Some(name) = args.value(&flags::REOPEN_CACHE) {
-        let mode = match cache_mode("cache", name) {
-            Ok(mode) => mode,
-            Err(e) => {
-                session.cx.report(e);
-                return Err(Failed);
-            }
-        };
-        let Some(image) = session.image_mut() else { return Err(Failed) };
-        if (mode.direct, mode.no_flush) != (image.cache.direct, image.cache.no_flush) {
-            session.cx.report(format_args!(
-                "cache mode '{name}' cannot be switched to while the image is open in this version of cowbell"
-            ));
-            return Err(Failed);
-        }
-        image.write_through = mode.write_through;
-    }
-    if !read_only && !read_write {
-        return Ok(());
-    }
-    session.wait_for_all().await;
-    let Some(node) = session.image().map(crate::open::Image::node) else { return Err(Failed) };
-    let access = if read_write { Access::ReadWrite } else { Access::ReadOnly };
-    match node.reopen(access).await {
-        Ok(()) => Ok(()),
-        Err(e) => {
-            session.cx.report(e);
-            Err(Failed)
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::session::{After, Session};
 use super::words::c_number;
-use super::{inspect, opening, requests};
+use super::{inspect, opening, reopen, requests};
 use crate::flags::help::signature;
 use crate::flags::io::{IO_COMMANDS, IoCommand, Needs};
 use crate::flags::parse::{Order, parse};
@@ -73,7 +73,7 @@ impl Session<'_> {
             "quit" => Ok(()),
             "read" => requests::read(self, command, &args).await,
             "readv" => requests::readv(self, command, &args).await,
-            "reopen" => inspect::reopen(self, &args).await,
+            "reopen" => reopen::reopen(self, command, &args).await,
             "sigraise" => self.sigraise(&args),
             "sleep" => self.sleep(&args).await,
             "truncate" => inspect::truncate(self, command, &args).await,

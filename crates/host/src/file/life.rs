@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use cowbell_block::{Access, Result};
+use cowbell_block::{Access, CacheMode, Result};
 use rustix::fs::OFlags;
 
-use crate::error::{FileError, os};
-use crate::file::{Shared, open};
+use crate::error::{FileError, OpenError, os};
+use crate::file::{Shared, open, probe};
 use crate::handle::Handle;
 use crate::lock::{self, Needs, Permissions};
 use crate::pool;
@@ -14,6 +14,34 @@ use crate::pool;
 impl Shared {
     /// Opens the file again, also to get rid of a sticky failure.
     pub(super) async fn reopen(&self, access: Access) -> Result<()> {
+        self.renew(access, self.mode.is_direct()).await
+    }
+
+    /// Changes the cache mode; the file is opened again if it has to be.
+    pub(super) async fn set_cache(&self, cache: CacheMode) -> Result<()> {
+        let access = match self.handle.state() & Handle::READ_ONLY {
+            0 => Access::ReadWrite,
+            _ => Access::ReadOnly,
+        };
+        if self.mode.ignores_flush() && !cache.no_flush && access == Access::ReadWrite {
+            // Nobody was waiting for what was written until now; from now on a flush covers all of it.
+            self.dirty.store(true, Ordering::SeqCst);
+        }
+        if cache.direct != self.mode.is_direct() {
+            self.renew(access, cache.direct).await?;
+        }
+        let alignment = match cache.direct {
+            false => None,
+            true => {
+                let no_alignment = || OpenError::NoAlignment { filename: self.filename.clone() }.into_error();
+                Some(probe::alignment(&self.handle, self.len()).ok_or_else(no_alignment)?)
+            }
+        };
+        self.mode.set(cache, alignment);
+        Ok(())
+    }
+
+    async fn renew(&self, access: Access, direct: bool) -> Result<()> {
         let state = self.handle.state();
         if state & Handle::CLOSED != 0 {
             return Err(FileError::Closed.into());
@@ -22,7 +50,7 @@ impl Shared {
             // What was promised to be written back must not depend on the descriptor that goes away.
             self.flush().await?;
         }
-        let flags = if self.cache.direct { OFlags::DIRECT } else { OFlags::empty() };
+        let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
         let fd = open::again(&self.handle, access, flags).map_err(os)?;
         let mut lock = self.lock.lock();
         if let Some(held) = *lock {

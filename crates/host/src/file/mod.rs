@@ -12,6 +12,7 @@
 //!   second attempt that succeeds proves nothing: writes and flushes fail until the file is reopened.
 
 mod life;
+mod mode;
 mod open;
 mod options;
 mod probe;
@@ -42,6 +43,7 @@ use crate::handle::Handle;
 use crate::lane;
 use crate::lane::{Call, Job, Lane};
 use crate::lock::{self, Needs};
+use mode::Mode;
 use open::Opened;
 use status::DataCache;
 
@@ -60,14 +62,13 @@ pub(crate) struct Shared {
     handle: Arc<Handle>,
     filename: String,
     is_device: bool,
-    cache: CacheMode,
+    mode: Mode,
     /// Only when they change anything.
     modes: Option<Modes>,
-    limits: Limits,
     lane: Lane,
     len: AtomicU64,
-    /// Nothing is tried on the submitting thread: direct I/O always waits, and tests ask for one lane only.
-    never_inline: bool,
+    /// Tests ask for one lane only: nothing is tried on the submitting thread.
+    one_lane: bool,
     inline_read: InlineRead,
     /// Something was written since the last flush began.
     dirty: AtomicBool,
@@ -113,17 +114,12 @@ impl FileNode {
 
     /// Whether the page cache is passed by.
     pub fn is_direct(&self) -> bool {
-        self.shared.cache.direct
+        self.shared.mode.is_direct()
     }
 }
 
 impl Shared {
     fn new(filename: String, opened: Opened, options: &FileOptions<'_>) -> Self {
-        let mut limits = Limits { discard_alignment: 1, ..Limits::default() };
-        if let Some(alignment) = opened.alignment {
-            limits.request_alignment = alignment.request;
-            limits.memory_alignment = alignment.memory;
-        }
         let lane = match (options.lane, options.aio) {
             (Lane::Auto, AioMode::Threads) => Lane::Pool,
             (lane, _) => lane,
@@ -133,12 +129,11 @@ impl Shared {
             handle: Arc::new(opened.handle),
             filename,
             is_device: opened.is_device,
-            cache: options.cache,
+            mode: Mode::new(options.cache, opened.alignment),
             modes: (!options.modes.is_plain()).then_some(options.modes),
-            limits,
             lane,
             len: AtomicU64::new(opened.len),
-            never_inline: options.lane != Lane::Auto || options.cache.direct,
+            one_lane: options.lane != Lane::Auto,
             inline_read,
             dirty: AtomicBool::new(false),
             flushing: RangeLock::new(),
@@ -150,6 +145,11 @@ impl Shared {
 
     fn len(&self) -> u64 {
         self.len.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing is tried on the submitting thread: direct I/O always waits.
+    fn never_inline(&self) -> bool {
+        self.one_lane || self.mode.is_direct()
     }
 
     /// Notes that the file reaches at least to `end`.
@@ -195,7 +195,7 @@ impl Shared {
     fn is_clean(&self) -> bool {
         // In this order: a flush that runs has taken the mark already and is not finished.
         let idle = self.flushing.in_use() == 0;
-        (idle && !self.dirty.load(Ordering::SeqCst)) || self.cache.no_flush
+        (idle && !self.dirty.load(Ordering::SeqCst)) || self.mode.ignores_flush()
     }
 
     /// Makes completed writes durable, unless there are none since the last time.
@@ -268,7 +268,7 @@ impl Node for FileNode {
                 let flags = request.flags;
                 finish(request, async move {
                     shared.change_space(plan).await?;
-                    if flags.contains(Flags::FUA) || shared.cache.write_through {
+                    if flags.contains(Flags::FUA) || shared.mode.writes_through() {
                         shared.flush().await?;
                     }
                     Ok(())
@@ -286,7 +286,7 @@ impl Node for FileNode {
     }
 
     fn limits(&self) -> Limits {
-        self.shared.limits
+        self.shared.mode.limits()
     }
 
     fn is_read_only(&self) -> bool {
@@ -329,6 +329,11 @@ impl Node for FileNode {
         lock::commit(&*self.shared.handle, held, needs);
         *lock = Some(needs);
         Ok(())
+    }
+
+    fn set_cache(&self, cache: CacheMode) -> BoxFuture<Result<()>> {
+        let shared = self.shared.clone();
+        Box::pin(async move { shared.set_cache(CacheMode { write_through: false, ..cache }).await })
     }
 
     fn close(&self) -> BoxFuture<Result<()>> {

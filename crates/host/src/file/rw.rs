@@ -25,7 +25,7 @@ pub(crate) fn read(shared: &Arc<Shared>, mut request: Request) -> Op {
         return Op::done(request.bufs);
     }
     let mut done = 0;
-    if !shared.never_inline {
+    if !shared.never_inline() {
         match read_now(shared, &mut request.bufs, request.len as usize, request.offset) {
             Progress::Whole => return Op::done(request.bufs),
             Progress::Waits(n) => done = n,
@@ -69,10 +69,10 @@ pub(crate) fn write(shared: &Arc<Shared>, request: Request) -> Op {
     if request.len == 0 {
         return Op::done(request.bufs);
     }
-    let fua = request.flags.contains(Flags::FUA) && !shared.cache.no_flush;
-    let durable = fua || shared.cache.write_through;
+    let fua = request.flags.contains(Flags::FUA) && !shared.mode.ignores_flush();
+    let durable = fua || shared.mode.writes_through();
     let durability = if durable { Durability::Durable } else { Durability::Volatile };
-    if !durable && !shared.never_inline {
+    if !durable && !shared.never_inline() {
         return match write_now(shared, &request.bufs, request.len as usize, request.offset) {
             Ok(()) => Op::done(request.bufs),
             Err(errno) => Op::failed(request.bufs, os(errno)),
@@ -142,7 +142,7 @@ impl Transfer {
             if done >= len {
                 return Completion::done(finished.bufs);
             }
-            let grain = shared.limits.request_alignment as usize;
+            let grain = shared.mode.request_alignment() as usize;
             if !done.is_multiple_of(grain) {
                 // Direct I/O stopped inside a grain: at the end of the file, or at a place to read again.
                 if offset + done as u64 >= shared.length_now() {
@@ -170,7 +170,7 @@ impl Transfer {
             if done >= len {
                 return Completion::done(finished.bufs);
             }
-            done -= done % shared.limits.request_alignment as usize;
+            done -= done % shared.mode.request_alignment() as usize;
             finished = again(&shared, self.call, finished.bufs, offset, done).await;
         }
     }

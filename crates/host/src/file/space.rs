@@ -140,7 +140,7 @@ impl Shared {
 
     /// Makes the file reach to `end`, by writing zeroes at the end of `offset..end`, which is to become zero.
     async fn grow(&self, offset: u64, end: u64) -> Result<()> {
-        let grain = u64::from(self.limits.request_alignment);
+        let grain = u64::from(self.mode.request_alignment());
         let at = (end - 1) / grain * grain;
         if at < offset || !end.is_multiple_of(grain) {
             // Direct I/O to an end that is not on the grain; a parent that keeps to the limits never asks.
@@ -178,7 +178,7 @@ impl Shared {
                 Err(errno) => return Err(os(errno)),
             }
             self.grown_to(offset + done as u64);
-            done -= if done < len { done % self.limits.request_alignment as usize } else { 0 };
+            done -= if done < len { done % self.mode.request_alignment() as usize } else { 0 };
         }
         Ok(bufs.to_contiguous_or_self())
     }

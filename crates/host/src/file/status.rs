@@ -104,11 +104,11 @@ impl Shared {
 
     /// The next multiple of the grain of requests.
     fn up(&self, at: u64) -> u64 {
-        at.checked_next_multiple_of(u64::from(self.limits.request_alignment)).unwrap_or(at)
+        at.checked_next_multiple_of(u64::from(self.mode.request_alignment())).unwrap_or(at)
     }
 
     /// The multiple of the grain of requests before `at`, unless `at` is the end of the file.
     fn down(&self, at: u64, size: u64) -> u64 {
-        if at == size { at } else { at - at % u64::from(self.limits.request_alignment) }
+        if at == size { at } else { at - at % u64::from(self.mode.request_alignment()) }
     }
 }

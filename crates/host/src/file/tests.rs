@@ -167,6 +167,32 @@ fn direct(path: &Path, lane: Lane) -> Option<Arc<FileNode>> {
 }
 
 #[test]
+fn the_cache_mode_changes_while_the_file_stays_open() {
+    let (_dir, path) = with_file(&pattern(100_000));
+    if direct(&path, Lane::Auto).is_none() {
+        return;
+    }
+    let node = open_on(&path, Lane::Auto);
+    let child = Child::new(node.clone());
+    block_on(async {
+        for cache in [CacheMode::NONE, CacheMode::UNSAFE, CacheMode::DIRECTSYNC, CacheMode::WRITEBACK] {
+            node.set_cache(cache).await.expect("offered");
+            child.replace(node.clone());
+            assert_eq!(node.is_direct(), cache.direct);
+            assert_eq!(node.limits().request_alignment > 1, cache.direct);
+            child.write(1, Buf::copy_of(&[7; 511])).await.expect("written");
+            assert_eq!(child.read(0, 3).await.expect("read")[..], [0, 7, 7]);
+        }
+        // What was written while flushes were ignored is made durable by the next one that is not.
+        node.set_cache(CacheMode::UNSAFE).await.expect("offered");
+        write(&node, 0, &[9]).await;
+        node.set_cache(CacheMode::WRITEBACK).await.expect("offered");
+        assert!(!node.shared.is_clean());
+        run(&node, Request::flush()).await.expect("flushed");
+    });
+}
+
+#[test]
 fn direct_io_through_an_edge_takes_any_request() {
     for lane in LANES {
         let (_dir, path) = with_file(&pattern(100_000));

@@ -1,0 +1,91 @@
+//! reopen: changing how an image is open, while it stays open.
+
+use cowbell_block::naming::split_option_list;
+use cowbell_block::node::Access;
+use cowbell_block::options::{BoolOpt, CacheMode};
+
+use super::session::Session;
+use super::shell::{Done, Failed};
+use crate::flags::Args;
+use crate::flags::io::{self as flags, IoCommand};
+use crate::open::cache_mode;
+
+/// What is to change.
+struct Wanted {
+    access: Option<Access>,
+    cache: CacheMode,
+}
+
+pub(super) async fn reopen(session: &mut Session<'_>, command: &IoCommand, args: &Args) -> Done {
+    if !args.operands.is_empty() {
+        return session.bad_usage(command, "reopen");
+    }
+    let Some(current) = session.image().map(|image| image.cache) else { return Err(Failed) };
+    let done = match wanted(args, current) {
+        Ok(wanted) => apply(session, &wanted).await,
+        Err(e) => Err(e),
+    };
+    done.map_err(|e| {
+        session.cx.report(e);
+        Failed
+    })
+}
+
+fn wanted(args: &Args, current: CacheMode) -> anyhow::Result<Wanted> {
+    let mut wanted = Wanted { access: None, cache: current };
+    for (flag, value) in args.iter() {
+        let access = match flag {
+            flag if std::ptr::eq(flag, &flags::READ_ONLY) => Access::ReadOnly,
+            flag if std::ptr::eq(flag, &flags::READ_WRITE) => Access::ReadWrite,
+            flag if std::ptr::eq(flag, &flags::REOPEN_CACHE) => {
+                wanted.cache = cache_mode("cache", value)?;
+                continue;
+            }
+            _ => continue,
+        };
+        if wanted.access.replace(access).is_some() {
+            anyhow::bail!("Only one -r/-w option may be given");
+        }
+    }
+    if let Some(list) = args.value(&flags::REOPEN_OPTIONS) {
+        take_options(&mut wanted, list, args.has(&flags::REOPEN_CACHE))?;
+    }
+    Ok(wanted)
+}
+
+/// The options of the block layer itself; those of drivers stay as they are while an image is open.
+fn take_options(wanted: &mut Wanted, list: &str, cache_given: bool) -> anyhow::Result<()> {
+    for (key, word) in split_option_list(list) {
+        let switch = || {
+            let on = BoolOpt::from_word(&word).map(|on| on.0);
+            on.ok_or_else(|| anyhow::anyhow!("Parameter '{key}' expects 'on' or 'off'"))
+        };
+        match key {
+            "read-only" if wanted.access.is_some() => anyhow::bail!("Cannot set both -r/-w and 'read-only'"),
+            "read-only" => wanted.access = Some(if switch()? { Access::ReadOnly } else { Access::ReadWrite }),
+            "cache.direct" | "cache.no-flush" if cache_given => {
+                anyhow::bail!("Cannot set both -c and the cache options");
+            }
+            "cache.direct" => wanted.cache.direct = switch()?,
+            "cache.no-flush" => wanted.cache.no_flush = switch()?,
+            _ => anyhow::bail!("Cannot change the option '{key}'"),
+        }
+    }
+    Ok(())
+}
+
+async fn apply(session: &mut Session<'_>, wanted: &Wanted) -> anyhow::Result<()> {
+    session.wait_for_all().await;
+    let Some(image) = session.image_mut() else { return Ok(()) };
+    let node = image.node();
+    if let Some(access) = wanted.access {
+        node.reopen(access).await?;
+    }
+    if (wanted.cache.direct, wanted.cache.no_flush) != (image.cache.direct, image.cache.no_flush) {
+        node.set_cache(wanted.cache).await?;
+        image.root.child().replace(node);
+    }
+    image.cache = wanted.cache;
+    image.write_through = wanted.cache.write_through;
+    Ok(())
+}
