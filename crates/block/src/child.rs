@@ -14,7 +14,11 @@ use crate::error::Result;
 use crate::event::{DebugEvent, Suspension};
 use crate::node::{Limits, Node};
 use crate::range_lock::{LockMode, RangeLock};
-use crate::request::{Cause, Completion, Extent, Flags, Op, Operation, Request};
+use crate::request::{Cause, Extent, Op, Operation, Request};
+
+mod fit;
+
+use fit::Fit;
 
 /// What a child is for its parent, which decides what the parent lets others do to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +70,8 @@ impl Target {
         let plain = limits.request_alignment <= 1
             && limits.memory_alignment <= 1
             && limits.max_transfer == 0
-            && limits.max_pieces == 0;
+            && limits.max_pieces == 0
+            && limits.portions.is_none();
         Self { node, limits, plain }
     }
 }
@@ -121,6 +126,40 @@ impl Child {
 
     /// Starts a request, in a form that the child accepts.
     pub fn submit(&self, request: Request) -> Op {
+        if self.0.listens.load(Ordering::Relaxed) {
+            return self.submit_announced(request);
+        }
+        self.submit_fitting(request)
+    }
+
+    /// Starts a request below which somebody listens: the events that do not depend on the driver are announced.
+    fn submit_announced(&self, request: Request) -> Op {
+        let node = self.node();
+        match request.op {
+            Operation::Write | Operation::WriteZeroes => {}
+            Operation::Flush => {
+                // What the node keeps itself is written back before; what it keeps below it announces on its own.
+                let Some(below) = node.primary() else { return self.submit_fitting(request) };
+                let child = self.clone();
+                return Op::wait(async move {
+                    announce(&*below, DebugEvent::FlushToOs, request.cause).await;
+                    child.submit_fitting(request).finish().await
+                });
+            }
+            _ => return self.submit_fitting(request),
+        }
+        let (child, cause) = (self.clone(), request.cause);
+        Op::wait(async move {
+            if child.0.target.read().accepts(&request) {
+                announce(&*node, write_event(&request), cause).await;
+            }
+            let completion = child.submit_fitting(request).finish().await;
+            announce(&*node, DebugEvent::PwritevDone, cause).await;
+            completion
+        })
+    }
+
+    fn submit_fitting(&self, request: Request) -> Op {
         let target = self.0.target.read();
         if target.plain || target.accepts(&request) {
             let tracked = target.limits.request_alignment > 1 && matches!(request.op, Operation::Write);
@@ -131,6 +170,16 @@ impl Child {
         }
         let (node, limits, serial) = (target.node.clone(), target.limits, self.0.serial.clone());
         Op::wait(async move { Fit { node, limits, serial }.run(request).await })
+    }
+
+    /// Announces an event, waits if a breakpoint was hit, and starts the request that it belongs to.
+    pub fn submit_after(&self, event: DebugEvent, request: Request) -> Op {
+        let Some(suspension) = self.event(event, request.cause) else { return self.submit(request) };
+        let child = self.clone();
+        Op::wait(async move {
+            suspension.await;
+            child.submit(request).finish().await
+        })
     }
 
     /// Reads `len` bytes at `offset`.
@@ -184,9 +233,23 @@ impl Target {
                         .iter()
                         .all(|b| b.is_aligned(memory) && b.len() as u64 & (align - 1) == 0)
             }
-            Operation::WriteZeroes => aligned,
+            Operation::WriteZeroes => aligned && self.limits.portions.is_none(),
+            Operation::Discard => self.limits.portions.is_none(),
             _ => true,
         }
+    }
+}
+
+async fn announce(node: &dyn Node, event: DebugEvent, cause: Cause) {
+    if let Some(suspension) = node.debug_event(event, cause) {
+        suspension.await;
+    }
+}
+
+fn write_event(request: &Request) -> DebugEvent {
+    match request.op {
+        Operation::WriteZeroes => DebugEvent::PwritevZero,
+        _ => DebugEvent::Pwritev,
     }
 }
 
@@ -211,142 +274,6 @@ fn submit_tracked(serial: &RangeLock, target: &Target, request: Request) -> Op {
         let _guard = lock.await;
         node.submit(request).finish().await
     })
-}
-
-/// Fits one request to the limits of a node.
-struct Fit {
-    node: Arc<dyn Node>,
-    limits: Limits,
-    serial: RangeLock,
-}
-
-impl Fit {
-    async fn run(self, mut request: Request) -> Completion {
-        match request.op {
-            Operation::Read => self.read(request).await,
-            Operation::Write => self.write(request).await,
-            Operation::WriteZeroes if request.flags.contains(Flags::NO_FALLBACK) => {
-                Completion::failed(request.bufs, crate::error::ErrorKind::Unsupported)
-            }
-            Operation::WriteZeroes => {
-                // Rare and short: a range that misses the grain. The aligned middle stays a write of zeroes.
-                let align = u64::from(self.limits.request_alignment);
-                let start = request.offset.next_multiple_of(align).min(request.end());
-                let end = (request.end() & !(align - 1)).max(start);
-                let parts = [(request.offset, start, false), (start, end, true), (end, request.end(), false)];
-                for (from, to, aligned) in parts {
-                    if from == to {
-                        continue;
-                    }
-                    let part = if aligned {
-                        Request::write_zeroes(from, to - from).with_flags(request.flags)
-                    } else {
-                        Request::write(from, Buf::zeroed((to - from) as usize))
-                    };
-                    let part = part.caused_by(request.cause);
-                    let done =
-                        if aligned { self.node.submit(part).finish().await } else { self.write(part).await };
-                    if let Err(e) = done.result {
-                        return Completion::failed(std::mem::take(&mut request.bufs), e);
-                    }
-                }
-                Completion::done(request.bufs)
-            }
-            _ => self.node.submit(request).finish().await,
-        }
-    }
-
-    /// The range widened to the grain.
-    fn widen(&self, offset: u64, len: u64) -> (u64, u64) {
-        let align = u64::from(self.limits.request_alignment.max(1));
-        let start = offset & !(align - 1);
-        let end = offset.saturating_add(len).checked_next_multiple_of(align).unwrap_or(!(align - 1));
-        (start, end - start)
-    }
-
-    /// Largest piece for one transfer.
-    fn step(&self) -> u64 {
-        let align = u64::from(self.limits.request_alignment.max(1));
-        match self.limits.max_transfer {
-            0 => 1 << 20,
-            max => (max & !(align - 1)).max(align),
-        }
-    }
-
-    async fn read(&self, mut request: Request) -> Completion {
-        let (start, len) = self.widen(request.offset, request.len);
-        let mut at = start;
-        while at < start + len {
-            let n = self.step().min(start + len - at);
-            let bounce = Request::read(at, Buf::scratch(n as usize)).caused_by(request.cause);
-            let bounce = match self.node.submit(bounce).finish().await.into_bufs() {
-                Ok(bufs) => bufs,
-                Err(e) => return Completion::failed(request.bufs, e),
-            };
-            let from = request.offset.max(at);
-            let to = request.end().min(at + n);
-            let piece = &bounce.pieces()[0][(from - at) as usize..(to - at) as usize];
-            request.bufs.write_at((from - request.offset) as usize, piece);
-            bounce.recycle();
-            at += n;
-        }
-        Completion::done(request.bufs)
-    }
-
-    async fn write(&self, request: Request) -> Completion {
-        let (start, len) = self.widen(request.offset, request.len);
-        let whole = (start, len) == (request.offset, request.len);
-        let mode = if whole { LockMode::Shared } else { LockMode::Exclusive };
-        let _guard = self.serial.lock(start..start + len, mode).await;
-        let mut at = start;
-        while at < start + len {
-            let n = self.step().min(start + len - at);
-            if let Err(e) = self.write_piece(&request, at, n).await {
-                return Completion::failed(request.bufs, e);
-            }
-            at += n;
-        }
-        Completion::done(request.bufs)
-    }
-
-    /// Writes the grain-aligned window `at..at + n`, reading what the request does not cover.
-    async fn write_piece(&self, request: &Request, at: u64, n: u64) -> Result<()> {
-        let align = u64::from(self.limits.request_alignment.max(1));
-        let from = request.offset.max(at);
-        let to = request.end().min(at + n);
-        let mut bounce = Buf::scratch(n as usize);
-        let cause = request.cause;
-        if from > at {
-            self.announce(DebugEvent::PwritevRmwHead, cause).await;
-            self.fill(&mut bounce, at, at, align, cause).await?;
-            self.announce(DebugEvent::PwritevRmwAfterHead, cause).await;
-        }
-        let tail = at + n - align;
-        if to < at + n && !(from > at && tail == at) {
-            self.announce(DebugEvent::PwritevRmwTail, cause).await;
-            self.fill(&mut bounce, at, tail, align, cause).await?;
-            self.announce(DebugEvent::PwritevRmwAfterTail, cause).await;
-        }
-        let window = (from - at) as usize..(to - at) as usize;
-        request.bufs.read_at((from - request.offset) as usize, &mut bounce[window]);
-        let write = Request::write(at, bounce).with_flags(request.flags).caused_by(cause);
-        self.node.submit(write).finish().await.into_bufs()?.recycle();
-        Ok(())
-    }
-
-    async fn fill(&self, bounce: &mut Buf, base: u64, at: u64, n: u64, cause: Cause) -> Result<()> {
-        let read = Request::read(at, Buf::scratch(n as usize)).caused_by(cause);
-        let got: Bufs = self.node.submit(read).finish().await.into_bufs()?;
-        got.read_at(0, &mut bounce[(at - base) as usize..(at - base + n) as usize]);
-        got.recycle();
-        Ok(())
-    }
-
-    async fn announce(&self, event: DebugEvent, cause: Cause) {
-        if let Some(suspension) = self.node.debug_event(event, cause) {
-            suspension.await;
-        }
-    }
 }
 
 impl Bufs {

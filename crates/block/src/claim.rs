@@ -50,7 +50,7 @@ fn collect(node: &Arc<dyn Node>, needs: Needs, claims: &mut Vec<Claim>) {
     let accepts_writes = !node.is_read_only();
     let edges = node.edges();
     for edge in &edges {
-        collect(&edge.child.node(), needs.below(edge.kind, accepts_writes), claims);
+        collect(&edge.child.node(), node.needs_of(edge.role, needs.below(edge.kind, accepts_writes)), claims);
     }
     if edges.is_empty() {
         // A node that shows its children, but not what for: by the name, or else the strictest kind.

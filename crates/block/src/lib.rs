@@ -29,6 +29,8 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod blkdebug;
+pub mod blkverify;
 pub mod buf;
 pub mod chain;
 pub mod child;

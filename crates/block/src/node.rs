@@ -154,6 +154,12 @@ pub trait Node: Send + Sync + 'static {
         })
     }
 
+    /// What this node asks of the child in this role, where the rules of its kind of edge say `needs`.
+    fn needs_of(&self, role: &str, needs: Needs) -> Needs {
+        let _ = role;
+        needs
+    }
+
     /// What the image locks stand for that this node holds on the host's storage. `None`: it takes no part.
     fn held_needs(&self) -> Option<Needs> {
         None
@@ -222,6 +228,24 @@ pub struct Limits {
     pub discard_alignment: u64,
     /// Preferred grain of writes (a cluster, or 0).
     pub preferred_write: u64,
+    /// Writes of zeroes and discards that the node wants in certain portions. `None`: as they come.
+    pub portions: Option<Portions>,
+}
+
+/// How writes of zeroes and discards are portioned for a node that takes it strictly, in bytes.
+///
+/// A request is cut at multiples of the grain, and what does not fill it comes on its own; the node may answer
+/// that it does not support such a part. Zeroes are then written as data, and a discard has no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Portions {
+    /// Grain of writes of zeroes, at least the request alignment.
+    pub zeroes_grain: u64,
+    /// Most in one write of zeroes, or 0.
+    pub zeroes_max: u64,
+    /// Grain of discards, at least the request alignment.
+    pub discard_grain: u64,
+    /// Most in one discard, or 0.
+    pub discard_max: u64,
 }
 
 impl Default for Limits {
@@ -233,6 +257,7 @@ impl Default for Limits {
             max_pieces: 0,
             discard_alignment: 1,
             preferred_write: 0,
+            portions: None,
         }
     }
 }

@@ -222,7 +222,7 @@ impl Raw {
             ControlFlow::Break(op) => return op,
         };
         match request.op {
-            Operation::Flush => return self.file.submit(request),
+            Operation::Flush => return self.file.submit_after(DebugEvent::FlushToDisk, request),
             Operation::Status => return self.status(request),
             Operation::Truncate(preallocation) => return self.truncate(request, preallocation),
             Operation::VmStateRead | Operation::VmStateWrite => {
@@ -254,16 +254,7 @@ impl Raw {
             Operation::Write => DebugEvent::WriteAio,
             _ => return self.file.submit(request),
         };
-        match self.file.event(event, request.cause) {
-            None => self.file.submit(request),
-            Some(suspension) => {
-                let file = self.file.clone();
-                Op::wait(async move {
-                    suspension.await;
-                    file.submit(request).finish().await
-                })
-            }
-        }
+        self.file.submit_after(event, request)
     }
 
     fn check_guard(&self, request: &Request) -> Result<()> {

@@ -12,7 +12,7 @@ use cowbell_block::secrets::Secrets;
 use crate::face::Face;
 use crate::flags::{Args, Command, State, help, img};
 use crate::object;
-use crate::out::Out;
+use crate::out::{Out, Printer};
 
 /// The surroundings of one command.
 pub struct Context {
@@ -26,6 +26,8 @@ pub struct Context {
     pub policy: Policy,
     /// The secrets that the user defined.
     pub secrets: Secrets,
+    /// Standard output, where commands and nodes print to it in turn.
+    pub printer: Printer,
 }
 
 /// A mistake on the command line: reported with a hint where help is to be found.
@@ -74,7 +76,8 @@ impl Context {
             },
             _ => standard,
         };
-        Ok(Self { face, name, path, policy, secrets: Secrets::default() })
+        let (secrets, printer) = (Secrets::default(), Printer::new());
+        Ok(Self { face, name, path, policy, secrets, printer })
     }
 
     /// Applies `--policy`.
@@ -115,7 +118,7 @@ impl Context {
 
     /// The drivers of this program. Made for each command: a handful of pointers.
     pub fn registry(&self) -> Arc<Registry> {
-        crate::drivers::registry()
+        crate::drivers::registry(&self.printer)
     }
 
     /// Prints `message` with the program's name before it.

@@ -8,8 +8,11 @@
 //! | [`inspect`] | alloc, map, length, info, truncate |
 //! | [`reopen`] | changing how the image is open |
 //! | [`opening`] | open, close, and the options of both |
+//! | [`breaks`] | breakpoints of `blkdebug` |
+//! | [`zones`] | commands about zones, refused |
 //! | [`figures`] | the lines about sizes and times |
 
+mod breaks;
 mod figures;
 mod inspect;
 mod opening;
@@ -18,6 +21,7 @@ mod requests;
 mod session;
 mod shell;
 mod words;
+mod zones;
 
 use std::io::{BufRead, Write};
 

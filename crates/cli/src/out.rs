@@ -4,18 +4,19 @@
 //! first where the order of the two matters (a script that reads both through one pipe). A reader that went
 //! away ends the program quietly, as it ends programs that are killed by the signal.
 
-use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
+use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes collected before they are written: one pipe's worth.
 const OUT_BYTES: usize = 1 << 16;
 
 /// The collected standard output.
-pub struct Out(BufWriter<StdoutLock<'static>>);
+pub struct Out(BufWriter<Stdout>);
 
 impl Out {
     /// Takes standard output for itself.
     pub fn new() -> Self {
-        Self(BufWriter::with_capacity(OUT_BYTES, io::stdout().lock()))
+        Self(BufWriter::with_capacity(OUT_BYTES, io::stdout()))
     }
 
     /// Prints `text` as it is.
@@ -32,6 +33,31 @@ impl Out {
     /// Writes what was collected.
     pub fn flush(&mut self) {
         guard(self.0.flush());
+    }
+}
+
+/// Standard output, shared with requests in flight and with nodes that have something to say.
+#[derive(Clone)]
+pub struct Printer(Arc<Mutex<Option<Out>>>);
+
+impl Printer {
+    /// A printer that has not printed anything.
+    pub fn new() -> Self {
+        Self(Arc::new(Mutex::new(None)))
+    }
+
+    /// Prints to standard output.
+    pub fn put(&self, text: &str) {
+        // A panic while printing leaves nothing half done that matters.
+        let mut out = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        out.get_or_insert_with(Out::new).put(text);
+    }
+
+    /// Writes what was printed.
+    pub fn flush(&self) {
+        if let Some(out) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            out.flush();
+        }
     }
 }
 

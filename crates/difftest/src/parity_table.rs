@@ -73,6 +73,13 @@ pub const FIXTURES: &[(&str, &str, &str)] = &[
     // The refcount of the data cluster: entry 5.
     ("io", "-f raw corrupt.qcow2", "write -P 0 131082 2\n"),
     ("garbage.bin", "", "this is no image\n"),
+    (
+        "second.conf",
+        "",
+        "[set-state]\nevent = \"write_aio\"\nstate = \"1\"\nnew_state = \"2\"\n\
+         [inject-error]\nevent = \"write_aio\"\nstate = \"2\"\n",
+    ),
+    ("broken.conf", "", "[inject-error]\nevent = \"frob\"\n"),
 ];
 
 const fn img(args: &'static [&'static str]) -> Case {
@@ -400,4 +407,45 @@ pub const CASES: &[Case] = &[
     io(&["small.qcow2"], "length\n"),
     io(&["plain.raw"], "length\nwrite 0 512\n"),
     io(&[], "read 0 512\nlength\nopen small.qcow2\nlength\n"),
+    // Rules, limits and breakpoints.
+    io(&["blkdebug:second.conf:small.qcow2"], "write 0 4k\nwrite 0 4k\nread -P 1 4k 4k\n"),
+    io(&["blkdebug:broken.conf:small.qcow2"], ""),
+    io(&["blkdebug:missing.conf:small.qcow2"], ""),
+    io(&["blkdebug:small.qcow2"], ""),
+    io(&["-f", "raw", "--image-opts", "driver=blkdebug"], ""),
+    io(
+        &["--image-opts", "driver=qcow2,file.driver=blkdebug,file.image.filename=small.qcow2,file.align=511"],
+        "",
+    ),
+    io(
+        &[
+            "--image-opts",
+            "driver=qcow2,file.driver=blkdebug,file.image.filename=small.qcow2,file.align=4096,\
+             file.max-transfer=4096",
+        ],
+        "read -P 1 0 64k\nwrite -P 3 5 5\nwrite -z 1 70000\nread -P 0 5 69k\nread -P 2 192k 4k\n",
+    ),
+    io(
+        &[
+            "--image-opts",
+            "driver=qcow2,file.driver=blkdebug,file.image.filename=small.qcow2,\
+             file.inject-error.0.event=read_aio,file.inject-error.0.once=on,file.inject-error.0.errno=28",
+        ],
+        "read 0 4k\nread -P 1 0 4k\n",
+    ),
+    io(
+        &["-f", "qcow2", "blkdebug::small.qcow2"],
+        "break write_aio A\naio_write -P 5 0 64k\nwait_break A\nbreak frob B\nresume B\nread -P 2 192k 4k\n\
+         resume A\naio_flush\nread -P 5 0 64k\n",
+    ),
+    io(&["-f", "qcow2", "small.qcow2"], "break read_aio A\nresume A\nremove_break A\n"),
+    io(&["blkverify:plain.raw:over.qcow2"], "read 0 128k\n"),
+    io(&["blkverify:plain.raw"], ""),
+    img(&["info", "blkdebug::small.qcow2"]),
+    // Zones, which no device here has.
+    io(
+        &["-f", "raw", "plain.raw"],
+        "zone_report 0 1\nzone_report x 1\nzone_report 0 4294967296\nzone_open 0 512\nzone_append 0 512\nzone_open\n",
+    ),
+    io(&[], "sigraise 0\nopen\n"),
 ];

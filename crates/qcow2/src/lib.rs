@@ -427,10 +427,16 @@ impl Node for Qcow2 {
     fn filename(&self) -> String {
         let file = self.engine.file.node();
         let key_secret = self.engine.around.crypto.as_ref().and_then(|crypto| crypto.key_secret.as_ref());
-        let Some(id) = key_secret else { return file.filename() };
+        let name = file.filename();
+        // What is no plain name of the file is no name of the image in it.
+        if key_secret.is_none() && !name.starts_with("json:") {
+            return name;
+        }
         // In the reference's order and form.
         let mut tree = OptionTree::new();
-        tree.insert("encrypt.key-secret".to_owned(), json!(id));
+        if let Some(id) = key_secret {
+            tree.insert("encrypt.key-secret".to_owned(), json!(id));
+        }
         tree.insert("driver".to_owned(), json!(DRIVER));
         tree.insert("file".to_owned(), options_of(&*file));
         format!("json:{}", write_json(&Value::Object(tree)))

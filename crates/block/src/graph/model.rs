@@ -271,7 +271,7 @@ impl Model {
             node.edges.iter().filter(|edge| edge.target == at).map(move |edge| Incoming {
                 user: format!("node '{}'", node.name),
                 role: edge.role,
-                needs: asked.below(edge.kind, node.accepts_writes),
+                needs: node.node.needs_of(edge.role, asked.below(edge.kind, node.accepts_writes)),
             })
         });
         users.chain(edges).collect()

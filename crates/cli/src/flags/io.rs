@@ -1,6 +1,6 @@
 //! The options of `io`, and the table of its commands.
 
-use super::{Command, Flag, State, Value, flag, refused};
+use super::{Command, Flag, State, Value, cowbell, flag, refused};
 use crate::flags::img::{FORCE_SHARE, HELP, IMAGE_OPTS, OBJECT, POLICY, TRACE, VERSION};
 
 /// `-c`.
@@ -160,6 +160,10 @@ pub static REOPEN_CACHE: Flag =
 pub static REOPEN_OPTIONS: Flag =
     flag(b'o', &[], Value::Required("options"), "Changes block driver options (cf. 'open' command).");
 
+/// `-t` of wait_break.
+pub static TIMEOUT: Flag =
+    cowbell(&["timeout"], Value::Required("MS"), "Give up after so many milliseconds.");
+
 const ANY: usize = usize::MAX;
 
 const fn io(
@@ -191,14 +195,14 @@ impl IoCommand {
         self
     }
 
-    const fn absent(mut self) -> Self {
-        self.command.state = State::Refused;
-        self.words(0, ANY).needs(Needs::Nothing)
+    const fn own(mut self) -> Self {
+        self.command.state = State::CowbellOnly;
+        self
     }
 }
 
 /// All commands of `io`, by name.
-pub static IO_COMMANDS: [IoCommand; 32] = [
+pub static IO_COMMANDS: [IoCommand; 33] = [
     io("abort", "", "simulate a program crash using abort(3)", &[], "").needs(Needs::Nothing),
     io("aio_flush", "", "completes all outstanding aio requests", &[], ""),
     io(
@@ -221,8 +225,16 @@ pub static IO_COMMANDS: [IoCommand; 32] = [
     io("alloc", "offset [count]", "checks if offset is allocated in the file", &[], "")
         .words(1, 2)
         .alias("a"),
-    io("break", "event tag", "sets a breakpoint on event and tags the stopped request as tag", &[], "")
-        .absent(),
+    io(
+        "blkdebug_state",
+        "",
+        "prints rules, state and suspended requests of the blkdebug node",
+        &[],
+        "As JSON: the engine's state, each rule with its hits and whether it is active, and the tags of requests \
+         that are suspended.",
+    )
+    .own(),
+    io("break", "event tag", "sets a breakpoint on event and tags the stopped request as tag", &[], "").words(2, 2),
     io("close", "", "close the current open file", &[], "").alias("c"),
     io(
         "discard",
@@ -281,7 +293,7 @@ pub static IO_COMMANDS: [IoCommand; 32] = [
         "",
     )
     .words(2, ANY),
-    io("remove_break", "tag", "remove a breakpoint by tag", &[], "").absent(),
+    io("remove_break", "tag", "remove a breakpoint by tag", &[], "").words(1, 1),
     io(
         "reopen",
         "[(-r|-w)] [-c cache] [-o options]",
@@ -290,7 +302,7 @@ pub static IO_COMMANDS: [IoCommand; 32] = [
         "",
     )
     .words(0, ANY),
-    io("resume", "tag", "resumes the request tagged as tag", &[], "").absent(),
+    io("resume", "tag", "resumes the request tagged as tag", &[], "").words(1, 1),
     io("sigraise", "signal", "raises a signal", &[], "").words(1, 1).needs(Needs::Nothing),
     io("sleep", "", "waits for the given value in milliseconds", &[], "").words(1, 1).needs(Needs::Nothing),
     io(
@@ -303,7 +315,7 @@ pub static IO_COMMANDS: [IoCommand; 32] = [
     .words(1, 3)
     .alias("t")
     .needs(Needs::Writable),
-    io("wait_break", "tag", "waits for the suspension of a request", &[], "").absent(),
+    io("wait_break", "tag", "waits for the suspension of a request", &[&TIMEOUT], "").words(1, 3),
     io(
         "write",
         "[-bcCfnqruz] [-P pattern | -s source_file] off len",
@@ -336,11 +348,15 @@ pub static IO_COMMANDS: [IoCommand; 32] = [
     )
     .words(2, ANY)
     .needs(Needs::Writable),
-    io("zone_append", "offset len [len..]", "append write a number of bytes at a specified offset", &[], "")
-        .absent(),
-    io("zone_close", "offset len", "close a range of zones in zone block device", &[], "").absent(),
-    io("zone_finish", "offset len", "finish a range of zones in zone block device", &[], "").absent(),
-    io("zone_open", "offset len", "explicit open a range of zones in zone block device", &[], "").absent(),
-    io("zone_report", "offset number", "report zone information", &[], "").absent(),
-    io("zone_reset", "offset len", "reset a zone write pointer in zone block device", &[], "").absent(),
+    zone("zone_append", "offset len [len..]", "append write a number of bytes at a specified offset").words(3, 4),
+    zone("zone_close", "offset len", "close a range of zones in zone block device"),
+    zone("zone_finish", "offset len", "finish a range of zones in zone block device"),
+    zone("zone_open", "offset len", "explicit open a range of zones in zone block device"),
+    zone("zone_report", "offset number", "report zone information"),
+    zone("zone_reset", "offset len", "reset a zone write pointer in zone block device"),
 ];
+
+/// A command about the zones of a device, of which no device here has any.
+const fn zone(name: &'static str, usage: &'static str, summary: &'static str) -> IoCommand {
+    io(name, usage, summary, &[], "").words(2, 2)
+}

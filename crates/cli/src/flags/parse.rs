@@ -145,7 +145,8 @@ fn push(parsed: &mut Args, found: Found) -> Result<(), ParseError> {
     Ok(())
 }
 
-fn offered(flag: &Flag, face: Face) -> bool {
+/// Whether the flag exists under this name of the program.
+pub fn offered(flag: &Flag, face: Face) -> bool {
     flag.state != State::CowbellOnly || face == Face::Cowbell
 }
 

@@ -15,11 +15,17 @@ pub(crate) struct Facts {
     pub(crate) is_protocol: bool,
 }
 
+/// Drivers that stand in for storage, and do not say what is stored below them.
+const SIZELESS: [&str; 2] = ["blkdebug", "blkverify"];
+
 impl Facts {
     /// Bytes that the host gives: the node's own, or all its children's.
     fn actual_size(&self) -> Option<u64> {
         if let Some(own) = self.info.actual_size {
             return Some(own);
+        }
+        if SIZELESS.contains(&self.info.format) {
+            return None;
         }
         let sizes: Option<Vec<u64>> = self.children.iter().map(|(_, child)| child.actual_size()).collect();
         sizes.filter(|sizes| !sizes.is_empty()).map(|sizes| sizes.iter().sum())
@@ -49,11 +55,7 @@ fn node(out: &mut String, facts: &Facts, path: &str, indent: &str) {
         line(format!("file length: {} ({} bytes)", human(info.virtual_size), info.virtual_size));
         line(disk_size);
     } else {
-        if path.is_empty() {
-            line(format!("image: {}", facts.filename));
-        } else {
-            line(format!("filename: {}", facts.filename));
-        }
+        line(format!("image: {}", facts.filename));
         line(format!("file format: {}", info.format));
         line(format!("virtual size: {} ({} bytes)", human(info.virtual_size), info.virtual_size));
         line(disk_size);

@@ -91,9 +91,13 @@ pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Resul
         aio: settings.aio,
         ..How::reading(name, settings.format.as_deref())
     };
-    let image = open_bare(cx, &how).await.map_err(|e| anyhow!("can't open device {name}: {e}"))?;
+    let refused = |e: cowbell_block::Error| match settings.image_opts {
+        true => anyhow!("can't open: {e}"),
+        false => anyhow!("can't open device {name}: {e}"),
+    };
+    let image = open_bare(cx, &how).await.map_err(refused)?;
     if settings.snapshot {
-        let node = overlay(image.node()).await.map_err(|e| anyhow!("can't open device {name}: {e}"))?;
+        let node = overlay(image.node()).await.map_err(refused)?;
         return Ok(Image { root: Root::new(node), ..image });
     }
     if image.probed_raw && settings.access == Access::ReadWrite {
@@ -139,6 +143,10 @@ pub(super) async fn open_command(session: &mut Session<'_>, command: &IoCommand,
         }
     };
     let options = args.value(&flags::OPEN_OPTIONS);
+    if args.operands.is_empty() && options.is_none() {
+        eprintln!("bad argument count 0 to open, expected at least 1 arguments");
+        return Err(Failed);
+    }
     let name = match args.operands.as_slice() {
         [name] => Some(name.as_str()),
         [] if options.is_some() => None,

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use anyhow::Result;
 use cowbell_block::{Completion, Op, Request};
@@ -9,24 +10,13 @@ use cowbell_host::task::JoinHandle;
 use cowbell_host::{spawn_local, terminal};
 
 use super::opening::{self, Settings};
-use crate::context::Context;
+use crate::context::Context as Surroundings;
 use crate::open::Image;
-use crate::out::Out;
-
-/// Standard output, shared with the requests in flight.
-#[derive(Clone)]
-pub(super) struct Printer(Rc<RefCell<Out>>);
-
-impl Printer {
-    /// Prints to standard output.
-    pub(super) fn put(&self, text: &str) {
-        self.0.borrow_mut().put(text);
-    }
-}
+use crate::out::Printer;
 
 /// One run of the tool.
 pub(super) struct Session<'a> {
-    pub(super) cx: &'a Context,
+    pub(super) cx: &'a Surroundings,
     /// Buffers are placed badly on purpose.
     pub(super) misalign: bool,
     image: Option<Image>,
@@ -34,6 +24,8 @@ pub(super) struct Session<'a> {
     /// Somebody watches: each command's output is shown at once.
     live: bool,
     in_flight: Vec<JoinHandle<()>>,
+    /// How to tell about requests that are done.
+    finished: Rc<RefCell<Vec<Box<dyn FnOnce()>>>>,
 }
 
 /// How the session goes on after a command.
@@ -44,14 +36,15 @@ pub(super) struct After {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(cx: &'a Context, misalign: bool) -> Self {
+    pub(super) fn new(cx: &'a Surroundings, misalign: bool) -> Self {
         Self {
             cx,
             misalign,
             image: None,
-            printer: Printer(Rc::new(RefCell::new(Out::new()))),
+            printer: cx.printer.clone(),
             live: terminal::stdout_is_terminal(),
             in_flight: Vec::new(),
+            finished: Rc::default(),
         }
     }
 
@@ -67,7 +60,7 @@ impl<'a> Session<'a> {
 
     /// Shows what was printed.
     pub(super) fn flush(&self) {
-        self.printer.0.borrow_mut().flush();
+        self.printer.flush();
     }
 
     /// Shows what was printed if somebody watches.
@@ -131,16 +124,40 @@ impl<'a> Session<'a> {
     }
 
     /// Keeps a request in flight while the session goes on.
+    ///
+    /// It goes as far as it can at once, so that whatever it announces or locks comes before the next command. What
+    /// came of it is told later: when the session waits for something, never in the middle of a command.
     pub(super) fn start(&mut self, op: Op, then: impl FnOnce(Completion) + 'static) {
         self.in_flight.retain(|handle| !handle.is_finished());
-        self.in_flight.push(spawn_local(async move { then(op.finish().await) }));
+        let mut request = Box::pin(op.finish());
+        let first = request.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let finished = self.finished.clone();
+        self.in_flight.push(spawn_local(async move {
+            let completion = match first {
+                Poll::Ready(completion) => completion,
+                Poll::Pending => request.await,
+            };
+            finished.borrow_mut().push(Box::new(move || then(completion)));
+        }));
+    }
+
+    /// Tells what came of the requests that are done.
+    pub(super) fn tell_finished(&self) {
+        let finished = std::mem::take(&mut *self.finished.borrow_mut());
+        finished.into_iter().for_each(|tell| tell());
+    }
+
+    /// Gives the requests in flight their turn, without telling about those that are done.
+    pub(super) async fn let_requests_run(&self) {
+        if !self.in_flight.is_empty() {
+            let_others_run().await;
+        }
     }
 
     /// Gives the requests in flight their turn: those that are done are told.
     pub(super) async fn give_turns(&self) {
-        if !self.in_flight.is_empty() {
-            let_others_run().await;
-        }
+        self.let_requests_run().await;
+        self.tell_finished();
     }
 
     /// Whether so much is in flight that it is time to look after it.
@@ -150,8 +167,9 @@ impl<'a> Session<'a> {
 
     /// Waits until nothing is in flight.
     pub(super) async fn wait_for_all(&mut self) {
-        for handle in self.in_flight.drain(..) {
+        for handle in std::mem::take(&mut self.in_flight) {
             handle.await;
+            self.tell_finished();
         }
     }
 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::session::{After, Session};
 use super::words::c_number;
-use super::{inspect, opening, reopen, requests};
+use super::{breaks, inspect, opening, reopen, requests, zones};
+use crate::face::Face;
 use crate::flags::help::signature;
 use crate::flags::io::{IO_COMMANDS, IoCommand, Needs};
-use crate::flags::parse::{Order, parse};
+use crate::flags::parse::{Order, offered, parse};
 use crate::flags::{Args, State};
 
 /// What a command came to: fine, or failed after its message was printed.
@@ -22,7 +23,7 @@ impl Session<'_> {
     pub(super) async fn run_line(&mut self, line: &str) -> After {
         let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
         let Some((name, rest)) = words.split_first() else { return After::default() };
-        let Some(command) = find(name) else {
+        let Some(command) = self.find(name) else {
             eprintln!("command \"{name}\" not found");
             return After { failed: true, quit: false };
         };
@@ -35,10 +36,6 @@ impl Session<'_> {
     }
 
     async fn run_command(&mut self, command: &'static IoCommand, name: &str, words: &[&str]) -> Done {
-        if command.command.state == State::Refused {
-            eprintln!("command \"{name}\" is not available in this version of cowbell");
-            return Err(Failed);
-        }
         if command.needs != Needs::Nothing && self.image().is_none() {
             eprintln!("no file open, try 'help open'");
             return Err(Failed);
@@ -62,6 +59,8 @@ impl Session<'_> {
             "aio_read" => requests::aio_read(self, command, &args),
             "aio_write" => requests::aio_write(self, command, &args),
             "alloc" => inspect::alloc(self, &args).await,
+            "blkdebug_state" => breaks::state(self),
+            "break" => breaks::set(self, &args),
             "close" => opening::close(self).await,
             "discard" => requests::discard(self, command, &args).await,
             "flush" => requests::flush(self).await,
@@ -73,14 +72,27 @@ impl Session<'_> {
             "quit" => Ok(()),
             "read" => requests::read(self, command, &args).await,
             "readv" => requests::readv(self, command, &args).await,
+            "remove_break" => breaks::remove(self, &args),
+            "resume" => breaks::resume(self, &args).await,
             "reopen" => reopen::reopen(self, command, &args).await,
             "sigraise" => self.sigraise(&args),
             "sleep" => self.sleep(&args).await,
             "truncate" => inspect::truncate(self, command, &args).await,
+            "wait_break" => breaks::wait(self, command, &args).await,
+            zone if zone.starts_with("zone_") => zones::refuse(self, zone, &args),
             "write" => requests::write(self, command, &args).await,
             "writev" => requests::writev(self, command, &args).await,
             other => unreachable!("the table has no command {other}"),
         }
+    }
+
+    fn offers(&self, command: &IoCommand) -> bool {
+        command.command.state != State::CowbellOnly || self.cx.face == Face::Cowbell
+    }
+
+    fn find(&self, name: &str) -> Option<&'static IoCommand> {
+        let called = |command: &&IoCommand| command.command.name == name || command.alias == name;
+        IO_COMMANDS.iter().filter(|command| self.offers(command)).find(called)
     }
 
     /// The usage line, after a mistake.
@@ -97,12 +109,12 @@ impl Session<'_> {
 
     fn help(&self, args: &Args) -> Done {
         let Some(name) = args.operands.first() else {
-            let ready = IO_COMMANDS.iter().filter(|command| command.command.state != State::Refused);
-            ready.for_each(|command| self.put(&usage_line(command, command.command.name)));
+            let offered = IO_COMMANDS.iter().filter(|command| self.offers(command));
+            offered.for_each(|command| self.put(&usage_line(command, command.command.name)));
             self.put("\nUse 'help commandname' for extended help.\n");
             return Ok(());
         };
-        let Some(command) = find(name) else {
+        let Some(command) = self.find(name) else {
             return self.fail(&format!("command {name} not found\n"));
         };
         self.put(&usage_line(command, name));
@@ -110,10 +122,11 @@ impl Session<'_> {
         if !more.about.is_empty() {
             self.put(&format!("\n {}\n", more.about));
         }
-        if !more.flags.is_empty() {
+        let flags: Vec<_> = more.flags.iter().filter(|flag| offered(flag, self.cx.face)).collect();
+        if !flags.is_empty() {
             self.put("\n");
         }
-        for flag in more.flags {
+        for flag in flags {
             self.put(&format!(" {}, -- {}\n", signature(flag), flag.help.trim_end_matches('.')));
         }
         Ok(())
@@ -134,6 +147,10 @@ impl Session<'_> {
             Ok(number) => number,
             Err(text) => return self.fail(&text),
         };
+        if number == 0 {
+            // Signal 0 asks whether it could be raised, and raises nothing.
+            return Ok(());
+        }
         let signal = i32::try_from(number).ok().and_then(rustix::process::Signal::from_named_raw);
         let Some(signal) = signal else {
             return self.fail(&format!("signal argument '{word}' is not a signal that can be raised\n"));
@@ -143,10 +160,6 @@ impl Session<'_> {
         let own = rustix::process::getpid();
         rustix::process::kill_process(own, signal).map_err(|_| Failed)
     }
-}
-
-fn find(name: &str) -> Option<&'static IoCommand> {
-    IO_COMMANDS.iter().find(|command| command.command.name == name || command.alias == name)
 }
 
 fn usage_line(command: &IoCommand, name: &str) -> String {
