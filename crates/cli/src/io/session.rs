@@ -14,6 +14,9 @@ use crate::context::Context as Surroundings;
 use crate::open::Image;
 use crate::out::Printer;
 
+/// Tells what came of a request.
+type Tell = Box<dyn FnOnce()>;
+
 /// One run of the tool.
 pub(super) struct Session<'a> {
     pub(super) cx: &'a Surroundings,
@@ -25,7 +28,7 @@ pub(super) struct Session<'a> {
     live: bool,
     in_flight: Vec<JoinHandle<()>>,
     /// How to tell about requests that are done.
-    finished: Rc<RefCell<Vec<Box<dyn FnOnce()>>>>,
+    finished: Rc<RefCell<Vec<Tell>>>,
 }
 
 /// How the session goes on after a command.
