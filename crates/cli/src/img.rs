@@ -5,6 +5,7 @@ mod bitmap;
 mod check;
 mod compare;
 mod convert;
+mod convert_bitmaps;
 mod create;
 pub(crate) mod facts;
 mod info;

@@ -206,7 +206,7 @@ mod tests {
                     assert!(script.contains(long), "{shell}: {long}");
                 }
             }
-            assert!(!script.contains("--bitmaps"), "what is refused is not offered");
+            assert!(!script.contains("--trace"), "what is refused is not offered");
         }
         assert!(script("csh").is_none());
     }

@@ -204,10 +204,11 @@ pub static SALVAGE: Flag =
 pub static TARGET_IS_ZERO: Flag =
     flag(0, &["target-is-zero"], Value::None, "The output reads as zeroes already; needs -n.");
 /// `--bitmaps`.
-pub static BITMAPS: Flag = refused(0, &["bitmaps"], Value::None, "Copy dirty bitmaps as well.");
+pub static BITMAPS: Flag =
+    flag(0, &["bitmaps"], Value::None, "Copy the dirty bitmaps of the one input as well.");
 /// `--skip-broken-bitmaps`.
 pub static SKIP_BROKEN_BITMAPS: Flag =
-    refused(0, &["skip-broken-bitmaps"], Value::None, "Leave out bitmaps that are not usable.");
+    flag(0, &["skip-broken-bitmaps"], Value::None, "Leave out bitmaps that are inconsistent.");
 /// `-V`.
 pub static VERSION: Flag = flag(b'V', &["version"], Value::None, "Print the version and exit.");
 /// `-T` before the command.

@@ -1,9 +1,11 @@
 //! `img convert`.
 
+use std::sync::Arc;
+
 use anyhow::{Result, anyhow, bail};
 use cowbell_block::SnapshotName;
 use cowbell_block::naming::split_option_list;
-use cowbell_block::node::Access;
+use cowbell_block::node::{Access, Node};
 use cowbell_block::options::{CacheMode, DiscardMode, OptionTree};
 use cowbell_host::block_on;
 use cowbell_jobs::convert::{
@@ -12,6 +14,7 @@ use cowbell_jobs::convert::{
 use cowbell_jobs::{Error, Pace, Unpaced};
 use serde_json::json;
 
+use super::convert_bitmaps::{Bitmaps, Broken};
 use super::target::{Format, Staged, asks_for_help, check_lists, mark_existing};
 use super::{Form, form, size, snapshot};
 use crate::context::{Context, Reported};
@@ -131,6 +134,9 @@ fn plan<'a>(args: &'a Args, options: Options, pace: Option<u64>, target_format: 
     if args.has(&flags::COPY_RANGE) && args.has(&flags::SALVAGE) {
         bail!("Cannot use copy offloading in salvaging mode");
     }
+    if args.has(&flags::SKIP_BROKEN_BITMAPS) && !args.has(&flags::BITMAPS) {
+        bail!("Use of --skip-broken-bitmaps requires --bitmaps");
+    }
     let (sources, target) = match args.operands.as_slice() {
         [sources @ .., target] if !sources.is_empty() => (sources, target.as_str()),
         _ => bail!("Must specify image file name"),
@@ -183,13 +189,17 @@ async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
     if plan.backing.is_some() && sources.len() > 1 {
         bail!("Having a backing file for the target makes no sense when concatenating multiple input images");
     }
+    let bitmaps = match args.has(&flags::BITMAPS) {
+        true => Some(source_bitmaps(cx, args, plan, &sources, disk.clone()).await?),
+        false => None,
+    };
     let staged = if plan.create {
         let roots: Vec<_> = sources.iter().map(|image| image.root.clone()).collect();
         create_target(cx, args, plan, total_len(&roots)).await?
     } else {
         Staged::existing(plan.target)
     };
-    let filled = fill(cx, args, plan, &sources, &staged).await;
+    let filled = fill(cx, args, plan, &sources, bitmaps.as_ref(), &staged).await;
     for source in sources {
         source.close().await?;
     }
@@ -279,6 +289,7 @@ async fn fill(
     args: &Args,
     plan: &Plan<'_>,
     sources: &[Image],
+    bitmaps: Option<&Bitmaps>,
     staged: &Staged,
 ) -> Result<Copied> {
     let image_opts = args.has(&flags::TARGET_IMAGE_OPTS);
@@ -298,7 +309,7 @@ async fn fill(
         true => staged.mark.clone(),
         false => Some(mark_existing(&mut target)),
     };
-    let copied = copy(cx, args, plan, sources, &target).await;
+    let copied = copy(cx, args, plan, sources, bitmaps, &target).await;
     if let (Some(mark), Ok(_)) = (mark, &copied) {
         mark.complete();
     }
@@ -313,10 +324,14 @@ async fn copy(
     args: &Args,
     plan: &Plan<'_>,
     sources: &[Image],
+    bitmaps: Option<&Bitmaps>,
     target: &Image,
 ) -> Result<Copied> {
     let roots: Vec<_> = sources.iter().map(|image| image.root.clone()).collect();
     let node = target.node();
+    if let Some(bitmaps) = bitmaps {
+        bitmaps.check_target(&node)?;
+    }
     if node.len() < total_len(&roots) {
         bail!("output file is smaller than input file");
     }
@@ -347,13 +362,36 @@ async fn copy(
         meter.complete();
     }
     meter.end();
-    copied.map_err(|e| match e {
+    let copied = copied.map_err(|e| match e {
         Error::Cancelled => anyhow::Error::new(Interrupted),
         e => match e.node_error() {
             Some(source) => anyhow!("{e}: {source}"),
             None => anyhow!("{e}"),
         },
-    })
+    })?;
+    if let Some(bitmaps) = bitmaps {
+        bitmaps.copy(&node).await?;
+    }
+    Ok(copied)
+}
+
+/// What `--bitmaps` copies; found before the target is made.
+async fn source_bitmaps(
+    cx: &Context,
+    args: &Args,
+    plan: &Plan<'_>,
+    sources: &[Image],
+    disk: Option<Arc<dyn Node>>,
+) -> Result<Bitmaps> {
+    if plan.create {
+        Format::find(cx, plan.target_format, Some(plan.target))?;
+    }
+    let [source] = sources else { bail!("Copying bitmaps only possible with single source") };
+    let broken = match args.has(&flags::SKIP_BROKEN_BITMAPS) {
+        true => Broken::Skipped,
+        false => Broken::Refused,
+    };
+    Bitmaps::of(cx, disk.unwrap_or_else(|| source.node()), broken).await
 }
 
 /// The user ended it.

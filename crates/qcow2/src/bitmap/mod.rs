@@ -249,6 +249,11 @@ impl Qcow2 {
         Ok(list)
     }
 
+    /// Whether the image has a place for bitmaps: version 3.
+    pub fn offers_bitmaps(&self) -> bool {
+        self.engine.state.lock().header.version >= 3
+    }
+
     /// The granularity of a bitmap for which none is given: the cluster size, from 4 KiB to 64 KiB.
     pub fn default_granularity(&self) -> u64 {
         self.engine.geometry.cluster_size().clamp(GRANULARITY_CHOSEN.0, GRANULARITY_CHOSEN.1)
