@@ -91,16 +91,16 @@ fn refcount_bytes(geometry: &Geometry, clusters: u64) -> u64 {
     }
 }
 
-/// Bytes that the source's persistent bitmaps would take; `None` where it can have none.
+/// Bytes that the source's persistent bitmaps would take, inconsistent ones as well (as the reference counts them);
+/// `None` where it can have none.
 async fn bitmap_bytes(node: &Arc<dyn Node>, cluster: u64) -> Result<Option<u64>> {
     let info = node.info().await?;
     let Some((crate::DRIVER, facts)) = info.format_specific else { return Ok(None) };
+    if facts.get("compat").and_then(Value::as_str) == Some("0.10") {
+        return Ok(None);
+    }
     let (mut bytes, mut directory) = (0, 0u64);
     for bitmap in facts.get("bitmaps").and_then(Value::as_array).into_iter().flatten() {
-        let flags = bitmap.get("flags").and_then(Value::as_array);
-        if flags.is_some_and(|flags| flags.iter().any(|flag| flag == "in-use")) {
-            continue;
-        }
         let granularity = bitmap.get("granularity").and_then(Value::as_u64).unwrap_or(1).max(1);
         let name = bitmap.get("name").and_then(Value::as_str).unwrap_or_default();
         let content = info.virtual_size.div_ceil(granularity).div_ceil(8).next_multiple_of(cluster);

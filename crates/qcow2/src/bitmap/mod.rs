@@ -259,24 +259,6 @@ impl Qcow2 {
         self.engine.geometry.cluster_size().clamp(GRANULARITY_CHOSEN.0, GRANULARITY_CHOSEN.1)
     }
 
-    /// Bytes that the image's bitmaps would take in an image with clusters of this size, all bits stored.
-    ///
-    /// # Errors
-    /// As [`Qcow2::bitmaps`].
-    pub async fn bitmaps_size(&self, cluster_size: u64) -> Result<Option<u64>> {
-        let engine = &self.engine;
-        let header = engine.state.lock().header.clone();
-        let (mut bytes, mut directory_bytes) = (0, 0);
-        directory::scan(&engine.file, &header, &engine.geometry, |entry| {
-            let bits = entry.shape(&engine.geometry, header.size).bits();
-            let clusters = bits.div_ceil(8).div_ceil(cluster_size);
-            bytes += clusters * cluster_size + (clusters * 8).next_multiple_of(cluster_size);
-            directory_bytes += entry.stored_bytes();
-        })
-        .await?;
-        Ok((directory_bytes > 0).then(|| bytes + directory_bytes.next_multiple_of(cluster_size)))
-    }
-
     /// Adds a bitmap with all bits clear, which records changes from now on.
     ///
     /// Like all that changes bitmaps it is before or after in the file, and must be driven to its end: dropped half
