@@ -389,6 +389,12 @@ fn encrypted_qcow2_images_are_refused_as_by_the_reference() {
         &["create", "-q", "-f", "qcow2", SECRET[0], SECRET[1], "-o", &options, "a.qcow2", "256k"],
     );
     Tool::Ours.good(dir.path(), &["create", "-q", "-f", "qcow2", "plain.qcow2", "256k"]);
+    let io = Command::new(OURS)
+        .current_dir(dir.path())
+        .args(["io", SECRET[0], SECRET[1], "-c", "write -c 0 64k", "--image-opts", QCOW2])
+        .output()
+        .expect("the program runs");
+    assert!(!io.status.success(), "compressed clusters would be stored plain");
     let wrong = "secret,id=s,data=battery staple";
     let create = ["create", "-q", "-f", "qcow2", SECRET[0], SECRET[1], "-o"];
     let of = |options: &'static str| [&create[..], &[options, "b.qcow2", "1M"]].concat();

@@ -401,7 +401,7 @@ impl Node for Qcow2 {
     }
 
     fn compresses(&self) -> bool {
-        true
+        !self.engine.is_encrypted()
     }
 
     fn starts_as_zero(&self) -> bool {

@@ -25,6 +25,10 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
     if let Err(e) = engine.check_writable() {
         return Op::failed(request.bufs, e);
     }
+    if request.flags.contains(Flags::COMPRESSED) && engine.is_encrypted() {
+        // The format has no clusters that are both, and nobody wants them stored plain.
+        return Op::failed(request.bufs, ErrorKind::Unsupported);
+    }
     if request.flags.contains(Flags::COMPRESSED) {
         return pack::submit(engine, request);
     }
