@@ -25,6 +25,7 @@ mod reference;
 mod sim;
 mod startup;
 mod step;
+mod targets;
 mod tidy;
 mod usage;
 

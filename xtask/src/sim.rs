@@ -5,6 +5,7 @@ use anyhow::Result;
 use crate::cargo;
 use crate::ci::{self, Strictness};
 use crate::step::{Outcome, Steps};
+use crate::targets::Reached;
 
 /// Minutes for each way of searching.
 #[derive(Clone, Copy, Debug)]
@@ -17,38 +18,45 @@ pub struct Share {
     faults: f64,
     /// Every pair of request kinds, over all interleavings.
     pairs: f64,
+    /// Three requests at a time, under random priorities.
+    triples: f64,
     /// Ordering steps switched off one by one: each must be noticed.
     mutants: f64,
 }
 
 impl Share {
     /// What one CI run gives.
-    pub const CI: Self = Self { seeds: 4.0, explore: 3.0, faults: 1.5, pairs: 2.0, mutants: 0.5 };
+    pub const CI: Self =
+        Self { seeds: 3.75, explore: 3.0, faults: 1.5, pairs: 2.0, triples: 0.25, mutants: 0.5 };
 
     /// Shares in the same proportion that add up to `minutes`.
     fn scaled_to(minutes: f64) -> Self {
-        let Self { seeds, explore, faults, pairs, mutants } = Self::CI;
-        let factor = minutes / (seeds + explore + faults + pairs + mutants);
+        let Self { seeds, explore, faults, pairs, triples, mutants } = Self::CI;
+        let factor = minutes / (seeds + explore + faults + pairs + triples + mutants);
         Self {
             seeds: seeds * factor,
             explore: explore * factor,
             faults: faults * factor,
             pairs: pairs * factor,
+            triples: triples * factor,
             mutants: mutants * factor,
         }
     }
 }
 
 /// The seeds of a CI run, the same each time: what is new is for the soak to find.
-pub const CI_SEEDS: &[&str] = &["--seeds", "0..3000"];
+pub const CI_SEEDS: &[&str] = &["--seeds", "0..2500"];
 
-/// Adds the simulation's steps to a run.
+/// Adds the simulation's steps to a run, and tells how far its targets were reached.
 pub fn steps(steps: &mut Steps, share: Share, seeds: &'static [&'static str]) {
-    steps.run("sim: seeds", || simulate("run", seeds, share.seeds));
-    steps.run("sim: explore", || simulate("explore", &["--length", "2"], share.explore));
-    steps.run("sim: faults", || simulate("faults", &[], share.faults));
-    steps.run("sim: pairs", || simulate("pairs", &[], share.pairs));
-    steps.run("sim: mutants", || simulate("mutants", &[], share.mutants));
+    let reached = Reached::begin();
+    steps.run("sim: seeds", || simulate(&reached, "run", seeds, share.seeds));
+    steps.run("sim: explore", || simulate(&reached, "explore", &["--length", "2"], share.explore));
+    steps.run("sim: faults", || simulate(&reached, "faults", &[], share.faults));
+    steps.run("sim: pairs", || simulate(&reached, "pairs", &[], share.pairs));
+    steps.run("sim: triples", || simulate(&reached, "triples", &[], share.triples));
+    steps.run("sim: mutants", || simulate(&reached, "mutants", &[], share.mutants));
+    steps.run("sim: targets", || reached.print());
 }
 
 /// The simulation alone.
@@ -70,11 +78,12 @@ pub fn soak(minutes: u64) -> Result<bool> {
     Ok(ci::conclude(&all, Strictness::Lenient))
 }
 
-fn simulate(command: &str, args: &[&str], minutes: f64) -> Result<Outcome> {
+fn simulate(reached: &Reached, command: &str, args: &[&str], minutes: f64) -> Result<Outcome> {
     let program = cargo::release_program("cowbell-sim", "cowbell-sim", &["mutants"])?;
     let minutes = format!("{minutes:.2}");
+    let figures = reached.file()?;
     let mut call = vec![command];
     call.extend_from_slice(args);
-    call.extend(["--minutes", &minutes]);
+    call.extend(["--minutes", &minutes, "--figures", &figures]);
     cargo::program(&program, &call)
 }

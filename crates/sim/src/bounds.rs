@@ -48,10 +48,12 @@ pub(crate) fn leak_bound(scenario: &Scenario, run: &Run, time: u64) -> u64 {
 
 /// Most bytes that the file may have (O8): what it had, what the run's live clusters and tables take at their peak,
 /// and what waits in quarantine. Clusters that were freed and became free again must have been used again: the bound
-/// does not grow with the number of rounds. Failed I/Os and abandoned requests make no such promise.
+/// does not grow with the number of rounds. Failed I/Os, abandoned requests, snapshots, compressed writes and bitmaps are left out.
 pub(crate) fn length_bound(scenario: &Scenario, run: &Run) -> u64 {
-    let abandons = scenario.ops.iter().any(|op| matches!(op, GuestOp::Abandon { .. }));
-    if run.faults_struck > 0 || abandons {
+    let unbounded = |op: &GuestOp| {
+        matches!(op, GuestOp::Abandon { .. } | GuestOp::Snapshot { .. } | GuestOp::Compressed { .. })
+    };
+    if run.faults_struck > 0 || scenario.config.bitmaps || scenario.ops.iter().any(unbounded) {
         return u64::MAX;
     }
     let config = &scenario.config;
@@ -63,6 +65,8 @@ pub(crate) fn length_bound(scenario: &Scenario, run: &Run) -> u64 {
         live.extend(clusters(at));
         widest = widest.max(clusters(at).count() as u64);
     }
+    // Growing hides what a longer backing file holds, with zeroes of its own where there are no zero clusters.
+    model.resizes().for_each(|(_, at)| live.extend(clusters(&at)));
     let tables: BTreeSet<u64> = live.iter().map(|cluster| cluster / config.l2_entries()).collect();
     // Free again is what was freed before the last but one flush.
     let flushes: Vec<u64> = run.guest.flushes.borrow().iter().map(|(start, _)| *start).collect();

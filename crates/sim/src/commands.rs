@@ -5,17 +5,17 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use cowbell_block::DebugEvent;
-
 use crate::engine::Engine;
+use crate::events;
 use crate::explore::{self, sequences};
-use crate::figures::SETTINGS;
 use crate::lab::{Effort, Found, Lab};
 use crate::mutants::{self, Fate};
 use crate::pairs;
+use crate::reference::Reference;
 use crate::reuse;
 use crate::scenario::Scenario;
 use crate::shrink::{report, shrink};
+use crate::told::{Explored, Told};
 use crate::workload::{self, explored_configs, faulted_configs};
 
 const USAGE: &str = "\
@@ -23,8 +23,10 @@ usage: cowbell-sim run [--seeds A..B] [--minutes N] [--keep-going]
        cowbell-sim explore [--length N] [--config I] [--minutes N] [--keep-going]
        cowbell-sim faults [--minutes N] [--keep-going]
        cowbell-sim pairs [--minutes N] [--bound N] [--keep-going]
+       cowbell-sim triples [--seeds A..B] [--minutes N] [--keep-going]
        cowbell-sim mutants [--only ID]
-       cowbell-sim replay FILE | --seed N";
+       cowbell-sim replay FILE | --seed N
+  each also with --figures FILE: what was reached is added to it";
 
 /// Options of the command line.
 #[derive(Debug, Default)]
@@ -38,6 +40,7 @@ struct Options {
     keep_going: bool,
     bound: Option<u64>,
     only: Option<String>,
+    figures: Option<PathBuf>,
 }
 
 fn parse(args: &[String]) -> Option<Options> {
@@ -54,6 +57,7 @@ fn parse(args: &[String]) -> Option<Options> {
             "--config" => options.config = Some(args.next()?.parse().ok()?),
             "--seed" => options.seed = Some(args.next()?.parse().ok()?),
             "--bound" => options.bound = Some(args.next()?.parse().ok()?),
+            "--figures" => options.figures = Some(args.next()?.into()),
             "--only" => options.only = Some(args.next()?.clone()),
             "--keep-going" => options.keep_going = true,
             other if !other.starts_with("--") => options.file = Some(other.into()),
@@ -76,6 +80,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         "explore" => session.explore(),
         "faults" => session.faults(),
         "pairs" => session.pairs(),
+        "triples" => session.triples(),
         "mutants" => session.mutants(),
         "replay" => session.replay(),
         _ => {
@@ -84,8 +89,15 @@ pub fn main(args: Vec<String>) -> ExitCode {
         }
     }
     session.lab.figures.book();
-    session.print_figures();
-    if session.failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    session.told.seconds = session.began.elapsed().as_secs_f64();
+    session.told.print(&session.lab);
+    if let Some(file) = &session.options.figures
+        && let Err(error) = session.told.append(&session.lab, file)
+    {
+        eprintln!("{}: {error}", file.display());
+        return ExitCode::FAILURE;
+    }
+    if session.told.failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Most different failures that are shrunk in one session.
@@ -98,29 +110,16 @@ struct Session {
     options: Options,
     lab: Lab,
     began: Instant,
-    workloads: u64,
-    failures: u32,
-    /// What the explorer went through.
-    explored: Option<&'static str>,
-    /// Seeds that were run twice.
-    repeated: u64,
+    told: Told,
     /// What failed already, to tell a new failure from the same one again.
     known: Vec<String>,
 }
 
 impl Session {
     fn new(options: Options) -> Self {
-        let lab = Lab::new(Rc::new(Engine::default()));
-        Self {
-            options,
-            lab,
-            began: Instant::now(),
-            workloads: 0,
-            failures: 0,
-            explored: None,
-            repeated: 0,
-            known: Vec::new(),
-        }
+        let mut lab = Lab::new(Rc::new(Engine::default()));
+        lab.reference = Reference::find(&directory());
+        Self { options, lab, began: Instant::now(), told: Told::default(), known: Vec::new() }
     }
 
     fn is_over(&self) -> bool {
@@ -128,7 +127,7 @@ impl Session {
             .options
             .minutes
             .is_some_and(|minutes| self.began.elapsed() > Duration::from_secs_f64(minutes * 60.0));
-        late || self.failures > 0 && !self.options.keep_going || self.failures >= FAILURES_MAX
+        late || self.told.failures > 0 && !self.options.keep_going || self.told.failures >= FAILURES_MAX
     }
 
     fn run(&mut self) {
@@ -150,9 +149,9 @@ impl Session {
     fn repeat(&mut self, scenario: &Scenario) {
         let hash = || Lab::new(Rc::new(Engine::default())).run(scenario).ok().map(|run| run.trace_hash);
         let (first, second) = (hash(), hash());
-        self.repeated += 1;
+        self.told.repeated += 1;
         if first != second {
-            self.failures += 1;
+            self.told.failures += 1;
             println!("FAILURE O10: two runs differ\n{}", scenario.to_text());
         }
     }
@@ -160,7 +159,7 @@ impl Session {
     fn explore(&mut self) {
         let configs = explored_configs();
         let longest = self.options.length.unwrap_or(2);
-        self.explored = Some("stopped before the end");
+        self.told.explored = Some(Explored::Part);
         for length in 1..=longest {
             for (index, config) in configs.iter().enumerate() {
                 if self.options.config.is_some_and(|only| only != index) {
@@ -174,16 +173,24 @@ impl Session {
                 }
             }
         }
-        self.explored = Some("all of them");
+        self.told.explored = Some(Explored::All);
     }
 
     fn faults(&mut self) {
+        if let Err(failed) = explore::strike_every_event(&mut self.lab, Effort::QUICK) {
+            self.failed(&failed.0, &failed.1, Effort::QUICK);
+        }
+        let missed = events::missed(&self.lab.figures.events_struck);
+        if !missed.is_empty() && !self.is_over() {
+            self.told.failures += 1;
+            println!("FAILURE T8: no fault struck after {}", missed.join(", "));
+        }
         for config in faulted_configs() {
             for scenario in sequences(&config, 1) {
                 if self.is_over() {
                     return;
                 }
-                self.workloads += 1;
+                self.told.workloads += 1;
                 if let Err(failed) = explore::faults_of(&mut self.lab, &scenario, Effort::QUICK) {
                     self.failed(&failed.0, &failed.1, Effort::QUICK);
                 }
@@ -199,7 +206,7 @@ impl Session {
             if self.is_over() {
                 break;
             }
-            self.workloads += 1;
+            self.told.workloads += 1;
             match pairs::all_schedules(&mut self.lab, scenario, bound) {
                 Ok(covered) => complete += u64::from(covered.complete),
                 Err(failed) => self.failed(&failed.0, &failed.1, Effort::QUICK),
@@ -210,12 +217,24 @@ impl Session {
             if self.is_over() {
                 break;
             }
-            self.workloads += 1;
+            self.told.workloads += 1;
             if let Err(failed) = reuse::hold_up_each(&mut self.lab, &story, Effort::QUICK) {
                 self.failed(&failed.0, &failed.1, Effort::QUICK);
             }
         }
         println!("{done} of {} pairs, {complete} of them under all schedules", scenarios.len());
+        (self.told.pairs, self.told.pairs_complete) = (done, complete);
+    }
+
+    fn triples(&mut self) {
+        let (from, to) = self.options.seeds.unwrap_or((0, u64::MAX));
+        for seed in from..to {
+            if self.is_over() {
+                break;
+            }
+            self.try_one(&pairs::triple(seed), Effort { recover_one_in: 0, ..Effort::QUICK });
+            self.told.triples += 1;
+        }
     }
 
     fn mutants(&mut self) {
@@ -236,11 +255,13 @@ impl Session {
         let fates = mutants::hunt(&make_lab, self.options.only.as_deref(), &mut each);
         if fates.is_empty() {
             println!("no mutants: build with --features mutants");
-            self.failures += 1;
+            self.told.failures += 1;
         }
         let survivors = fates.iter().filter(|f| f.killed_by.is_none()).count();
         println!("{} of {} mutants killed", fates.len() - survivors, fates.len());
-        self.failures += survivors as u32;
+        let slowest = fates.iter().map(|fate| fate.took).max().unwrap_or_default();
+        self.told.mutants = Some((fates.len() - survivors, fates.len(), slowest));
+        self.told.failures += survivors as u32;
     }
 
     fn replay(&mut self) {
@@ -261,7 +282,7 @@ impl Session {
             }
             Err(found) => {
                 println!("FAILS: {}", found.failure);
-                self.failures += 1;
+                self.told.failures += 1;
                 let plain = Scenario { cut: None, ..scenario };
                 match self.lab.run(&plain) {
                     Ok(run) => print_log(&run.history),
@@ -272,7 +293,7 @@ impl Session {
     }
 
     fn try_one(&mut self, scenario: &Scenario, effort: Effort) {
-        self.workloads += 1;
+        self.told.workloads += 1;
         if let Err(found) = self.lab.judge(scenario, effort) {
             self.failed(scenario, &found, effort);
         }
@@ -294,14 +315,13 @@ impl Session {
             return;
         }
         self.known.push(signature);
-        self.failures += 1;
+        self.told.failures += 1;
         let text = report(&small, &failure);
         let name = format!(
             "{:016x}",
             crate::rng::mix(text.bytes().fold(0, |h, b| crate::rng::mix(h ^ u64::from(b))))
         );
-        let directory =
-            PathBuf::from(std::env::var_os("COWBELL_SIM_OUT").unwrap_or_else(|| "target/sim".into()));
+        let directory = directory();
         let file = directory.join(format!("{name}.txt"));
         let written = std::fs::create_dir_all(&directory).and_then(|()| std::fs::write(&file, &text));
         println!("FAILURE {failure}\n{text}");
@@ -310,65 +330,11 @@ impl Session {
             Err(error) => println!("(the scenario could not be written: {error})"),
         }
     }
+}
 
-    fn print_figures(&self) {
-        let seconds = self.began.elapsed().as_secs_f64();
-        let counters = self.lab.judge.counters;
-        let figures = &self.lab.figures;
-        let rate = |n: u64| n as f64 / seconds;
-        println!("{:>12} workloads   {:>12.0}/s", self.workloads, rate(self.workloads));
-        println!("{:>12} schedules   {:>12.0}/s", figures.runs, rate(figures.runs));
-        println!("{:>12} operations  {:>12.0}/s", figures.operations, rate(figures.operations));
-        println!("{:>12} states      {:>12.0}/s", counters.states, rate(counters.states));
-        println!("{:>12} distinct    {:>12.0}/s", counters.judged, rate(counters.judged));
-        println!("{:>12} inspected   {:>12.0}/s", counters.inspected, rate(counters.inspected));
-        println!("{:>12} recoveries", figures.recoveries);
-        println!("{:>12} repairs", figures.repairs);
-        println!("{:>12} faults struck", figures.faults);
-        println!("{:>12} failures in {seconds:.1} s", self.failures);
-        self.print_coverage();
-        self.print_targets(seconds);
-    }
-
-    fn print_coverage(&self) {
-        let figures = &self.lab.figures;
-        println!("configurations covered: {}", figures.configs);
-        for key in SETTINGS {
-            let values = figures.settings.iter().filter(|((k, _), _)| *k == key);
-            let list: Vec<String> = values.map(|((_, value), runs)| format!("{value} ({runs})")).collect();
-            println!("  {key:15} {}", list.join(", "));
-        }
-        let events = self.lab.figures.events.iter().zip(DebugEvent::ALL);
-        let hit: Vec<&str> = events.filter(|(count, _)| **count > 0).map(|(_, event)| event.name()).collect();
-        println!("debug events seen: {} of 47: {}", hit.len(), hit.join(" "));
-    }
-
-    /// The targets of `reliability.md` that this run says something about.
-    fn print_targets(&self, seconds: f64) {
-        let counters = self.lab.judge.counters;
-        let figures = &self.lab.figures;
-        let recovered = 100.0 * figures.recoveries as f64 / counters.judged.max(1) as f64;
-        let verdict = if self.failures == 0 { "0 violations" } else { "VIOLATIONS" };
-        println!("targets:");
-        println!("  T1  crash states                 {} of 200,000 per CI run, {verdict}", counters.states);
-        println!(
-            "  T2  states per second            {:.0} of 50,000 (with everything else this run did)",
-            counters.states as f64 / seconds
-        );
-        if let Some(longest) = self.explored {
-            println!("  T3  exhaustive sequences         {} workloads, {longest}", self.workloads);
-        }
-        println!("  T4  recovered and cut again      {recovered:.2} % of distinct states, 1 % asked");
-        println!(
-            "  T6  schedules per second         {:.0} of 20,000 (with everything else this run did)",
-            figures.runs as f64 / seconds
-        );
-        if self.repeated > 0 {
-            println!("  T7  seeds run twice              {} of 100, traces equal", self.repeated);
-        }
-        println!("  T8  faults struck                {}, {verdict}", figures.faults);
-        println!("  T18 leaks after a clean close    {}", if self.failures == 0 { "0" } else { "see above" });
-    }
+/// Where failing scenarios are written.
+fn directory() -> PathBuf {
+    PathBuf::from(std::env::var_os("COWBELL_SIM_OUT").unwrap_or_else(|| "target/sim".into()))
 }
 
 fn first_word(text: &str) -> String {

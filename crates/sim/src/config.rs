@@ -95,6 +95,10 @@ pub struct Config {
     pub prestate: Prestate,
     /// Whether compressed clusters are Zstandard's.
     pub zstd: bool,
+    /// Whether L2 entries are extended: each cluster has 32 subclusters.
+    pub extended: bool,
+    /// Whether a persistent bitmap records what changes.
+    pub bitmaps: bool,
     /// Bytes of the L2 cache.
     pub l2_cache_bytes: u64,
     /// Bytes of one entry of the L2 cache.
@@ -118,6 +122,8 @@ impl Default for Config {
             backing: Backing::None,
             prestate: Prestate::Fresh,
             zstd: false,
+            extended: false,
+            bitmaps: false,
             l2_cache_bytes: 1 << 20,
             l2_slice_bytes: 4096,
             refcount_cache_bytes: 1 << 18,
@@ -142,12 +148,17 @@ impl Config {
             16 => *rng.pick(&[768, 760]),
             _ => 2 * 4096 + 5,
         };
+        if version == 3 && rng.one_in(6) {
+            (config.extended, config.cluster_bits) = (true, *rng.pick(&[14, 14, 16]));
+            config.sectors = *rng.pick(&[5, 10]) * config.cluster_sectors() - rng.below(2) * 9;
+        }
         config.lazy = version == 3 && rng.one_in(4);
         config.backing = match rng.below(2) {
             0 => Backing::None,
             _ => rng.pick(&BACKINGS[1..]).0,
         };
         config.zstd = version == 3 && rng.one_in(3);
+        config.bitmaps = version == 3 && rng.one_in(4);
         config.prestate = *rng.pick(&[
             Prestate::Fresh,
             Prestate::Created,
@@ -160,9 +171,9 @@ impl Config {
         ]);
         if rng.one_in(2) {
             // Two slices and four blocks: everything is evicted before it is used.
-            config.l2_slice_bytes = 512.max(1 << cluster_bits.min(9));
+            config.l2_slice_bytes = 512;
             config.l2_cache_bytes = 2 * config.l2_slice_bytes;
-            config.refcount_cache_bytes = 4 << cluster_bits;
+            config.refcount_cache_bytes = 4 << config.cluster_bits;
         }
         config.discard = !rng.one_in(3);
         config.host = HostConfig {
@@ -194,8 +205,9 @@ impl Config {
             self.refcount_order = 2;
         }
         if self.version == 2 {
-            (self.refcount_order, self.lazy, self.zstd) = (4, false, false);
+            (self.refcount_order, self.lazy, self.zstd, self.bitmaps) = (4, false, false, false);
         }
+        self.extended &= self.version == 3 && self.cluster_bits >= 14;
         self.sectors = self.sectors.next_multiple_of(self.grain());
     }
 
@@ -228,7 +240,7 @@ impl Config {
 
     /// Guest clusters that one L2 table maps.
     pub fn l2_entries(&self) -> u64 {
-        1 << (self.cluster_bits - 3)
+        1 << (self.cluster_bits - if self.extended { 4 } else { 3 })
     }
 
     /// Clusters that one refcount block counts.
@@ -300,6 +312,8 @@ impl Config {
             ("backing", name_of(&BACKINGS, self.backing)),
             ("prestate", name_of(&PRESTATES, self.prestate)),
             ("zstd", bit(self.zstd)),
+            ("extended", bit(self.extended)),
+            ("bitmaps", bit(self.bitmaps)),
             ("l2_cache_bytes", self.l2_cache_bytes.to_string()),
             ("l2_slice_bytes", self.l2_slice_bytes.to_string()),
             ("refcount_cache_bytes", self.refcount_cache_bytes.to_string()),
@@ -343,6 +357,8 @@ impl Config {
             "backing" => self.backing = by_name(&BACKINGS, value)?,
             "prestate" => self.prestate = by_name(&PRESTATES, value)?,
             "zstd" => self.zstd = number()? != 0,
+            "extended" => self.extended = number()? != 0,
+            "bitmaps" => self.bitmaps = number()? != 0,
             "l2_cache_bytes" => self.l2_cache_bytes = number()?,
             "l2_slice_bytes" => self.l2_slice_bytes = number()?,
             "refcount_cache_bytes" => self.refcount_cache_bytes = number()?,

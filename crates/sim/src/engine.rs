@@ -9,7 +9,7 @@ use cowbell_block::{BoxFuture, Child, Result};
 use cowbell_checker::{
     CheckError, Checker, Class, Extent, GuestView, Limits, Peek, ReadAt, Report, Source as Place, Verdict,
 };
-use cowbell_qcow2::{CompressionType, CreateOptions, Discards, OpenOptions, Qcow2};
+use cowbell_qcow2::{CompressionType, CreateOptions, Discards, L2Format, OpenOptions, Qcow2};
 
 use crate::config::{Backing, Config, Prestate};
 use crate::disk::{Clock, HostConfig, SimDisk};
@@ -17,8 +17,9 @@ use crate::exec::{Granularity, Strategy, World};
 use crate::image::{self, Built};
 use crate::judge::Failure;
 use crate::pool::{Pool, SECTOR, ZERO};
+use crate::recorded;
 use crate::rng::Rng;
-use crate::subject::{ImageBytes, Inspection, Source, Subject};
+use crate::subject::{ImageBytes, Inspection, LocalFuture, Source, Subject};
 use crate::timeline::Image;
 
 /// The engine of `cowbell-qcow2`.
@@ -57,6 +58,9 @@ impl Subject for Engine {
         let mut built = image::build(config, pool);
         if config.prestate == Prestate::Created {
             built.image = created(config, pool);
+        }
+        if config.bitmaps {
+            built.image = with_bitmap(&built.image, pool);
         }
         built
     }
@@ -106,12 +110,23 @@ impl Subject for Engine {
                 }
                 inspection.leaks = report.leaks();
                 inspection.dirty = report.summary.dirty;
+                // A dirty image is repaired by those who open it, so its check says nothing.
+                inspection.in_reference = (!report.summary.dirty).then(|| {
+                    match report.verdict_with(Class::severity_in_reference) {
+                        Verdict::Clean => 0,
+                        Verdict::LeaksOnly => 3,
+                        Verdict::Corrupt => 2,
+                    }
+                });
                 if report.summary.dirty && !config.lazy {
                     inspection.corrupt =
                         Some(Failure::new("M4", "the dirty bit is set without lazy refcounts"));
                 }
             }
             Err(error) => inspection.corrupt = Some(Failure::new("O3", error.to_string())),
+        }
+        if config.bitmaps && inspection.corrupt.is_none() {
+            inspection.recorded = recorded::read(image);
         }
         let snapshots = checker.report().summary.snapshots;
         if inspection.corrupt.is_none()
@@ -124,6 +139,13 @@ impl Subject for Engine {
 
     fn can_check(&self) -> bool {
         true
+    }
+
+    fn add_bitmap<'a>(&self, node: &'a dyn Node, name: String) -> LocalFuture<'a, Result<()>> {
+        match node.as_any().downcast_ref::<Qcow2>() {
+            Some(node) => Box::pin(async move { node.add_bitmap(&name, 4096).await }),
+            None => Box::pin(std::future::ready(Ok(()))),
+        }
     }
 
     fn is_quiet(&self, node: &dyn Node) -> std::result::Result<(), String> {
@@ -219,10 +241,6 @@ fn unpack(image: &ImageBytes<'_>, host: u64, bytes: u64, config: &Config) -> Vec
 
 /// An image made by the engine's own `create`.
 fn created(config: &Config, pool: &mut Pool) -> Image {
-    let own = Pool::shared();
-    let clock = Clock::default();
-    let disk = SimDisk::new("image", &own, &clock, &[], 0, HostConfig::default(), Rng::new(0));
-    let mut world = World::new(vec![disk.clone()], Strategy::Fifo, Granularity::IoPoints);
     let backed = config.backing != Backing::None;
     #[allow(clippy::needless_update, reason = "more options will come")]
     let options = CreateOptions {
@@ -234,11 +252,36 @@ fn created(config: &Config, pool: &mut Pool) -> Image {
         backing_file: backed.then(|| "backing".to_owned()),
         backing_format: backed.then(|| if config.backing.is_qcow2() { "qcow2" } else { "raw" }.to_owned()),
         compression: if config.zstd { CompressionType::Zstd } else { CompressionType::Zlib },
+        l2_format: if config.extended { L2Format::Extended } else { L2Format::Standard },
         ..CreateOptions::default()
     };
-    let child = Child::new(disk.node());
-    let made = world.block_on(async move { cowbell_qcow2::create(&child, None, &options).await });
-    made.expect("creating does not stall").expect("the configuration can be created");
+    edit(&Image::default(), pool, |file| async move {
+        cowbell_qcow2::create(&Child::new(file), None, &options).await
+    })
+}
+
+/// The image with a bitmap that records from now on.
+fn with_bitmap(image: &Image, pool: &mut Pool) -> Image {
+    edit(image, pool, |file| async move {
+        let options = OpenOptions { access: Access::ReadWrite, ..OpenOptions::default() };
+        let node = Qcow2::open(file, None, options).await?;
+        node.add_bitmap("changes", 1024).await?;
+        node.close().await
+    })
+}
+
+/// What some work makes of an image, on a disk of its own.
+fn edit<F>(image: &Image, pool: &mut Pool, work: impl FnOnce(Arc<dyn Node>) -> F) -> Image
+where
+    F: Future<Output = Result<()>> + 'static,
+{
+    let own = Pool::shared();
+    let before: Vec<_> =
+        image.sectors.iter().map(|content| own.lock().intern(pool.bytes(*content))).collect();
+    let clock = Clock::default();
+    let disk = SimDisk::new("image", &own, &clock, &before, image.len, HostConfig::default(), Rng::new(0));
+    let mut world = World::new(vec![disk.clone()], Strategy::Fifo, Granularity::IoPoints);
+    world.block_on(work(disk.node())).expect("nothing blocks").expect("the configuration is possible");
     let (sectors, len) = disk.content();
     let own = own.lock();
     Image { sectors: sectors.into_iter().map(|c| pool.intern(own.bytes(c))).collect(), len }

@@ -8,6 +8,7 @@ use cowbell_block::{BoxFuture, Node, Request, Result};
 use crate::config::{Backing, Config, Prestate};
 use crate::disk::IoKind;
 use crate::engine::Engine;
+use crate::events;
 use crate::explore;
 use crate::image::Built;
 use crate::judge::{Allowed, Case, check_guest, inspect_once};
@@ -35,8 +36,8 @@ fn built_images_are_sound_and_hold_what_they_should() {
         let inspection = inspect_once(&*lab.subject, &config, &mut pool, &built.image);
         assert_eq!((inspection.corrupt.clone(), inspection.leaks), (None, 0), "{}", config.to_text());
         let backing = built.backing.as_deref();
-        let case = Case { config: &config, backing, snapshots: &built.snapshots, leaks_max: 0 };
-        let allowed = Allowed::after_cut(&Model::new(&built.guest), 0, 1);
+        let case = Case { config: &config, backing, baseline: &built.guest, leaks_max: 0 };
+        let allowed = Allowed::after_cut(&Model::new(&built.guest, &built.snapshots), 0, 1);
         check_guest(&inspection, &case, &pool, &built.image, &allowed)
             .unwrap_or_else(|f| panic!("{f}: {}", config.to_text()));
     }
@@ -61,6 +62,27 @@ fn single_operations_pass_every_cut() {
             if let Err(found) = lab.judge(&scenario, Effort::QUICK) {
                 panic!("{}\n{}", found.failure, scenario.to_text());
             }
+        }
+    }
+}
+
+/// T8: whatever the engine announces has failed right after.
+#[test]
+fn every_debug_event_is_struck() {
+    let mut lab = lab();
+    if let Err(failed) = explore::strike_every_event(&mut lab, Effort::QUICK) {
+        panic!("{}\n{}", failed.1.failure, failed.0.to_text());
+    }
+    assert_eq!(events::missed(&lab.figures.events_struck), [""; 0], "no fault struck these");
+}
+
+#[test]
+fn triples_pass() {
+    let mut lab = lab();
+    for seed in 0..60 {
+        let scenario = pairs::triple(seed);
+        if let Err(found) = lab.judge(&scenario, Effort::QUICK) {
+            panic!("{}\n{}", found.failure, scenario.to_text());
         }
     }
 }

@@ -1,12 +1,15 @@
 //! The exhaustive explorer: all sequences of one and two operations, with and without a flush after each, in
 //! every pre-state; and every operation with every single fault.
 
+use cowbell_block::DebugEvent;
+
 use crate::config::Config;
 use crate::disk::IoKind;
+use crate::events::announced;
 use crate::faults::{Fault, FaultKind, Member, Trigger};
 use crate::lab::{Effort, Found, Lab};
 use crate::scenario::{GuestOp, Scenario};
-use crate::workload::alphabet;
+use crate::workload::{alphabet, faulted_configs};
 
 /// A scenario that failed.
 pub type Failed = (Scenario, Found);
@@ -29,6 +32,51 @@ pub fn sequences(config: &Config, length: u32) -> impl Iterator<Item = Scenario>
         }
         Scenario { seed: number, config: config.clone(), ops, ..Scenario::default() }
     })
+}
+
+/// Strikes the first I/O after every debug event once, in the first scenario that announces it. Returns the number
+/// of runs; what could not be struck is told by [`crate::events::missed`].
+///
+/// # Errors
+/// The first scenario that fails.
+pub fn strike_every_event(lab: &mut Lab, effort: Effort) -> Result<u64, Box<Failed>> {
+    let mut runs = 0;
+    let struck = |lab: &Lab, event: DebugEvent| {
+        lab.figures.events_struck.get(event as usize).is_some_and(|count| *count > 0)
+    };
+    for scenario in announcing() {
+        if announced().all(|event| struck(lab, event)) {
+            break;
+        }
+        let before = lab.figures.events.clone();
+        lab.run(&scenario).map_err(|found| Box::new((scenario.clone(), found)))?;
+        runs += 1;
+        let count = |counts: &[u64], event: DebugEvent| counts.get(event as usize).copied().unwrap_or(0);
+        for event in announced() {
+            if struck(lab, event) || count(&lab.figures.events, event) == count(&before, event) {
+                continue;
+            }
+            let (on, trigger) = match event {
+                DebugEvent::ReadBackingAio => (Member::Backing, Trigger::Nth(0)),
+                event => (Member::Image, Trigger::Tagged(event, 0)),
+            };
+            let faults = vec![Fault { on, trigger, kind: FaultKind::Eio, sticky: false }];
+            let faulted = Scenario { faults, ..scenario.clone() };
+            runs += 1;
+            lab.judge(&faulted, effort).map_err(|found| Box::new((faulted, found)))?;
+        }
+    }
+    Ok(runs)
+}
+
+/// Scenarios in which every event is announced: every operation in every world, and one that needs new refcount blocks.
+pub fn announcing() -> impl Iterator<Item = Scenario> {
+    let config = Config { cluster_bits: 9, refcount_order: 6, l2_slice_bytes: 512, ..Config::default() };
+    let config = config.near_boundary(false);
+    let ops = vec![GuestOp::Write { at: 0..config.sectors.min(32), fua: false }, GuestOp::Flush];
+    let growing = Scenario { config, ops, ..Scenario::default() };
+    let single = faulted_configs().into_iter().flat_map(|config| sequences(&config, 1));
+    std::iter::once(growing).chain(single)
 }
 
 /// Runs one operation with each single fault at each of its I/Os, once and sticky, and looks at every cut that

@@ -1,6 +1,7 @@
 //! What was done so far, in figures.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::config::Config;
 
@@ -28,6 +29,10 @@ pub struct Figures {
     pub(crate) last_config: Option<(Config, u64)>,
     /// Steps of the worlds' clocks.
     pub steps: u64,
+    /// CPU time spent in making and judging the states of cuts.
+    pub judging: Duration,
+    /// CPU time spent in running schedules.
+    pub running: Duration,
 }
 
 impl Figures {
@@ -41,7 +46,7 @@ impl Figures {
 }
 
 /// The settings whose values are counted.
-pub const SETTINGS: [&str; 10] = [
+pub const SETTINGS: [&str; 12] = [
     "version",
     "cluster_bits",
     "refcount_order",
@@ -49,7 +54,16 @@ pub const SETTINGS: [&str; 10] = [
     "backing",
     "prestate",
     "zstd",
+    "extended",
+    "bitmaps",
     "alignment",
     "atom",
     "discards",
 ];
+
+/// CPU time of this thread so far: what other programs do on the machine does not count. For figures, never for a
+/// decision about what happens.
+pub fn cpu_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+}

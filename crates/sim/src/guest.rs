@@ -2,6 +2,7 @@
 //! reference disk.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,15 +10,17 @@ use std::task::{Context, Poll, Waker};
 
 use cowbell_block::node::Node;
 use cowbell_block::request::{Cause, Completion, ExtentFlags, Flags, Outcome, Request};
-use cowbell_block::{Buf, Bufs, ErrorKind, Operation, Preallocation};
+use cowbell_block::{
+    Buf, Bufs, ErrorKind, NewSnapshot, Operation, Preallocation, SnapshotChange, SnapshotName,
+};
 
 use crate::config::Config;
 use crate::disk::{Clock, SimDisk};
 use crate::judge::Failure;
 use crate::model::{Model, Ticket};
 use crate::pool::{Content, SECTOR, SharedPool, ZERO};
-use crate::scenario::GuestOp;
-use crate::stamp::Stamp;
+use crate::scenario::{GuestOp, SnapshotOp};
+use crate::stamp::{COMPRESSIBLE, Stamp};
 use crate::subject::Subject;
 
 /// The guest of one session. Shared by its tasks.
@@ -41,6 +44,10 @@ pub struct Guest {
     /// Whether an image was given up without a close that succeeded.
     pub lost: Cell<bool>,
     abandoned: RefCell<Vec<Ticket>>,
+    /// A change of snapshots is under way.
+    snapshotting: Cell<bool>,
+    /// A change of snapshots failed, so nobody knows which there are.
+    lost_track: Cell<bool>,
     /// Begin of each change of length, and the new length.
     resizes: RefCell<Vec<(u64, u64)>>,
     subject: Rc<dyn Subject>,
@@ -108,6 +115,8 @@ pub struct GuestSetup {
     pub generation: u32,
     /// What the disk holds.
     pub values: Vec<Content>,
+    /// What its snapshots hold.
+    pub snapshots: Vec<Vec<Content>>,
     /// All contents.
     pub pool: SharedPool,
 }
@@ -116,7 +125,7 @@ impl Guest {
     /// A guest that has not started.
     pub fn new(setup: GuestSetup) -> Rc<Self> {
         Rc::new(Self {
-            model: RefCell::new(Model::new(&setup.values)),
+            model: RefCell::new(Model::new(&setup.values, &setup.snapshots)),
             node: RefCell::new(None),
             failure: RefCell::new(None),
             durable_times: RefCell::default(),
@@ -126,6 +135,8 @@ impl Guest {
             failed: Cell::new(0),
             lost: Cell::new(false),
             abandoned: RefCell::default(),
+            snapshotting: Cell::new(false),
+            lost_track: Cell::new(false),
             resizes: RefCell::default(),
             clock: setup.disk.clock(),
             subject: setup.subject,
@@ -227,25 +238,14 @@ impl Guest {
         let Some(op) = self.on_the_disk(op) else { return };
         let cause = Cause { request: u64::from(number), origin: 0 };
         match &op {
-            GuestOp::Write { at, .. } | GuestOp::Pack { at } => {
-                let (fua, packed) = match op {
-                    GuestOp::Write { fua, .. } => (fua, Flags::empty()),
-                    _ => (false, Flags::COMPRESSED),
-                };
-                let mut buf = Buf::scratch((at.end - at.start) as usize * SECTOR);
-                let mut values = Vec::with_capacity((at.end - at.start) as usize);
-                {
-                    let mut pool = self.pool.lock();
-                    for (sector, chunk) in at.clone().zip(buf.as_chunks_mut::<SECTOR>().0) {
-                        let (seed, generation) = (self.seed, self.generation);
-                        *chunk = Stamp { seed, operation: number, sector, generation }.bytes();
-                        values.push(pool.intern(chunk));
-                    }
-                }
-                let ticket =
-                    self.model.borrow_mut().begin_write(self.instant(), at.start, values.into_iter());
-                let request = Request::write(at.start * SECTOR as u64, buf).with_flags(packed);
-                self.mutate(&*node, request.caused_by(cause), ticket, fua, patience).await;
+            GuestOp::Write { at, fua } => {
+                let (request, ticket) = self.stamped(at, number);
+                self.mutate(&*node, request.caused_by(cause), ticket, *fua, patience).await;
+            }
+            GuestOp::Compressed { at } => {
+                let (request, ticket) = self.stamped(at, number | COMPRESSIBLE);
+                let request = request.with_flags(Flags::COMPRESSED);
+                self.mutate(&*node, request.caused_by(cause), ticket, false, patience).await;
             }
             GuestOp::Zero { at, unmap, fua } => {
                 let zeroes = std::iter::repeat_n(ZERO, (at.end - at.start) as usize);
@@ -271,8 +271,98 @@ impl Guest {
                 let request = Request::truncate(*to * SECTOR as u64, Preallocation::Off);
                 self.mutate(&*node, request.caused_by(cause), ticket, false, None).await;
             }
-            GuestOp::Wait | GuestOp::Reopen | GuestOp::Abandon { .. } => {}
+            GuestOp::AddBitmap if self.config.bitmaps => {
+                let result = self.subject.add_bitmap(&*node, format!("more {number}")).await;
+                // The workload begins anew after a cut, and then the name may be taken.
+                let taken = |error: &cowbell_block::Error| error.kind() == ErrorKind::AlreadyExists;
+                if let Some(error) = result.err().filter(|error| !taken(error)) {
+                    self.excuse("adding a bitmap", &error);
+                }
+            }
+            GuestOp::Snapshot { change } => self.snapshot(&*node, *change).await,
+            GuestOp::AddBitmap | GuestOp::Wait | GuestOp::Reopen | GuestOp::Abandon { .. } => {}
         }
+    }
+
+    /// A write of stamps, begun.
+    fn stamped(&self, at: &Range<u64>, operation: u32) -> (Request, Ticket) {
+        let mut buf = Buf::scratch((at.end - at.start) as usize * SECTOR);
+        let mut values = Vec::with_capacity((at.end - at.start) as usize);
+        let mut pool = self.pool.lock();
+        for (sector, chunk) in at.clone().zip(buf.as_chunks_mut::<SECTOR>().0) {
+            let (seed, generation) = (self.seed, self.generation);
+            *chunk = Stamp { seed, operation, sector, generation }.bytes();
+            values.push(pool.intern(chunk));
+        }
+        let ticket = self.model.borrow_mut().begin_write(self.instant(), at.start, values.into_iter());
+        (Request::write(at.start * SECTOR as u64, buf), ticket)
+    }
+
+    /// One change of the snapshots at a time; what cannot be done now is left out.
+    async fn snapshot(&self, node: &dyn Node, change: SnapshotOp) {
+        if self.snapshotting.replace(true) {
+            return;
+        }
+        if let Some((change, ticket, start)) = self.begin_snapshot(node, change).await {
+            let creates = matches!(change, SnapshotChange::Create(_));
+            let result = node.change_snapshots(change).await;
+            let now = self.instant();
+            let mut model = self.model.borrow_mut();
+            if creates {
+                model.keep(start, now);
+            }
+            match result {
+                Ok(()) => model.end(now, ticket, false),
+                Err(error) => {
+                    model.fail(now, ticket);
+                    drop(model);
+                    self.lost_track.set(true);
+                    // Narrow refcounts cannot count another owner.
+                    if self.config.refcount_order <= 2 && error.kind() == ErrorKind::InvalidInput {
+                        return self.snapshotting.set(false);
+                    }
+                    self.excuse("a change of snapshots", &error);
+                }
+            }
+        }
+        self.snapshotting.set(false);
+    }
+
+    async fn begin_snapshot(&self, node: &dyn Node, op: SnapshotOp) -> Option<(SnapshotChange, Ticket, u64)> {
+        let listed = node.info().await.ok()?.snapshots;
+        let mut model = self.model.borrow_mut();
+        let now = self.instant();
+        let there = model.snapshots().len();
+        if self.lost_track.get() || listed.len() != there {
+            if !self.lost_track.get() {
+                drop(model);
+                let what = format!("{} snapshots are listed, there should be {there}", listed.len());
+                self.fail(Failure::new("O1", what));
+            }
+            return None;
+        }
+        let pick =
+            |which: u32| listed.get(which as usize % there.max(1)).map(|s| SnapshotName::Id(s.id.clone()));
+        Some(match op {
+            SnapshotOp::Create => {
+                let new = NewSnapshot { name: format!("at {now}"), ..NewSnapshot::default() };
+                (SnapshotChange::Create(new), model.begin_snapshot(now), now)
+            }
+            SnapshotOp::Delete(which) => {
+                let name = pick(which)?;
+                (SnapshotChange::Delete(name), model.begin_delete(now, which as usize % there), now)
+            }
+            SnapshotOp::Apply(which) => {
+                let (name, index) = (pick(which)?, which as usize % there.max(1));
+                let kept = model.kept(model.snapshots()[index]);
+                if !kept.is_exact() || self.config.bitmaps {
+                    return None;
+                }
+                let to = kept.sectors() as u64;
+                self.resizes.borrow_mut().push((now, to));
+                (SnapshotChange::Apply(name), model.begin_apply(now, index), now)
+            }
+        })
     }
 
     /// The part of an operation that is on the disk whatever its length is just now; `None` if nothing is.
@@ -280,11 +370,8 @@ impl Guest {
         let len = self.model.borrow().shortest(self.clock.now());
         match (op, op.range()) {
             (GuestOp::Resize { to }, _) => (*to != len).then(|| op.clone()),
-            (GuestOp::Pack { .. }, Some(range)) => {
-                let per = self.config.cluster_sectors();
-                let whole = range.start / per * per..range.end.next_multiple_of(per).min(len);
-                (!whole.is_empty()).then(|| op.with_range(whole))
-            }
+            // Whole clusters only.
+            (GuestOp::Compressed { at }, _) if at.end > len => None,
             (_, Some(range)) if range.end > len => {
                 (range.start < len).then(|| op.with_range(range.start..len))
             }
@@ -300,13 +387,16 @@ impl Guest {
         fua: bool,
         patience: Option<u8>,
     ) {
-        let may_be_unsupported = match request.op {
+        // Version 2 has nothing to discard to, and cannot change its length beside snapshots; a bitmap that a cut left
+        // inconsistent keeps the length as it is.
+        let compressed = request.flags.contains(Flags::COMPRESSED);
+        let may_be_refused = match request.op {
             Operation::Discard => true,
-            Operation::Truncate(_) => self.config.version < 3,
+            Operation::Truncate(_) => self.config.version < 3 || self.config.bitmaps,
+            // Only what has no storage is stored compressed; the reference's error.
+            Operation::Write => compressed,
             _ => false,
         };
-        // Compressed data replaces nothing, and ends with a cluster or with the disk, which may have grown.
-        let may_be_refused = request.flags.contains(Flags::COMPRESSED);
         let name = request.op.name();
         let (start, end) = (self.clock.now(), request.end().div_ceil(SECTOR as u64));
         let flags = if fua { Flags::FUA } else { Flags::empty() };
@@ -326,10 +416,10 @@ impl Guest {
             }
             Err(error) => {
                 self.model.borrow_mut().fail(now, ticket);
-                let unsupported = may_be_unsupported && error.kind() == ErrorKind::Unsupported;
-                let refused =
-                    may_be_refused && matches!(error.kind(), ErrorKind::Io | ErrorKind::InvalidInput);
-                if !unsupported && !refused && !self.fell_off(start, end) {
+                let refused = may_be_refused
+                    && (matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Busy)
+                        || compressed && matches!(error.kind(), ErrorKind::Io | ErrorKind::InvalidInput));
+                if !refused && !self.fell_off(start, end) {
                     self.excuse(name, &error);
                 }
             }
@@ -412,6 +502,8 @@ impl Guest {
         }
         // What is there now is what was there at the answer only if nobody else is at work.
         let alone = self.queue.borrow().running == 1 && self.abandoned.borrow().is_empty();
+        // A place without data is where storage is that is not used.
+        let alone = alone && extent.flags.contains(ExtentFlags::DATA);
         let mapped = extent.map.filter(|m| alone && m.node.filename() == self.disk.filename());
         let content = |index: u64| match &mapped {
             _ if extent.flags.contains(ExtentFlags::ZERO) => Some(ZERO),

@@ -13,6 +13,12 @@ use crate::timeline::Image;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const ZERO_FLAG: u64 = 1;
+/// Subclusters of a cluster with extended L2 entries.
+const SUBCLUSTERS: u64 = 32;
+/// Extended L2 entries: all subclusters have data.
+const ALL_DATA: u64 = 0xffff_ffff;
+/// Extended L2 entries: all subclusters read as zeroes.
+const ALL_ZERO: u64 = ALL_DATA << 32;
 
 /// What a guest cluster is at the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +35,8 @@ pub enum ClusterKind {
     ZeroAllocated,
     /// Compressed.
     Compressed,
+    /// With extended L2 entries: of three subclusters one has data, one reads as zeroes, and one is not in the image.
+    Partial,
 }
 
 /// An image and what a guest sees in it.
@@ -66,7 +74,7 @@ impl Built {
 
 /// The kinds of the guest clusters of a configuration.
 pub fn kinds(config: &Config) -> Vec<ClusterKind> {
-    use ClusterKind::{Compressed, Data, Shared, Unallocated, Zero, ZeroAllocated};
+    use ClusterKind::{Compressed, Data, Partial, Shared, Unallocated, Zero, ZeroAllocated};
     let of = |cluster: u64| match config.prestate {
         Prestate::Fresh | Prestate::Created => Unallocated,
         Prestate::Half | Prestate::Snapshot if cluster % 2 == 1 => Unallocated,
@@ -77,6 +85,10 @@ pub fn kinds(config: &Config) -> Vec<ClusterKind> {
         Prestate::Compressed => Compressed,
         Prestate::Mixed if config.version == 2 => {
             [Unallocated, Data, Shared, Compressed, Compressed][cluster as usize % 5]
+        }
+        Prestate::Mixed if config.extended => {
+            [Partial, Data, Zero, Partial, Shared, ZeroAllocated, Compressed, Unallocated]
+                [cluster as usize % 8]
         }
         Prestate::Mixed => {
             [Unallocated, Data, Zero, Shared, ZeroAllocated, Compressed, Compressed][cluster as usize % 7]
@@ -100,6 +112,8 @@ pub fn build_kinds(config: &Config, kinds: &[ClusterKind], pool: &mut Pool) -> B
         guest.push(match kinds[(sector / per) as usize] {
             ClusterKind::Unallocated => behind(sector),
             ClusterKind::Zero | ClusterKind::ZeroAllocated => ZERO,
+            ClusterKind::Partial if sector % per * SUBCLUSTERS / per % 3 == 1 => ZERO,
+            ClusterKind::Partial if sector % per * SUBCLUSTERS / per % 3 == 2 => behind(sector),
             _ => pool.intern(&initial(PRESTATE, sector).bytes()),
         });
     }
@@ -227,27 +241,45 @@ impl<'a> Writer<'a> {
         let mut snapshot_l2 = None;
         for (slot, kind) in (0..).zip(kinds) {
             let cluster = index * self.config.l2_entries() + slot;
+            let zero_flag = if self.config.extended { 0 } else { ZERO_FLAG };
             let entry = match kind {
                 ClusterKind::Unallocated => 0,
-                ClusterKind::Zero => ZERO_FLAG,
-                ClusterKind::ZeroAllocated => self.data(cluster) | ZERO_FLAG | copied,
-                ClusterKind::Data => self.data(cluster) | copied,
+                ClusterKind::Zero => zero_flag,
+                ClusterKind::ZeroAllocated => self.data(cluster) | zero_flag | copied,
+                ClusterKind::Data | ClusterKind::Partial => self.data(cluster) | copied,
                 ClusterKind::Shared => {
                     let data = self.data(cluster);
                     self.add_ref(data);
                     let l2 = *snapshot_l2.get_or_insert_with(|| self.alloc(1));
                     self.put64(snapshot_l1 + index * 8, l2 | COPIED);
-                    self.put64(l2 + slot * 8, data);
+                    self.put_entry(l2, slot, data, *kind);
                     data
                 }
                 ClusterKind::Compressed => self.compressed(cluster),
             };
-            self.put64(table + slot * 8, entry);
-            if whole && *kind != ClusterKind::Unallocated && entry & COMPRESSED == 0 {
+            self.put_entry(table, slot, entry, *kind);
+            let host = entry & 0x00ff_ffff_ffff_fe00;
+            if whole && host != 0 && entry & COMPRESSED == 0 {
                 // A cluster named by one shared table has one reference per user of the table.
-                self.add_ref(entry & 0x00ff_ffff_ffff_fe00);
+                self.add_ref(host);
             }
         }
+    }
+
+    /// Writes an L2 entry, with its bitmap of subclusters if there are any.
+    fn put_entry(&mut self, table: u64, slot: u64, entry: u64, kind: ClusterKind) {
+        if !self.config.extended {
+            return self.put64(table + slot * 8, entry);
+        }
+        let third = |n: u64| (0..SUBCLUSTERS).filter(|bit| bit % 3 == n).fold(0, |bits, bit| bits | 1 << bit);
+        let bitmap = match kind {
+            ClusterKind::Unallocated | ClusterKind::Compressed => 0,
+            ClusterKind::Zero | ClusterKind::ZeroAllocated => ALL_ZERO,
+            ClusterKind::Data | ClusterKind::Shared => ALL_DATA,
+            ClusterKind::Partial => third(0) | third(1) << 32,
+        };
+        self.put64(table + slot * 16, entry);
+        self.put64(table + slot * 16 + 8, bitmap);
     }
 
     fn content(&self, cluster: u64) -> Vec<u8> {
@@ -375,7 +407,8 @@ impl<'a> Writer<'a> {
         if config.version == 3 {
             // A backing file with lazy refcounts was not shut down cleanly: nobody may repair it.
             let dirty = config.lazy && self.owner == BACKING;
-            let incompatible = u64::from(dirty) | u64::from(config.zstd) << 3;
+            let incompatible =
+                u64::from(dirty) | u64::from(config.zstd) << 3 | u64::from(config.extended) << 4;
             header.extend_from_slice(&incompatible.to_be_bytes());
             header.extend_from_slice(&u64::from(config.lazy).to_be_bytes());
             header.extend_from_slice(&0u64.to_be_bytes());

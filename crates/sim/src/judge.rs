@@ -7,10 +7,11 @@
 
 use crate::config::Config;
 use crate::crash::CrashSet;
-use crate::model::{Mismatch, Model};
-use crate::pool::{Content, HashIndex, Pool};
+use crate::model::{Kept, Mismatch, Model};
+use crate::pool::{Content, HashIndex, Pool, ZERO};
+use crate::session::Start;
 use crate::stamp::describe;
-use crate::subject::{ImageBytes, Inspection, SectorSet, Subject};
+use crate::subject::{ImageBytes, Inspection, SectorSet, Source, Subject};
 use crate::timeline::Image;
 
 /// An oracle found something.
@@ -49,6 +50,8 @@ impl std::fmt::Display for Failure {
 #[derive(Default)]
 pub struct Allowed {
     cases: Vec<AllowedCase>,
+    /// Every list of snapshots that may be there.
+    lists: Vec<Vec<Kept>>,
     /// Every value that each sector was ever given, if blocks larger than a sector must not be torn.
     histories: Vec<Vec<Content>>,
     /// Sectors of a block.
@@ -81,6 +84,8 @@ impl Allowed {
             case.starts.push(case.values.len() as u32);
             allowed.cases.push(case);
         }
+        let kept = |list: &[usize]| list.iter().map(|snapshot| model.kept(*snapshot).clone()).collect();
+        allowed.lists = model.lists_after_cut(time).map(kept).collect();
         if grain > 1 {
             allowed.histories = (0..model.sectors()).map(|sector| model.values(sector).collect()).collect();
         }
@@ -109,6 +114,29 @@ impl Allowed {
         })
     }
 
+    /// Snapshots never change, and are there or not as a whole (O6, M3).
+    fn check_snapshots(
+        &self,
+        disks: &[Vec<Source>],
+        found: impl Fn(usize, usize) -> Content,
+        pool: &Pool,
+    ) -> Result<(), Failure> {
+        let mut failure = None;
+        for list in self.lists.iter().filter(|list| list.len() == disks.len()) {
+            match list
+                .iter()
+                .enumerate()
+                .find_map(|(index, kept)| wrong_in(kept, &disks[index], |s| found(index, s)))
+            {
+                None => return Ok(()),
+                Some(mismatch) => failure = Some(Failure::wrong_sector("O6", &mismatch, pool)),
+            }
+        }
+        let counts: Vec<usize> = self.lists.iter().map(Vec::len).collect();
+        let what = || format!("there are {} snapshots; allowed: {counts:?}", disks.len());
+        Err(failure.unwrap_or_else(|| Failure::new("O6", what())))
+    }
+
     /// Every block holds what one write gave it (G2 where the host's blocks are larger than a sector).
     fn check_blocks(
         &self,
@@ -134,14 +162,24 @@ impl Allowed {
     }
 }
 
+/// The first sector of a snapshot that holds what it must not.
+fn wrong_in(kept: &Kept, disk: &[Source], found: impl Fn(usize) -> Content) -> Option<Mismatch> {
+    if kept.sectors() != disk.len() {
+        let (sector, found) = (disk.len() as u64, ZERO);
+        return Some(Mismatch { sector, found, allowed: Vec::new() });
+    }
+    let sector = (0..disk.len()).find(|sector| !kept.of(*sector).contains(&found(*sector)))?;
+    Some(Mismatch { sector: sector as u64, found: found(sector), allowed: kept.of(sector).to_vec() })
+}
+
 /// What stays the same while the states of one run are judged.
 pub struct Case<'a> {
     /// The configuration.
     pub config: &'a Config,
     /// The backing file's content.
     pub backing: Option<&'a [Content]>,
-    /// What the guest of each snapshot must read.
-    pub snapshots: &'a [Vec<Content>],
+    /// What the guest read when its bitmap was made.
+    pub baseline: &'a [Content],
     /// Most clusters that may be lost (O8).
     pub leaks_max: u64,
 }
@@ -221,13 +259,24 @@ impl Judge {
         Ok(true)
     }
 
-    /// What the guest reads in the present state of `set`, which was judged just now, and how many clusters leak.
-    pub fn guest_of(&self, set: &CrashSet, case: &Case<'_>) -> (Vec<Content>, u64) {
-        let index = self.known[&set.state().metadata_key];
-        let Inspection { guest: sources, leaks, .. } = &self.inspections[index as usize];
-        let guest =
-            sources.iter().enumerate().map(|(n, s)| s.content(set.image(), case.backing, n)).collect();
-        (guest, *leaks)
+    /// What was found in the present state of `set`, which was judged just now.
+    pub fn inspection(&self, set: &CrashSet) -> &Inspection {
+        &self.inspections[self.known[&set.state().metadata_key] as usize]
+    }
+
+    /// How a session begins with the present state of `set`, which was judged just now.
+    pub fn start(&self, set: &CrashSet, case: &Case<'_>) -> Start {
+        let inspection = self.inspection(set);
+        let contents = |sources: &Vec<Source>| {
+            sources.iter().enumerate().map(|(n, s)| s.content(set.image(), case.backing, n)).collect()
+        };
+        Start {
+            image: set.image().clone(),
+            guest: contents(&inspection.guest),
+            snapshots: inspection.snapshots.iter().map(contents).collect(),
+            generation: 1,
+            leaks: inspection.leaks,
+        }
     }
 
     fn inspect(
@@ -275,20 +324,28 @@ pub fn check_guest(
 ) -> Result<(), Failure> {
     let found = |sector: usize| inspection.guest[sector].content(image, case.backing, sector);
     allowed.check(inspection.guest.len(), found, pool)?;
-    if inspection.snapshots.len() != case.snapshots.len() {
-        let (are, were) = (inspection.snapshots.len(), case.snapshots.len());
-        return Err(Failure::new("O6", format!("there are {are} snapshots, there were {were}")));
-    }
-    for (sources, values) in inspection.snapshots.iter().zip(case.snapshots) {
-        for (sector, (source, value)) in sources.iter().zip(values).enumerate() {
-            let found = source.content(image, case.backing, sector);
-            if found != *value {
-                let mismatch = Mismatch { sector: sector as u64, found, allowed: vec![*value] };
-                return Err(Failure::wrong_sector("O6", &mismatch, pool));
-            }
+    let kept = |index: usize, sector: usize| {
+        inspection.snapshots[index][sector].content(image, case.backing, sector)
+    };
+    allowed.check_snapshots(&inspection.snapshots, kept, pool)?;
+    check_bitmap(inspection, case, found)
+}
+
+/// What a bitmap that calls itself consistent leaves out has not changed since it was made (O12).
+fn check_bitmap(
+    inspection: &Inspection,
+    case: &Case<'_>,
+    found: impl Fn(usize) -> Content,
+) -> Result<(), Failure> {
+    let Some(recorded) = &inspection.recorded else { return Ok(()) };
+    let sectors = inspection.guest.len().min(case.baseline.len());
+    let changed = |sector: &usize| found(*sector) != case.baseline[*sector];
+    match (0..sectors).filter(|sector| !recorded.contains(*sector as u32)).find(changed) {
+        None => Ok(()),
+        Some(sector) => {
+            Err(Failure::new("O12", format!("sector {sector} changed and the bitmap does not say so")))
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -301,7 +358,7 @@ mod tests {
         let mut pool = Pool::default();
         let mut value = |byte: u8| pool.intern(&[byte; 512]);
         let (old, new): (Vec<_>, Vec<_>) = (1..9).map(|byte| (value(byte), value(byte + 100))).unzip();
-        let mut model = Model::new(&old);
+        let mut model = Model::new(&old, &[]);
         let _under_way = model.begin_write(2, 0, new.iter().copied());
         let torn: Vec<_> = old[..3].iter().chain(&new[3..]).copied().collect();
         let holds = |grain: u64, disk: &[Content]| {

@@ -8,10 +8,11 @@ use crate::bounds::{cut_times, leak_bound};
 use crate::config::Config;
 use crate::crash::{CrashSet, Depth, Survivors};
 use crate::disk::{History, HostConfig};
-use crate::figures::Figures;
+use crate::figures::{Figures, cpu_time};
 use crate::image::Built;
 use crate::judge::{Allowed, Case, Failure, Judge};
 use crate::pool::{Pool, SharedPool};
+use crate::reference::Reference;
 use crate::repair;
 use crate::rng::{Concern, Rng};
 use crate::scenario::{Cut, Scenario};
@@ -33,6 +34,8 @@ pub struct Lab {
     pub(crate) closed: Closed,
     /// The history of the last session, whatever its end.
     pub last: History,
+    /// The reference's program, for a sample of the states; `None` where there is none, and for runs that are compared.
+    pub reference: Option<Reference>,
 }
 
 /// A failure, and where the power was cut for it.
@@ -98,6 +101,7 @@ impl Lab {
             figures: Figures::default(),
             closed: Closed::default(),
             last: History::default(),
+            reference: None,
         }
     }
 
@@ -187,7 +191,7 @@ impl Lab {
         let mut rng = Rng::stream(scenario.seed ^ time, Concern::Crash);
         self.judge.begin_cut();
         self.judge.adopt(&mut set);
-        let (judge, subject) = (&mut self.judge, &*self.subject);
+        let (judge, subject, reference) = (&mut self.judge, &*self.subject, &mut self.reference);
         let mut found = None;
         let mut visit = |set: &mut CrashSet| {
             let cut = |set: &CrashSet| Cut { step: time, survivors: Some(set.survivors()) };
@@ -196,15 +200,23 @@ impl Lab {
                     found = Some(Found { failure, cut: Some(cut(set)) });
                     return ControlFlow::Break(());
                 }
+                Ok(new) if new && survivors.is_none() && asks_reference(set) => {
+                    let verdict = judge.inspection(set).in_reference;
+                    if let Some(reference) = reference
+                        && let Err(failure) = reference.compare(set.image(), &built, &pool, verdict)
+                    {
+                        found = Some(Found { failure, cut: Some(cut(set)) });
+                        return ControlFlow::Break(());
+                    }
+                }
                 Ok(true) if wants_recovery(effort, set, cuts.len()) || survivors.is_some() => {
-                    let (guest, leaks) = judge.guest_of(set, &case);
-                    let start = Start { image: set.image().clone(), guest, generation: 1, leaks };
-                    cuts.push((start, cut(set)));
+                    cuts.push((judge.start(set, &case), cut(set)));
                 }
                 Ok(_) => {}
             }
             ControlFlow::Continue(())
         };
+        let began = cpu_time();
         let _ = match survivors {
             Some(survivors) => {
                 set.make(survivors);
@@ -212,6 +224,7 @@ impl Lab {
             }
             None => set.enumerate(effort.depth, &mut rng, &mut visit),
         };
+        self.figures.judging += cpu_time() - began;
         found.map_or(Ok(()), Err)
     }
 
@@ -244,6 +257,11 @@ impl Lab {
         }
         Ok(())
     }
+}
+
+/// One state in a thousand is shown to the reference as well (O4).
+fn asks_reference(set: &CrashSet) -> bool {
+    set.state().key.rotate_left(32).is_multiple_of(1000)
 }
 
 fn wants_recovery(effort: Effort, set: &CrashSet, taken: usize) -> bool {

@@ -3,9 +3,9 @@
 //! ```text
 //!   ground    rng  pool (sectors by content)  stamp  exec (every choice explicit)  disk  faults  timeline
 //!   world     config  image (built from the specification)  workload  scenario (a run as text)
-//!   truth     model (reference disk)  judge (metadata and data of one image)  subject (what is under test)
+//!   truth     model (reference disk)  judge (metadata and data of one image)  recorded (bitmaps)  reference  subject (what is under test)
 //!   runs      guest  session  lab (run, cut, recover, cut again)  crash (what a cut may leave)  bounds  repair
-//!   told      figures
+//!   told      figures  events  told
 //!   searches  explore  pairs  reuse  mutants  shrink  commands (the program)
 //! ```
 //!
@@ -22,6 +22,7 @@ pub mod disk;
 pub mod engine;
 #[cfg(test)]
 mod engine_tests;
+pub mod events;
 pub mod exec;
 pub mod explore;
 pub mod faults;
@@ -34,6 +35,8 @@ pub mod model;
 pub mod mutants;
 pub mod pairs;
 pub mod pool;
+pub mod recorded;
+pub mod reference;
 pub mod repair;
 pub mod reuse;
 pub mod rng;
@@ -43,6 +46,7 @@ pub mod shrink;
 pub mod stamp;
 pub mod subject;
 pub mod timeline;
+pub mod told;
 #[cfg(test)]
 mod toy;
 pub mod workload;

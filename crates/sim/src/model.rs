@@ -47,6 +47,38 @@ type Place = u64;
 
 /// Where the length of the disk is kept, in sectors: it is a value like others.
 const SIZE: Place = u64::MAX;
+/// Where the list of snapshots is kept, by its number in [`Model::lists`].
+const LIST: Place = u64::MAX - 1;
+
+/// What a snapshot holds: for each sector the values that it may have had when it was taken. Mostly one; more where
+/// writes were under way.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    starts: Vec<u32>,
+    values: Vec<Content>,
+}
+
+impl Kept {
+    /// A snapshot with known content.
+    pub fn exactly(values: &[Content]) -> Self {
+        Self { starts: (0..=values.len() as u32).collect(), values: values.to_vec() }
+    }
+
+    /// Length of its disk.
+    pub fn sectors(&self) -> usize {
+        self.starts.len().saturating_sub(1)
+    }
+
+    /// What a sector may hold.
+    pub fn of(&self, sector: usize) -> &[Content] {
+        &self.values[self.starts[sector] as usize..self.starts[sector + 1] as usize]
+    }
+
+    /// Whether nothing was under way when it was taken.
+    pub fn is_exact(&self) -> bool {
+        self.values.len() == self.sectors()
+    }
+}
 
 struct Open {
     start: u64,
@@ -66,6 +98,10 @@ struct Ended {
 pub struct Model {
     sectors: Vec<Vec<Write>>,
     size: Vec<Write>,
+    list: Vec<Write>,
+    /// Every list of snapshots that ever was, as numbers in [`Model::kept`].
+    lists: Vec<Vec<usize>>,
+    kept: Vec<Kept>,
     open: Vec<Open>,
     /// Writes that ended and are not durable yet.
     unflushed: Vec<Ended>,
@@ -83,11 +119,17 @@ pub struct Mismatch {
 }
 
 impl Model {
-    /// A disk that durably holds `values`.
-    pub fn new(values: &[Content]) -> Self {
-        let sectors = values.iter().map(|value| vec![Write::base(*value)]).collect();
-        let size = vec![Write::base(values.len() as u32)];
-        Self { sectors, size, open: Vec::new(), unflushed: Vec::new() }
+    /// A disk that durably holds `values`, with these snapshots.
+    pub fn new(values: &[Content], snapshots: &[Vec<Content>]) -> Self {
+        Self {
+            sectors: values.iter().map(|value| vec![Write::base(*value)]).collect(),
+            size: vec![Write::base(values.len() as u32)],
+            list: vec![Write::base(0)],
+            lists: vec![(0..snapshots.len()).collect()],
+            kept: snapshots.iter().map(|values| Kept::exactly(values)).collect(),
+            open: Vec::new(),
+            unflushed: Vec::new(),
+        }
     }
 
     /// Number of sectors that the disk ever had.
@@ -112,6 +154,7 @@ impl Model {
     fn history(&mut self, place: Place) -> &mut Vec<Write> {
         match place {
             SIZE => &mut self.size,
+            LIST => &mut self.list,
             sector => &mut self.sectors[sector as usize],
         }
     }
@@ -136,6 +179,74 @@ impl Model {
         self.begin(now, lost.chain([(SIZE, Write::new(to as u32, now, true))]))
     }
 
+    /// The snapshots that are there, when none is being changed: numbers for [`Model::kept`].
+    pub fn snapshots(&self) -> &[usize] {
+        self.list.last().map_or(&[], |list| &self.lists[list.value as usize])
+    }
+
+    /// What a snapshot holds.
+    pub fn kept(&self, snapshot: usize) -> &Kept {
+        &self.kept[snapshot]
+    }
+
+    /// A snapshot is being made. Until it is made, it may be of any moment from now on.
+    pub fn begin_snapshot(&mut self, now: u64) -> Ticket {
+        self.kept.push(Kept::default());
+        let mut list = self.snapshots().to_vec();
+        list.push(self.kept.len() - 1);
+        let ticket = self.begin_list(now, list);
+        self.keep(now, now);
+        ticket
+    }
+
+    /// The snapshot that was begun last is of some moment between `start` and `now`.
+    pub fn keep(&mut self, start: u64, now: u64) {
+        let mut kept = Kept::default();
+        for history in &self.sectors[..self.shortest(now) as usize] {
+            kept.starts.push(kept.values.len() as u32);
+            let from = kept.values.len();
+            for write in history.iter().filter(|write| is_readable(history, write, start, now)) {
+                if !kept.values[from..].contains(&write.value) {
+                    kept.values.push(write.value);
+                }
+            }
+        }
+        kept.starts.push(kept.values.len() as u32);
+        if let Some(last) = self.kept.last_mut() {
+            *last = kept;
+        }
+    }
+
+    /// The snapshot at this place of the list is being deleted.
+    pub fn begin_delete(&mut self, now: u64, index: usize) -> Ticket {
+        let mut list = self.snapshots().to_vec();
+        list.remove(index);
+        self.begin_list(now, list)
+    }
+
+    fn begin_list(&mut self, now: u64, list: Vec<usize>) -> Ticket {
+        self.lists.push(list);
+        self.begin(now, std::iter::once((LIST, Write::new(self.lists.len() as u32 - 1, now, true))))
+    }
+
+    /// The disk becomes what the snapshot at this place of the list holds, as a whole: its length changes with all of
+    /// it. The snapshot is exact.
+    pub fn begin_apply(&mut self, now: u64, index: usize) -> Ticket {
+        let kept = self.kept[self.snapshots()[index]].clone();
+        let (known, to) = (self.sectors() as usize, kept.sectors());
+        self.sectors.resize(known.max(to), vec![Write::base(ZERO)]);
+        let by_size = Some(self.size.len() as u32);
+        let value = |sector: usize| if sector < to { kept.of(sector)[0] } else { ZERO };
+        let new = |sector: usize| (sector as u64, Write { by_size, ..Write::new(value(sector), now, true) });
+        let size = (SIZE, Write::new(to as u32, now, true));
+        self.begin(now, (0..known.max(to)).map(new).chain([size]))
+    }
+
+    /// The lists of snapshots that may be there after a power cut at `time`.
+    pub fn lists_after_cut(&self, time: u64) -> impl Iterator<Item = &[usize]> {
+        survivors(&self.list, time).map(|index| self.lists[self.list[index].value as usize].as_slice())
+    }
+
     fn begin(&mut self, now: u64, writes: impl Iterator<Item = (Place, Write)>) -> Ticket {
         let mut at = Vec::new();
         for (place, write) in writes {
@@ -143,7 +254,7 @@ impl Model {
             at.push((place, history.len() as u32));
             history.push(write);
         }
-        let is_sector = |(place, _): &&(Place, u32)| *place != SIZE;
+        let is_sector = |(place, _): &&(Place, u32)| *place < LIST;
         let first = at.iter().find(is_sector).map_or(0, |(place, _)| *place);
         let count = at.iter().filter(is_sector).count() as u64;
         self.open.push(Open { start: now, sectors: first..first + count, at });
@@ -268,7 +379,8 @@ impl Model {
             return;
         }
         // What fell off the disk by a change that is in effect is not coming back; one that is not did nothing.
-        let in_effect = |write: &Write| write.by_size.is_some_and(|by| by <= size);
+        // Nobody knows whether a change that failed is in effect.
+        let in_effect = |write: &Write| write.definite && write.by_size.is_some_and(|by| by <= size);
         let first = history.iter().rposition(in_effect).unwrap_or(0);
         for index in survivors(history, time) {
             let write = &history[index];
@@ -327,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_completed_write_is_the_only_readable_value() {
-        let mut model = Model::new(&[1]);
+        let mut model = Model::new(&[1], &[]);
         let w = model.begin_write(2, 0, one(7));
         assert!(model.read(1, 3, 0, 1).is_ok() && model.read(3, 4, 0, 7).is_ok());
         assert!(model.read(5, 6, 0, 1).is_err(), "a later read must not go back");
@@ -338,7 +450,7 @@ mod tests {
 
     #[test]
     fn concurrent_writes_settle_on_one() {
-        let mut model = Model::new(&[1]);
+        let mut model = Model::new(&[1], &[]);
         let (a, b) = (model.begin_write(2, 0, one(7)), model.begin_write(3, 0, one(8)));
         model.end(4, a, false);
         model.end(5, b, false);
@@ -349,7 +461,7 @@ mod tests {
 
     #[test]
     fn a_flush_covers_what_completed_before_it_began() {
-        let mut model = Model::new(&[1]);
+        let mut model = Model::new(&[1], &[]);
         let a = model.begin_write(2, 0, one(7));
         model.end(4, a, false);
         let b = model.begin_write(5, 0, one(8));
@@ -363,7 +475,7 @@ mod tests {
 
     #[test]
     fn a_discard_is_old_or_zero_and_stays() {
-        let mut model = Model::new(&[1]);
+        let mut model = Model::new(&[1], &[]);
         let d = model.begin_discard(2, 0..1);
         model.end(3, d, false);
         model.flushed(6, 5);
@@ -375,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_failed_close_keeps_only_what_was_flushed() {
-        let mut model = Model::new(&[1]);
+        let mut model = Model::new(&[1], &[]);
         let w = model.begin_write(2, 0, one(7));
         model.end(3, w, false);
         model.lost();
@@ -390,7 +502,7 @@ mod tests {
 
     #[test]
     fn a_disk_grows_by_zeroes_before_or_after() {
-        let mut model = Model::new(&[1]);
+        let mut model = Model::new(&[1], &[]);
         let grow = model.begin_resize(2, 3);
         assert_eq!((sizes(&model, 1), sizes(&model, 2)), (vec![1], vec![1, 3]));
         assert_eq!(model.shortest(3), 1);
@@ -403,7 +515,7 @@ mod tests {
 
     #[test]
     fn what_fell_off_a_disk_does_not_come_back() {
-        let mut model = Model::new(&[1, 2]);
+        let mut model = Model::new(&[1, 2], &[]);
         let cut = |model: &Model, time, size| {
             let mut out = Vec::new();
             model.allowed_after_cut(time, 1, size, &mut out);
@@ -419,8 +531,30 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_is_of_one_moment_and_comes_back_as_a_whole() {
+        let mut model = Model::new(&[1, 2], &[]);
+        let making = model.begin_snapshot(2);
+        let lists = |model: &Model, time| model.lists_after_cut(time).map(<[usize]>::len).collect::<Vec<_>>();
+        assert_eq!(lists(&model, 3), [0, 1]);
+        model.keep(2, 4);
+        model.end(4, making, true);
+        assert_eq!((lists(&model, 5), model.kept(0).of(1)), (vec![1], &[2][..]));
+        let w = model.begin_write(6, 0, [7, 8].into_iter());
+        model.end(7, w, true);
+        let apply = model.begin_apply(8, 0);
+        let of = |model: &Model, size| {
+            let mut out = Vec::new();
+            (0..2).for_each(|sector| model.allowed_after_cut(9, sector, size, &mut out));
+            out
+        };
+        assert_eq!((sizes(&model, 9), of(&model, 0), of(&model, 1)), (vec![2, 2], vec![7, 8], vec![1, 2]));
+        model.end(10, apply, true);
+        assert!(model.read(11, 12, 0, 7).is_err() && model.read(11, 12, 0, 1).is_ok());
+    }
+
+    #[test]
     fn a_failed_write_is_old_or_new() {
-        let mut model = Model::new(&[1]);
+        let mut model = Model::new(&[1], &[]);
         let w = model.begin_write(2, 0, one(7));
         model.fail(3, w);
         assert!(model.read(4, 5, 0, 1).is_ok());

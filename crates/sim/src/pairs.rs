@@ -5,7 +5,8 @@ use crate::config::{Backing, Config, Prestate};
 use crate::exec::{DepthFirst, Granularity};
 use crate::explore::Failed;
 use crate::lab::{Effort, Lab};
-use crate::scenario::{GuestOp, Scenario, Schedule};
+use crate::rng::{Concern, Rng};
+use crate::scenario::{GuestOp, Scenario, Schedule, SnapshotOp};
 
 /// Sectors in a cluster here.
 const PER: u64 = 4;
@@ -106,6 +107,37 @@ fn surroundings(a: &GuestOp, b: &GuestOp) -> [Vec<GuestOp>; 2] {
     let (warm, dirty) = (GuestOp::Read { at: 0..16 }, GuestOp::Write { at: 13..14, fua: false });
     let wait = GuestOp::Wait;
     [vec![warm, wait.clone(), a.clone(), b.clone()], vec![dirty, wait, a.clone(), GuestOp::Flush, b.clone()]]
+}
+
+/// Three requests under random priorities: any kinds, any placements, on clusters of any kind, some with a flush or a
+/// change of snapshots or length beside them. The space is far too large for all schedules.
+pub fn triple(seed: u64) -> Scenario {
+    let mut rng = Rng::stream(seed, Concern::Workload);
+    let place = |placement: &Placement| match placement {
+        Placement::Same => 4..5,
+        Placement::Disjoint => 6..8,
+        Placement::Overlapping => 6..10,
+        Placement::Adjacent => 8..9,
+    };
+    let backing = *rng.pick(&[Backing::None, Backing::None, Backing::Raw, Backing::Qcow2Shorter]);
+    let prestate = *rng.pick(&STATES);
+    let config = Config { prestate, backing, cluster_bits: 11, sectors: 16, ..Config::default() };
+    let mut ops = vec![GuestOp::Read { at: 0..16 }, GuestOp::Wait];
+    if rng.one_in(2) {
+        ops.clear();
+    }
+    for _ in 0..3 {
+        let mut kinds = kinds(place(rng.pick(&PLACEMENTS)));
+        kinds.push(GuestOp::Resize { to: 24 });
+        kinds.push(GuestOp::Snapshot { change: SnapshotOp::Create });
+        kinds.push(GuestOp::Snapshot { change: SnapshotOp::Delete(0) });
+        ops.push(rng.pick(&kinds).clone());
+    }
+    if rng.one_in(3) {
+        ops.push(GuestOp::Flush);
+    }
+    let schedule = Schedule::Pct(rng.between(2, 4) as u32);
+    Scenario { seed, config, lanes: 3, ops, granularity: Granularity::Full, schedule, ..Scenario::default() }
 }
 
 /// What was done for one scenario.

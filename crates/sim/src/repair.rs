@@ -69,11 +69,11 @@ pub fn check_and_repair(
         return Err(Failure::new("O9", "a repair tried to change the backing file"));
     }
 
-    let allowed = Allowed::after_cut(&Model::new(&start.guest), 0, 1);
+    let allowed = Allowed::after_cut(&Model::new(&start.guest, &start.snapshots), 0, 1);
     // A repair takes leaks away and makes none.
     let leaks_max = start.leaks;
     let backing = built.backing.as_deref();
-    let case = Case { config, backing, snapshots: &built.snapshots, leaks_max };
+    let case = Case { config, backing, baseline: &built.guest, leaks_max };
     {
         let mut pool = lab.pool.lock();
         let image = Image { sectors: before.0, len: before.1 };

@@ -10,7 +10,7 @@ use crate::scenario::{GuestOp, Scenario, Schedule};
 
 /// All such stories, without an I/O to hold up yet.
 pub fn stories() -> Vec<Scenario> {
-    let mut out = vec![moved_table(), abandoned_write()];
+    let mut out = vec![moved_table(), abandoned_write(), bitmap_beside_writes()];
     let states = [Prestate::Half, Prestate::Full, Prestate::Mixed, Prestate::Snapshot, Prestate::Compressed];
     for prestate in states {
         for backing in [Backing::None, Backing::Raw] {
@@ -75,6 +75,19 @@ fn abandoned_write() -> Scenario {
         GuestOp::Write { at: 18..20, fua: true },
     ];
     Scenario { config, lanes: 1, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
+}
+
+/// The directory of bitmaps moves while the disk is being written to.
+fn bitmap_beside_writes() -> Scenario {
+    let config = Config { bitmaps: true, prestate: Prestate::Half, sectors: 40, ..Config::default() };
+    let ops = vec![
+        GuestOp::Write { at: 4..6, fua: false },
+        GuestOp::AddBitmap,
+        GuestOp::Write { at: 6..9, fua: false },
+        GuestOp::Flush,
+        GuestOp::AddBitmap,
+    ];
+    Scenario { config, lanes: 2, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
 }
 
 /// Runs a story with each of its I/Os held up in turn, and looks at every cut. Returns the number of runs.

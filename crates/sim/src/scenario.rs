@@ -21,6 +21,15 @@ use crate::crash::Survivors;
 use crate::exec::Granularity;
 use crate::faults::{Fault, FaultKind, Member, Trigger};
 
+/// What is done with the snapshots of an image. A number beyond the last one begins anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names of the operations")]
+pub enum SnapshotOp {
+    Create,
+    Apply(u32),
+    Delete(u32),
+}
+
 /// What a guest does. Ranges are in sectors.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names of the operations")]
@@ -29,8 +38,8 @@ pub enum GuestOp {
         at: Range<u64>,
         fua: bool,
     },
-    /// A compressed write of the whole clusters around the range.
-    Pack {
+    /// A write of whole clusters that asks to be stored compressed.
+    Compressed {
         at: Range<u64>,
     },
     Zero {
@@ -51,6 +60,12 @@ pub enum GuestOp {
     /// Changes the length of the disk, to so many sectors.
     Resize {
         to: u64,
+    },
+    /// Makes another persistent bitmap, where there is one already.
+    AddBitmap,
+    /// Makes a snapshot, or applies or deletes one by its place among those that are there.
+    Snapshot {
+        change: SnapshotOp,
     },
     /// Starts the operation and forgets it after so many polls: whoever waits may stop, the work must not.
     Abandon {
@@ -73,9 +88,16 @@ impl GuestOp {
     pub fn range(&self) -> Option<&Range<u64>> {
         match self {
             Self::Write { at, .. } | Self::Zero { at, .. } => Some(at),
-            Self::Pack { at } | Self::Discard { at } | Self::Read { at } | Self::Status { at } => Some(at),
+            Self::Compressed { at } | Self::Discard { at } | Self::Read { at } | Self::Status { at } => {
+                Some(at)
+            }
             Self::Abandon { op, .. } => op.range(),
-            Self::Flush | Self::Resize { .. } | Self::Wait | Self::Reopen => None,
+            Self::Flush
+            | Self::Resize { .. }
+            | Self::Snapshot { .. }
+            | Self::AddBitmap
+            | Self::Wait
+            | Self::Reopen => None,
         }
     }
 
@@ -85,9 +107,16 @@ impl GuestOp {
         let mut op = self.clone();
         match &mut op {
             Self::Write { at, .. } | Self::Zero { at, .. } => *at = range,
-            Self::Pack { at } | Self::Discard { at } | Self::Read { at } | Self::Status { at } => *at = range,
+            Self::Compressed { at } | Self::Discard { at } | Self::Read { at } | Self::Status { at } => {
+                *at = range
+            }
             Self::Abandon { op, .. } => **op = op.with_range(range),
-            Self::Flush | Self::Resize { .. } | Self::Wait | Self::Reopen => {}
+            Self::Flush
+            | Self::Resize { .. }
+            | Self::Snapshot { .. }
+            | Self::AddBitmap
+            | Self::Wait
+            | Self::Reopen => {}
         }
         op
     }
@@ -96,6 +125,13 @@ impl GuestOp {
         let range = self.range().map_or(String::new(), |r| format!(" {}+{}", r.start, r.end - r.start));
         let (name, flags) = match self {
             Self::Resize { to } => return format!("resize {to}"),
+            Self::Snapshot { change } => {
+                return match change {
+                    SnapshotOp::Create => "snapshot create".to_owned(),
+                    SnapshotOp::Apply(which) => format!("snapshot apply {which}"),
+                    SnapshotOp::Delete(which) => format!("snapshot delete {which}"),
+                };
+            }
             Self::Abandon { polls, op } => return format!("abandon {polls} {}", op.to_text()),
             Self::Write { fua, .. } => ("write", if *fua { " fua" } else { "" }),
             Self::Zero { unmap, fua, .. } => (
@@ -107,11 +143,12 @@ impl GuestOp {
                     (true, true) => " unmap fua",
                 },
             ),
-            Self::Pack { .. } => ("pack", ""),
+            Self::Compressed { .. } => ("compressed", ""),
             Self::Discard { .. } => ("discard", ""),
             Self::Read { .. } => ("read", ""),
             Self::Status { .. } => ("status", ""),
             Self::Flush => ("flush", ""),
+            Self::AddBitmap => ("add-bitmap", ""),
             Self::Wait => ("wait", ""),
             Self::Reopen => ("reopen", ""),
         };
@@ -128,7 +165,7 @@ impl GuestOp {
         Some(match *words.first()? {
             "write" => Self::Write { at: range()?, fua: has("fua") },
             "zero" => Self::Zero { at: range()?, unmap: has("unmap"), fua: has("fua") },
-            "pack" => Self::Pack { at: range()? },
+            "compressed" => Self::Compressed { at: range()? },
             "discard" => Self::Discard { at: range()? },
             "read" => Self::Read { at: range()? },
             "status" => Self::Status { at: range()? },
@@ -137,7 +174,16 @@ impl GuestOp {
                 Self::Abandon { polls: words.get(1)?.parse().ok()?, op }
             }
             "resize" => Self::Resize { to: words.get(1)?.parse().ok()? },
+            "snapshot" => Self::Snapshot {
+                change: match words.get(1..)? {
+                    ["create"] => SnapshotOp::Create,
+                    ["apply", which] => SnapshotOp::Apply(which.parse().ok()?),
+                    ["delete", which] => SnapshotOp::Delete(which.parse().ok()?),
+                    _ => return None,
+                },
+            },
             "flush" => Self::Flush,
+            "add-bitmap" => Self::AddBitmap,
             "wait" => Self::Wait,
             "reopen" => Self::Reopen,
             _ => return None,
@@ -317,12 +363,14 @@ impl Scenario {
                     let (unmap, fua) = (if *unmap { "-u " } else { "" }, if *fua { "-f " } else { "" });
                     format!("{aio}write -z {unmap}{fua}{range}\n")
                 }
-                GuestOp::Pack { .. } => format!("write -c -P {pattern} {range}\n"),
+                GuestOp::Compressed { .. } => format!("write -c -P {pattern} {range}\n"),
                 GuestOp::Discard { .. } => format!("discard {range}\n"),
                 GuestOp::Read { .. } => format!("{aio}read {range}\n"),
                 GuestOp::Status { .. } => format!("alloc {range}\n"),
                 GuestOp::Flush => "flush\n".to_owned(),
                 GuestOp::Resize { to } => format!("truncate {}\n", to * 512),
+                // Not in these words: `qemu-img` does it.
+                GuestOp::Snapshot { .. } | GuestOp::AddBitmap => return None,
                 GuestOp::Wait => "aio_flush\n".to_owned(),
                 GuestOp::Reopen => "aio_flush\nreopen\n".to_owned(),
             });
@@ -365,7 +413,7 @@ mod tests {
     #[test]
     fn text_and_back() {
         let text = "seed 42\nconfig cluster_bits=9 sectors=72\nlanes 2\nwrite 0+8 fua\nzero 3+1 unmap\n\
-                    discard 8+8\nflush\nresize 80\nabandon 2 write 3+1\nreopen\nfault nth 12 eio once\n\
+                    discard 8+8\nflush\nresize 80\nsnapshot create\nsnapshot apply 1\nabandon 2 write 3+1\nreopen\nfault nth 12 eio once\n\
                     fault backing nth 3 eio once\nfault tag l2_update 1 short sticky\n\
                     schedule full choices 0 1 0 2\ncut 57 keep len 3:0-2,5:0-1\n";
         let scenario = Scenario::parse(text).expect("well formed");

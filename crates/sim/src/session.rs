@@ -3,11 +3,14 @@
 
 use std::rc::Rc;
 
+use cowbell_block::DebugEvent;
+
 use crate::bounds::length_bound;
 use crate::config::Config;
 use crate::disk::{Clock, History, SimDisk};
 use crate::exec::{Granularity, Pct, Stop, Strategy, World};
 use crate::faults::{Fault, Member};
+use crate::figures::cpu_time;
 use crate::guest::{Guest, GuestSetup};
 use crate::image::Built;
 use crate::judge::{Allowed, Case, Failure, check_guest, inspect_once};
@@ -43,6 +46,8 @@ pub struct Start {
     pub image: Image,
     /// What the guest reads.
     pub guest: Vec<Content>,
+    /// What the guest of each snapshot reads.
+    pub snapshots: Vec<Vec<Content>>,
     /// Restarts before.
     pub generation: u32,
     /// Clusters that nobody uses.
@@ -93,11 +98,18 @@ impl Lab {
     /// What the first oracle that disagrees says.
     pub fn run(&mut self, scenario: &Scenario) -> Result<Run, Found> {
         let built = self.built(&scenario.config);
-        let start = Start { image: built.image.clone(), guest: built.guest.clone(), generation: 0, leaks: 0 };
+        let start = Start {
+            image: built.image.clone(),
+            guest: built.guest.clone(),
+            snapshots: built.snapshots.clone(),
+            generation: 0,
+            leaks: 0,
+        };
         self.session(scenario, &built, start)
     }
 
     pub(crate) fn session(&mut self, scenario: &Scenario, built: &Built, start: Start) -> Result<Run, Found> {
+        let began = cpu_time();
         let recovered = start.generation > 0;
         let Set { mut world, guest, disk, backing } = self.set_up(scenario, built, start);
         // With choices at I/O points only, opening and closing are not what is being explored.
@@ -121,6 +133,7 @@ impl Lab {
                 Err(stop) => outcome = Err(stop),
             }
         }
+        self.figures.running += cpu_time() - began;
         self.note(&disk, backing.as_ref(), &guest);
         self.note_config(&scenario.config);
         let (sectors, len) = disk.content();
@@ -184,6 +197,7 @@ impl Lab {
             seed: scenario.seed,
             generation: start.generation,
             values: start.guest,
+            snapshots: start.snapshots,
             pool: self.pool.clone(),
         });
         Set { world, guest, disk, backing }
@@ -200,6 +214,9 @@ impl Lab {
         };
         add(&mut self.figures.events, disk.event_counts());
         add(&mut self.figures.events_struck, disk.events_struck());
+        // It is announced to the image's file, and what comes right after is a read of another one.
+        let behind = backing.map_or(0, SimDisk::faults_struck);
+        self.figures.events_struck[DebugEvent::ReadBackingAio as usize] += behind;
     }
 
     /// Counts runs per setting; runs of one configuration come in a row and are booked together.
@@ -252,7 +269,7 @@ impl Lab {
 
 pub(crate) fn case<'a>(scenario: &'a Scenario, built: &'a Built) -> Case<'a> {
     let backing = built.backing.as_deref();
-    Case { config: &scenario.config, backing, snapshots: &built.snapshots, leaks_max: u64::MAX }
+    Case { config: &scenario.config, backing, baseline: &built.guest, leaks_max: u64::MAX }
 }
 
 fn strategy(scenario: &Scenario) -> Strategy {

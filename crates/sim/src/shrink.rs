@@ -21,7 +21,7 @@ struct Shrinker<'a> {
 /// What an oracle is about: whether lost data is seen by a reader, in the image or after recovery is chance.
 pub fn kind(oracle: &'static str) -> &'static str {
     match oracle {
-        "O1" | "O2" | "O6" => "data",
+        "O1" | "O2" | "O6" | "O12" => "data",
         "O3" | "O4" | "O8" | "M4" => "metadata",
         other => other,
     }

@@ -31,8 +31,8 @@ impl Stamp {
         out[28..32].copy_from_slice(&(key as u32).to_le_bytes());
         let mut word = key | 1;
         // A Weyl sequence: distinct words, no repeating pattern, one addition each. Data that was there before
-        // the run may be compressed, so it repeats one word.
-        let step = if self.operation < PRESTATE { 0x9e37_79b9_7f4a_7c15 } else { 0 };
+        // the run, or is written compressed, repeats one word.
+        let step = if self.operation < COMPRESSIBLE { 0x9e37_79b9_7f4a_7c15 } else { 0 };
         for chunk in out[32..].as_chunks_mut::<8>().0 {
             word = word.wrapping_add(step);
             *chunk = word.to_le_bytes();
@@ -66,15 +66,19 @@ pub fn describe(pool: &Pool, content: Content) -> String {
         Some(s) if s.generation > 0 => {
             format!(
                 "operation {}'s data for sector {} (after restart {})",
-                s.operation, s.sector, s.generation
+                s.operation & !COMPRESSIBLE,
+                s.sector,
+                s.generation
             )
         }
-        Some(s) => format!("operation {}'s data for sector {}", s.operation, s.sector),
+        Some(s) => format!("operation {}'s data for sector {}", s.operation & !COMPRESSIBLE, s.sector),
         None if bytes[..4] == MAGIC.to_le_bytes() => "a torn stamp".into(),
         None => format!("foreign bytes {:02x?}…", &bytes[..16]),
     }
 }
 
+/// Operation numbers from here on are of data that compresses well.
+pub const COMPRESSIBLE: u32 = 0x8000_0000;
 /// Operation numbers from here on mean data that was in the image before the run.
 pub const PRESTATE: u32 = 0xf000_0000;
 /// Operation numbers from here on mean the backing file.

@@ -1,6 +1,7 @@
 //! What is under test: how it is opened, and how an independent eye looks at the file it leaves behind.
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use cowbell_block::node::Node;
@@ -11,6 +12,9 @@ use crate::image::Built;
 use crate::judge::Failure;
 use crate::pool::{Content, Pool, SECTOR, ZERO};
 use crate::timeline::Image;
+
+/// A future that stays on its thread.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// A format and its engine.
 pub trait Subject {
@@ -33,6 +37,12 @@ pub trait Subject {
         false
     }
 
+    /// Makes another persistent bitmap.
+    fn add_bitmap<'a>(&self, node: &'a dyn Node, name: String) -> LocalFuture<'a, Result<()>> {
+        let _ = (node, name);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Whether the engine admits of itself that nothing is in progress: locks, quarantine, in-flight lists (O7).
     fn is_quiet(&self, node: &dyn Node) -> std::result::Result<(), String> {
         let _ = node;
@@ -49,10 +59,14 @@ pub struct Inspection {
     pub dirty: bool,
     /// Clusters that nobody uses and nobody may.
     pub leaks: u64,
+    /// Exit status that the reference's check must have; `None` if it cannot be asked.
+    pub in_reference: Option<i32>,
     /// Where the content of each guest sector is.
     pub guest: Vec<Source>,
     /// The same for each snapshot.
     pub snapshots: Vec<Vec<Source>>,
+    /// The sectors that a bitmap records as changed, if there is one that calls itself consistent.
+    pub recorded: Option<SectorSet>,
     /// Contents that are not in the file as they are.
     pub contents: Vec<[u8; SECTOR]>,
 }

@@ -9,7 +9,7 @@ use crate::disk::{Atom, HostConfig};
 use crate::exec::Granularity;
 use crate::faults::{Fault, FaultKind, Member, Trigger};
 use crate::rng::{Concern, Rng};
-use crate::scenario::{GuestOp, Scenario, Schedule};
+use crate::scenario::{GuestOp, Scenario, Schedule, SnapshotOp};
 
 /// The scenario of a seed: a world and a workload, each drawn from its own stream (swarm testing: every seed
 /// leaves out some kinds of operations, so that others meet more often).
@@ -19,9 +19,9 @@ pub fn random(seed: u64) -> Scenario {
     if rng.one_in(CHURN_ONE_IN) {
         return churn(seed, config, &mut rng);
     }
-    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1, 2];
-    for (weight, leave_out) in weights[1..].iter_mut().zip([3, 3, 3, 3, 3, 3, 3, 2]) {
-        if rng.below(leave_out) == 0 {
+    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1, 2, 3, 3];
+    for (weight, leave_out) in weights[1..].iter_mut().zip([3, 3, 3, 3, 3, 3, 3, 2, 2, 2]) {
+        if rng.one_in(leave_out) {
             *weight = 0;
         }
     }
@@ -104,7 +104,7 @@ pub fn hot_clusters(config: &Config) -> Range<u64> {
     }
 }
 
-fn operation(rng: &mut Rng, weights: &[u64; 9], config: &Config, hot: &Range<u64>, sectors: u64) -> GuestOp {
+fn operation(rng: &mut Rng, weights: &[u64; 11], config: &Config, hot: &Range<u64>, sectors: u64) -> GuestOp {
     let mut pick = rng.below(weights.iter().sum());
     let mut kind = 0;
     while pick >= weights[kind] {
@@ -118,12 +118,24 @@ fn operation(rng: &mut Rng, weights: &[u64; 9], config: &Config, hot: &Range<u64
         };
         return GuestOp::Resize { to: to.next_multiple_of(config.grain()) };
     }
+    if kind == 9 {
+        let which = rng.below(3) as u32;
+        let change = match rng.below(4) {
+            0 | 1 => SnapshotOp::Create,
+            2 => SnapshotOp::Apply(which),
+            _ => SnapshotOp::Delete(which),
+        };
+        return GuestOp::Snapshot { change };
+    }
     let at = place(rng, config, hot, sectors);
+    if kind == 10 {
+        let per = config.cluster_sectors();
+        let at = at.start / per * per..at.end.next_multiple_of(per).min(sectors);
+        return GuestOp::Compressed { at };
+    }
     let op = plain_operation(rng, kind, at);
     match op {
-        GuestOp::Write { .. } | GuestOp::Pack { .. } | GuestOp::Zero { .. } | GuestOp::Discard { .. }
-            if rng.one_in(12) =>
-        {
+        GuestOp::Write { .. } | GuestOp::Zero { .. } | GuestOp::Discard { .. } if rng.one_in(12) => {
             GuestOp::Abandon { polls: rng.below(8) as u8, op: Box::new(op) }
         }
         op => op,
@@ -132,7 +144,6 @@ fn operation(rng: &mut Rng, weights: &[u64; 9], config: &Config, hot: &Range<u64
 
 fn plain_operation(rng: &mut Rng, kind: usize, at: Range<u64>) -> GuestOp {
     match kind {
-        0 if rng.one_in(5) => GuestOp::Pack { at },
         0 => GuestOp::Write { at, fua: rng.one_in(6) },
         1 => GuestOp::Zero { at, unmap: rng.one_in(2), fua: rng.one_in(8) },
         2 => GuestOp::Discard { at },
@@ -204,8 +215,6 @@ pub fn alphabet(config: &Config) -> Vec<GuestOp> {
         write(far..far + per),
         write(far - 1..far + 1),
         GuestOp::Write { at: hot..hot + per, fua: true },
-        GuestOp::Pack { at: clip(hot..hot + per) },
-        GuestOp::Pack { at: clip(hot..hot + 2 * per) },
         zero(hot..hot + per, false),
         zero(hot..hot + per, true),
         zero(hot..hot + part, false),
@@ -218,6 +227,10 @@ pub fn alphabet(config: &Config) -> Vec<GuestOp> {
         discard(0..config.sectors),
         GuestOp::Resize { to: hot + per + config.grain() },
         GuestOp::Resize { to: config.sectors + growth_max(config).next_multiple_of(config.grain()) },
+        GuestOp::Compressed { at: clip(hot..hot + per) },
+        GuestOp::Snapshot { change: SnapshotOp::Create },
+        GuestOp::Snapshot { change: SnapshotOp::Apply(0) },
+        GuestOp::Snapshot { change: SnapshotOp::Delete(0) },
         GuestOp::Read { at: clip(hot..hot + 2 * per) },
         GuestOp::Status { at: clip(hot..hot + 2 * per) },
         GuestOp::Flush,
@@ -246,7 +259,7 @@ pub fn explored_configs() -> Vec<Config> {
     configs.push(Config { prestate: Prestate::Half, version: 2, ..backed });
     configs.push(Config { prestate: Prestate::Created, refcount_order: 0, ..small.clone() });
     configs.push(Config { refcount_order: 6, ..small.clone() }.near_boundary(false));
-    configs.push(Config { prestate: Prestate::Snapshot, refcount_order: 1, ..small.clone() });
+    configs.push(Config { prestate: Prestate::Snapshot, refcount_order: 1, bitmaps: true, ..small.clone() });
     let blocks = HostConfig { alignment: 4096, atom: Atom::Block, ..HostConfig::default() };
     configs.push(Config {
         prestate: Prestate::Mixed,
@@ -258,6 +271,13 @@ pub fn explored_configs() -> Vec<Config> {
         ..base.clone()
     });
     configs.push(Config { prestate: Prestate::Half, backing: Backing::Qcow2Shorter, host: blocks, ..small });
+    configs.push(Config {
+        prestate: Prestate::Mixed,
+        extended: true,
+        cluster_bits: 14,
+        sectors: 300,
+        ..base
+    });
     configs.iter_mut().for_each(Config::legalise);
     configs
 }

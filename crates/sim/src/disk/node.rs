@@ -18,7 +18,12 @@ impl Node for SimDisk {
         };
         let mut state = self.0.state.lock();
         let announced = std::mem::take(&mut state.announced);
-        let tag = announced.last().copied().unwrap_or(DebugEvent::None);
+        // What the format is about, not what the layer between says of every write.
+        let is_general = |event: &DebugEvent| {
+            matches!(event, DebugEvent::Pwritev | DebugEvent::PwritevZero | DebugEvent::PwritevDone)
+        };
+        let tag =
+            announced.iter().rev().copied().find(|event| !is_general(event)).unwrap_or(DebugEvent::None);
         if let Some(kind) = state.refusal(&request, kind) {
             return Op::failed(request.bufs, kind);
         }
