@@ -25,7 +25,7 @@
 //! | 40 | 4 | key material, in sectors | overlaps neither header, payload nor other slots |
 //! | 44 | 4 | stripes | 4000 |
 //!
-//! The key material of a slot is the master key, split into stripes ([`crate::split`]) and encrypted as sectors
+//! The key material of a slot is the master key, split into stripes (`split`) and encrypted as sectors
 //! 0, 1, … with the volume's cipher and the key that PBKDF2 makes of a passphrase.
 
 use cowbell_block::{Error, ErrorKind};
