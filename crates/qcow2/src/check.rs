@@ -1,14 +1,29 @@
-//! Proves an image consistent: counts every reference and compares with the refcounts.
+//! Proves an image consistent, and repairs it: counts every reference, compares with the refcounts, and writes right
+//! what is wrong.
 //!
-//! Reads metadata in large sequential pieces past the caches. Memory follows what the file really references:
-//! counts live in chunks made on first touch, L1 entries are collected and each distinct L2 table is read
-//! once, in file order, with its multiplicity; so a header's claims cost nothing.
+//! | module | duty |
+//! |---|---|
+//! | `scan`, `walk`, `digest` | references: L1 tables, L2 tables on all cores, everything else |
+//! | `counts` | how often each cluster is referenced, in memory that follows what the file really references |
+//! | `blocks` | the refcount structure, and the comparison |
+//! | `flags` | COPIED flags, when some are known to be wrong |
+//! | `repair`, `rebuild` | writing |
+//! | `log` | counters and lines |
+//!
+//! The passes, their counters and their lines are the reference's, so that scripts find what they know. Invariants:
+//! metadata is read in large sequential pieces past the caches, each L2 table once, whatever names it; a repair
+//! holds the whole image and leaves nothing cached behind; a cut inside it leaves the image no worse (promise M5).
 
 mod bitmaps;
+mod blocks;
 mod counts;
-mod entries;
+mod digest;
+mod flags;
+mod log;
+mod rebuild;
+mod repair;
 mod scan;
-mod stored;
+mod walk;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,13 +31,11 @@ use std::sync::atomic::Ordering;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{CheckReport, Error, ErrorKind, Fix, Result};
 
-use crate::engine::{Engine, NO_CAUSE};
+use crate::engine::Engine;
 use crate::header::Incompatible;
-use counts::Counts;
-use stored::Stored;
-
-/// Findings kept as lines; beyond that they are only counted.
-const FINDINGS_MAX: usize = 100_000;
+use blocks::{Blocks, Comparison};
+use log::Log;
+use scan::Pass;
 
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
@@ -32,151 +45,183 @@ enum CheckError {
     ReadOnly,
 }
 
-/// Checks an image, and repairs refcounts as `fix` allows.
+/// Checks an image, and repairs what `fix` allows.
 ///
 /// # Errors
-/// The file's; or a repair of an image that is read-only.
+/// The file's; or a repair that is impossible. What was found until then has been told by the image's notice.
 pub(crate) async fn run(engine: &Arc<Engine>, fix: Fix) -> Result<CheckReport> {
-    if fix != Fix::None && !engine.writable.load(Ordering::SeqCst) {
+    let writable = engine.writable.load(Ordering::SeqCst);
+    if fix != Fix::None && !writable {
         return Err(Error::new(ErrorKind::ReadOnly, CheckError::ReadOnly));
     }
     let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
-    if engine.writable.load(Ordering::SeqCst) {
+    if writable && !engine.corrupt.load(Ordering::SeqCst) {
         engine.flush().await?;
         engine.write_refcounts().await?;
     }
-    let mut pass = Pass::run(engine).await?;
-    if fix == Fix::None {
-        return Ok(pass.report);
+    let mut log = Log::default();
+    let result = check_and_settle(engine, fix, &mut log).await;
+    if fix != Fix::None {
+        engine.start_anew();
     }
-    if let Err(corruption) = engine.map_metadata().await? {
-        // Refcounts could not be written without hitting something else.
-        pass.corruption(format!("ERROR {corruption}"));
+    if result.is_err() {
+        log.report.findings.iter().for_each(|line| engine.tell(line));
     }
-    if pass.structural() > 0 {
-        engine
-            .tell("qcow2: this version of cowbell repairs refcounts only, and not while tables are damaged");
-        return Ok(pass.report);
-    }
-    let found = std::mem::take(&mut pass.report.findings);
-    if fix == Fix::All {
-        raise(engine, &pass).await?;
-    }
-    lower(engine, &pass).await?;
-    engine.settle_refcounts().await?;
-    let mut after = Pass::run(engine).await?.report;
-    if fix == Fix::All && after.corruptions > 0 {
-        engine.tell("qcow2: this version of cowbell repairs refcounts only; the corruptions above remain");
-    }
-    after.leaks_fixed = pass.report.leaks.saturating_sub(after.leaks);
-    after.corruptions_fixed = pass.report.corruptions.saturating_sub(after.corruptions);
-    after.findings.splice(0..0, found.into_iter().map(|line| line.replacen("Leaked", "Repairing", 1)));
-    Ok(after)
+    result.map(|()| log.report)
 }
 
-/// Makes refcounts exact on a writable open of an image that was not shut down cleanly.
+/// Makes refcounts and flags exact on a writable open of an image that was not shut down cleanly.
 pub(crate) async fn repair_refcounts(engine: &Arc<Engine>) -> Result<()> {
-    let pass = Pass::run(engine).await?;
-    if let Err(corruption) = engine.map_metadata().await? {
-        return Err(engine.report(corruption).await);
+    let mut log = Log::default();
+    let result = check_and_settle(engine, Fix::All, &mut log).await;
+    engine.start_anew();
+    result?;
+    match log.report.corruptions + log.report.check_errors {
+        0 => Ok(()),
+        left => Err(Error::new(ErrorKind::Corrupt, CheckError::Damaged(left))),
     }
-    if pass.structural() > 0 {
-        return Err(Error::new(ErrorKind::Corrupt, CheckError::Damaged(pass.structural())));
+}
+
+/// Most times that a repair starts again.
+const ROUNDS_MAX: u32 = 4;
+
+/// Checks and repairs. A repair may make the file longer, and something may refer to what was beyond its end and no
+/// longer is: then the repair looks again, so that the next one finds nothing to do.
+async fn check_and_settle(engine: &Arc<Engine>, fix: Fix, log: &mut Log) -> Result<()> {
+    let mut len = engine.file.len();
+    check_and_repair(engine, fix, log).await?;
+    for _ in 1..ROUNDS_MAX {
+        if !log.met_beyond || engine.file.len() <= len {
+            break;
+        }
+        len = engine.file.len();
+        engine.start_anew();
+        let mut again = Log::default();
+        check_and_repair(engine, fix, &mut again).await?;
+        again.report.corruptions_fixed += log.report.corruptions_fixed;
+        again.report.leaks_fixed += log.report.leaks_fixed;
+        again.report.findings.splice(0..0, std::mem::take(&mut log.report.findings));
+        again.report.findings_omitted += log.report.findings_omitted;
+        *log = again;
     }
-    raise(engine, &pass).await?;
-    lower(engine, &pass).await?;
-    engine.settle_refcounts().await?;
-    debug_assert!(!engine.state.lock().header.incompatible.contains(Incompatible::DIRTY));
     Ok(())
 }
 
-/// Raises refcounts that are too low. First, and durably: a cut then leaves leaks at worst (promise M5).
-async fn raise(engine: &Arc<Engine>, pass: &Pass) -> Result<()> {
-    for (cluster, count) in &pass.too_low {
-        engine.decide(NO_CAUSE, |state| state.set_refcount(*cluster, *count)).await?;
+async fn check_and_repair(engine: &Arc<Engine>, fix: Fix, log: &mut Log) -> Result<()> {
+    let mut pass = Pass::new(engine, fix).await?;
+    let of_snapshots = pass.check_snapshots(log);
+    let (blocks, mut comparison) = look(&mut pass, log).await?;
+    // Found wrong so far, and not yet told as wrong refcounts.
+    let before = (log.report.corruptions, log.report.leaks);
+    comparison.tell(log, Fix::None);
+    let rebuild = blocks.rebuild || comparison.uncounted;
+    if rebuild && fix == Fix::All {
+        (pass, comparison) = rebuild_and_look(pass, &blocks, log).await?;
+    } else if fix == Fix::Leaks && (rebuild || comparison.has_lost()) {
+        log.line("ERROR need to rebuild refcount structures".to_owned());
+        return Err(ErrorKind::Io.into());
+    } else if fix != Fix::None && log.report.corruptions + log.report.leaks > 0 {
+        (log.report.corruptions, log.report.leaks) = before;
+        let errors = log.report.check_errors;
+        comparison.tell(log, fix);
+        log.report.check_errors = errors;
+        pass.fix_refcounts(&comparison.mismatches, fix, before.0 == 0).await?;
+        comparison.forget_fixed(fix);
     }
-    engine.write_refcounts().await?;
-    engine.barrier().await
-}
-
-/// Lowers refcounts that are too high.
-async fn lower(engine: &Arc<Engine>, pass: &Pass) -> Result<()> {
-    for (clusters, count) in &pass.too_high {
-        for cluster in clusters.clone() {
-            engine.decide(NO_CAUSE, |state| state.set_refcount(cluster, *count)).await?;
-        }
+    let suspicious =
+        pass.wrong_flags || comparison.wrong_flags || fix != Fix::None && (rebuild || comparison.fixed);
+    if suspicious {
+        check_flags(&mut pass, &comparison, log).await?;
     }
-    let mut state = engine.state.lock();
-    state.hint = 0;
-    state.stop_packing(&(0..u64::MAX));
-    drop(state);
+    log.report.corruptions += of_snapshots;
+    log.report.image_end_offset = comparison.end() << engine.geometry.cluster_bits;
+    if fix != Fix::None && log.report.corruptions + log.report.check_errors == 0 {
+        mark_consistent(engine).await?;
+    }
     Ok(())
 }
 
-/// One look at everything.
-struct Pass {
-    counts: Counts,
-    stored: Stored,
-    report: CheckReport,
-    refcount_max: u64,
-    cluster_bits: u32,
-    wrong_flags: Vec<String>,
-    wrong_flags_omitted: u64,
-    wrong_flag_count: u64,
-    /// Clusters with too low a refcount, and what it should be.
-    too_low: Vec<(u64, u64)>,
-    /// Runs of clusters with too high a refcount, and what it should be.
-    too_high: Vec<(std::ops::Range<u64>, u64)>,
+/// Counts and compares.
+async fn look(pass: &mut Pass, log: &mut Log) -> Result<(Blocks, Comparison)> {
+    pass.scan(log).await?;
+    log.met_beyond |= !pass.beyond.is_empty();
+    let blocks = pass.scan_blocks(log).await?;
+    pass.tell_overflows(log);
+    pass.mend_entries(log).await?;
+    let comparison = pass.compare(&blocks).await?;
+    Ok((blocks, comparison))
 }
 
-impl Pass {
-    async fn run(engine: &Arc<Engine>) -> Result<Self> {
-        let mut pass = Self {
-            counts: Counts::new(),
-            stored: Stored::open(engine).await?,
-            report: CheckReport::default(),
-            refcount_max: engine.geometry.refcount_max(),
-            cluster_bits: engine.geometry.cluster_bits,
-            wrong_flags: Vec::new(),
-            wrong_flags_omitted: 0,
-            wrong_flag_count: 0,
-            too_low: Vec::new(),
-            too_high: Vec::new(),
-        };
-        pass.scan(engine).await?;
-        pass.compare(engine).await?;
-        // The reference tells wrong flags after wrong refcounts.
-        let (flags, more) = (std::mem::take(&mut pass.wrong_flags), pass.wrong_flags_omitted);
-        pass.wrong_flag_count = flags.len() as u64 + more;
-        flags.into_iter().for_each(|line| pass.corruption(line));
-        pass.report.corruptions += more;
-        pass.report.findings_omitted += more;
-        Ok(pass)
+/// Makes a new refcount structure, looks once more, and lowers what the old one leaves.
+async fn rebuild_and_look(mut pass: Pass, blocks: &Blocks, log: &mut Log) -> Result<(Pass, Comparison)> {
+    log.line("Rebuilding refcount structure".to_owned());
+    pass.rebuild(&blocks.named).await?;
+    let (engine, old) = (pass.engine.clone(), log.report.clone());
+    drop(pass);
+    let report = &mut log.report;
+    (report.corruptions, report.leaks, report.check_errors) = (0, 0, 0);
+    (report.allocated_clusters, report.fragmented_clusters, report.compressed_clusters) = (0, 0, 0);
+    let mut pass = Pass::new(&engine, Fix::None).await?;
+    let (again, mut comparison) = look(&mut pass, log).await?;
+    if again.rebuild || comparison.has_lost() {
+        log.line("ERROR rebuilt refcount structure is still broken".to_owned());
     }
+    let fixed = (log.report.leaks_fixed, log.report.corruptions_fixed);
+    comparison.tell(log, Fix::All);
+    // What the rebuild itself left behind is no repair to speak of.
+    (log.report.leaks_fixed, log.report.corruptions_fixed) = fixed;
+    pass.fix_refcounts(&comparison.mismatches, Fix::All, false).await?;
+    comparison.forget_fixed(Fix::All);
+    pass.fix = Fix::All;
+    let report = &mut log.report;
+    report.corruptions_fixed += old.corruptions.saturating_sub(report.corruptions);
+    report.leaks_fixed += old.leaks.saturating_sub(report.leaks);
+    Ok((pass, comparison))
+}
 
-    /// Corruptions other than wrong refcounts and the flags that follow from them.
-    fn structural(&self) -> u64 {
-        self.report.corruptions - self.too_low.len() as u64 - self.wrong_flag_count
-    }
-
-    fn find(&mut self, line: String) {
-        if self.report.findings.len() < FINDINGS_MAX {
-            self.report.findings.push(line);
-        } else {
-            self.report.findings_omitted += 1;
+async fn check_flags(pass: &mut Pass, comparison: &Comparison, log: &mut Log) -> Result<()> {
+    let report = &log.report;
+    let repair = match pass.fix {
+        Fix::None => false,
+        // Only where the refcounts are known to be right by now.
+        Fix::Leaks => report.check_errors + report.corruptions + report.leaks == 0,
+        Fix::All => true,
+    };
+    let verb = if repair { "Repairing" } else { "ERROR" };
+    let wrong = pass.check_flags(log, comparison, verb).await?;
+    match repair {
+        true => pass.fix_flags(log, &wrong).await,
+        false => {
+            log.report.corruptions += wrong.count;
+            Ok(())
         }
     }
+}
 
-    fn wrong_flag(&mut self, line: String) {
-        if self.wrong_flags.len() < FINDINGS_MAX {
-            self.wrong_flags.push(line);
-        } else {
-            self.wrong_flags_omitted += 1;
-        }
+/// Says in the header that nothing is wrong any more, if it says otherwise.
+async fn mark_consistent(engine: &Arc<Engine>) -> Result<()> {
+    let marks = Incompatible::DIRTY | Incompatible::CORRUPT;
+    if engine.state.lock().header.incompatible.intersects(marks) {
+        engine.barrier().await?;
+        engine.update_header(|header| header.incompatible -= marks).await?;
+        engine.barrier().await?;
+        engine.corrupt.store(false, Ordering::SeqCst);
     }
+    Ok(())
+}
 
-    fn corruption(&mut self, line: String) {
-        self.report.corruptions += 1;
-        self.find(line);
+impl Engine {
+    /// Forgets all that was known of the file but its header: a repair changed it past the caches.
+    fn start_anew(&self) {
+        let file_len = self.file.len();
+        let mut state = self.state.lock();
+        state.l1.forget(0..u64::MAX);
+        state.l2.forget(0..u64::MAX);
+        state.reftable.forget(0..u64::MAX);
+        state.refblocks.forget(0..u64::MAX);
+        state.meta = None;
+        state.hint = 0;
+        state.stop_packing(&(0..u64::MAX));
+        state.virgin_from = file_len.next_multiple_of(self.geometry.cluster_size());
     }
 }

@@ -88,8 +88,8 @@ const EXT_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXT_BITMAPS: u32 = 0x2385_2875;
 /// Bytes of the bitmaps extension.
 const BITMAPS_EXTENSION_BYTES: usize = 24;
-const EXT_DATA_FILE: u32 = 0x4441_5441;
 const EXT_CRYPTO: u32 = 0x0537_be77;
+const EXT_DATA_FILE: u32 = 0x4441_5441;
 /// Ours: its content means nothing. It is there only while a header is being rewritten, see `rewrite`.
 const EXT_NOTHING: u32 = 0x636f_7762;
 
@@ -478,9 +478,6 @@ impl Header {
         };
         if self.crypt_method > 2 {
             return Err(HeaderError::CryptMethod(self.crypt_method).into());
-        }
-        if self.reftable_clusters == 0 {
-            return Err(HeaderError::NoReftable.into());
         }
         let reftable_bytes = u64::from(self.reftable_clusters) << self.cluster_bits;
         if reftable_bytes > REFTABLE_BYTES_MAX {
@@ -890,7 +887,6 @@ mod tests {
         check(put64(40, u64::MAX << 16), HeaderError::L1Offset);
         check(put32(36, 1), HeaderError::L1TooSmall);
         check(put64(48, 512), HeaderError::ReftableOffset);
-        check(put32(56, 0), HeaderError::NoReftable);
         check(put32(56, 129), HeaderError::ReftableSize);
         check(put32(60, 65537), HeaderError::SnapshotCount);
         check(put64(24, u64::MAX), HeaderError::SizeTooLarge);

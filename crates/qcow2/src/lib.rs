@@ -140,7 +140,8 @@ pub struct OpenOptions {
     pub lazy_refcounts: Option<bool>,
     /// When slices that nobody used for a while are forgotten; `None` for never.
     pub cleaning: Option<Cleaning>,
-    /// Leave an image that was not shut down cleanly as it is, for a check that will tell.
+    /// Leave an image that was not shut down cleanly, is marked corrupt or has no refcount table as it is, for a check
+    /// that will tell.
     pub skip_repair: bool,
     /// The way to all cores, for work on much metadata or data at once.
     pub spawn: Option<Spawner>,
@@ -249,6 +250,9 @@ pub(crate) async fn open_engine(
         (None, true) => return Err(Error::new(ErrorKind::InvalidInput, OpenError::DataFileMissing)),
         (Some(_), false) => return Err(Error::new(ErrorKind::InvalidInput, OpenError::DataFileUnwanted)),
     };
+    if header.reftable_clusters == 0 && !options.skip_repair {
+        return Err(HeaderError::NoReftable.into());
+    }
     let spawner = options.spawn.as_ref();
     let crypto = Crypto::open(&file, &header, options.unlock, options.metadata_only, spawner).await?;
     let geometry = header.geometry(options.slice_bytes);
@@ -286,7 +290,7 @@ fn capacities(geometry: &Geometry, l2_bytes: u64, refcount_bytes: u64) -> Capaci
     }
 }
 
-/// Whether refcounts are left as they are in an image that was not shut down cleanly.
+/// Whether an image that needs repair is left as it is.
 struct SkipRepair(bool);
 
 impl Engine {
@@ -301,7 +305,11 @@ impl Engine {
         }
         let header = self.state.lock().header.clone();
         if header.incompatible.contains(Incompatible::CORRUPT) {
-            return Err(Error::new(ErrorKind::PermissionDenied, OpenError::Corrupt));
+            if !skip_repair.0 {
+                return Err(Error::new(ErrorKind::PermissionDenied, OpenError::Corrupt));
+            }
+            // Only a check may write to it.
+            self.corrupt.store(true, Ordering::SeqCst);
         }
         let file = self.file.node();
         for node in [Some(file), self.data_file.as_ref().map(Child::node)].into_iter().flatten() {
@@ -324,17 +332,17 @@ impl Engine {
             self.update_header(Header::clear_unknown_autoclear).await?;
             self.barrier().await?;
         }
-        if header.incompatible.contains(Incompatible::DIRTY) && !skip_repair.0 {
+        if skip_repair.0 {
+            // A repair touches nothing that the guest sees, so bitmaps stay as true as they are.
+            return Ok(());
+        }
+        if header.incompatible.contains(Incompatible::DIRTY) {
             check::repair_refcounts(self).await?;
         }
         if header.has_stale_bitmaps() {
             self.rewrite_header(|header| header.set_bitmaps(None)).await?;
         }
-        match self.track_bitmaps().await {
-            // The check tells what is wrong with them.
-            Err(_) if skip_repair.0 => Ok(()),
-            tracked => tracked,
-        }
+        self.track_bitmaps().await
     }
 
     /// Brings everything into the file; from here on mutations are refused.

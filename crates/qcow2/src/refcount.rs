@@ -35,6 +35,12 @@ pub(crate) fn set(bytes: &mut [u8], order: u32, index: u64, value: u64) {
     }
 }
 
+/// Stores entry `index` of `block`, whose entries have `2^order` bits.
+pub(crate) fn put(block: &mut [u8], order: u32, index: u64, value: u64) {
+    let bytes = bytes_of(order, index);
+    set(&mut block[bytes.start as usize..bytes.end as usize], order, index, value);
+}
+
 /// The bytes of a block in which entry `index` lies.
 pub(crate) fn bytes_of(order: u32, index: u64) -> Range<u32> {
     let start = match order {

@@ -128,13 +128,6 @@ impl L2Entry {
         (raw & !COPIED) | ownership.bit()
     }
 
-    /// Where the cluster lies, if the entry says nothing but that it is private data. For passes over many entries.
-    #[inline]
-    pub fn private_data(raw: u64) -> Option<HostOffset> {
-        let offset = raw & OFFSET_MASK;
-        (raw == offset | COPIED && offset != 0).then_some(HostOffset(offset))
-    }
-
     /// Whether the entry is valid and reads as zeroes in a version that has no zero clusters.
     pub fn is_zero(self) -> bool {
         matches!(self, Self::ZeroPlain | Self::ZeroAllocated(..))
@@ -247,6 +240,20 @@ impl Compressed {
     pub fn clusters(self, geometry: &Geometry) -> Range<u64> {
         let last = HostOffset(self.offset.0 + self.len - 1);
         geometry.host_cluster(self.offset).0..geometry.host_cluster(last).0 + 1
+    }
+}
+
+/// Makes an L2 entry as stored, of 8 bytes or of 16 with a bitmap, read as zeroes without storage. Subclusters that
+/// came from the backing file go on doing so.
+pub fn make_zero(entry: &mut [u8]) {
+    let Some((word, bitmap)) = entry.split_first_chunk_mut::<8>() else { return };
+    match bitmap.first_chunk_mut::<8>() {
+        None => *word = ZERO.to_be_bytes(),
+        Some(bitmap) => {
+            let old = u64::from_be_bytes(*bitmap);
+            *word = [0; 8];
+            *bitmap = ((old | old << 32) & !u64::from(u32::MAX)).to_be_bytes();
+        }
     }
 }
 

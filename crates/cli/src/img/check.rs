@@ -100,8 +100,12 @@ async fn pass_by_pass(
             }
         }
     }
+    if report.check_errors > 0 {
+        out.flush();
+        cx.report("Check failed");
+        return Ok(1);
+    }
     Ok(match &report {
-        r if r.check_errors > 0 => 1,
         r if r.corruptions > 0 => STATUS_CORRUPT,
         r if r.leaks > 0 => STATUS_LEAKS,
         _ => 0,

@@ -2,12 +2,11 @@
 //!
 //! qcow2 specification, *Bitmaps extension*. Their content is not looked at: this version does not maintain it.
 
-use std::sync::Arc;
-
 use cowbell_block::Result;
 
-use super::Pass;
-use crate::engine::Engine;
+use super::counts::Mark;
+use super::log::Log;
+use super::scan::Pass;
 use crate::geometry::HostOffset;
 use crate::header::{BitmapsExtension, Header};
 
@@ -18,54 +17,64 @@ const ENTRY_BYTES: usize = 24;
 
 impl Pass {
     /// Counts the directory, the tables and the data of all bitmaps.
-    pub(super) async fn scan_bitmaps(&mut self, engine: &Arc<Engine>, header: &Header) -> Result<()> {
-        let Some(extension) = header.bitmaps() else { return Ok(()) };
+    pub(super) async fn scan_bitmaps(&mut self, log: &mut Log) -> Result<()> {
+        let Some(extension) = self.header.bitmaps() else { return Ok(()) };
         let BitmapsExtension { count, directory_bytes, directory } = extension;
-        if directory_bytes > DIRECTORY_BYTES_MAX || !engine.geometry.is_aligned(directory) {
-            self.corruption(format!(
+        if directory_bytes > DIRECTORY_BYTES_MAX || !self.format.geometry.is_aligned(directory) {
+            log.corruption(format!(
                 "ERROR bitmap directory at {directory} ({directory_bytes} bytes) is invalid"
             ));
             return Ok(());
         }
-        self.count_bytes(&engine.geometry, directory, directory_bytes);
-        let bytes = engine.file.read(directory.0, directory_bytes as usize).await?;
+        if self.format.is_outside(directory.0, directory_bytes) {
+            self.count_region(log, directory.0, directory_bytes);
+            return Ok(());
+        }
+        self.count_region(log, directory.0, directory_bytes);
+        let bytes = self.engine.file.read(directory.0, directory_bytes as usize).await?;
         let mut rest = &bytes[..];
         // Tables do not overlap in a sound image, so all of them together are shorter than the file. Without this a
         // small image could name one large table many times.
-        let mut room = engine.file.len();
+        let mut room = self.format.file_len;
         for index in 0..count {
             let Some((entry, len)) = Entry::parse(rest) else {
-                self.corruption(format!("ERROR bitmap directory entry {index} is invalid"));
+                log.corruption(format!("ERROR bitmap directory entry {index} is invalid"));
                 return Ok(());
             };
             match room.checked_sub(u64::from(entry.table_entries) * 8) {
                 Some(left) => room = left,
                 None => {
-                    self.corruption(format!("ERROR bitmap {index}: its table does not fit the file"));
+                    log.corruption(format!("ERROR bitmap {index}: its table does not fit the file"));
                     return Ok(());
                 }
             }
-            self.scan_bitmap(engine, index, &entry).await?;
+            self.scan_bitmap(log, index, &entry).await?;
             rest = &rest[len..];
         }
         Ok(())
     }
 
-    async fn scan_bitmap(&mut self, engine: &Arc<Engine>, index: u32, entry: &Entry) -> Result<()> {
-        let geometry = engine.geometry;
+    async fn scan_bitmap(&mut self, log: &mut Log, index: u32, entry: &Entry) -> Result<()> {
+        let geometry = self.format.geometry;
         let bytes = u64::from(entry.table_entries) * 8;
         if !geometry.is_aligned(entry.table) || entry.table.0 >= 1 << 56 {
-            self.corruption(format!("ERROR bitmap {index}: table at {} is invalid", entry.table));
+            log.corruption(format!("ERROR bitmap {index}: table at {} is invalid", entry.table));
             return Ok(());
         }
-        self.count_bytes(&geometry, entry.table, bytes);
+        self.count_region(log, entry.table.0, bytes);
+        if self.format.is_outside(entry.table.0, bytes) {
+            return Ok(());
+        }
         let mut data = Vec::new();
+        let engine = self.engine.clone();
         engine.each_entry(entry.table, bytes, |_, raw| data.extend(Header::bitmap_data(raw))).await?;
         for host in data {
-            if geometry.is_aligned(host) {
-                self.counts.add(geometry.host_cluster(host).0, 1);
+            if !geometry.is_aligned(host) {
+                log.corruption(format!("ERROR bitmap {index}: data at {host} is not cluster aligned"));
+            } else if self.format.is_outside(host.0, geometry.cluster_size()) {
+                self.count_region(log, host.0, geometry.cluster_size());
             } else {
-                self.corruption(format!("ERROR bitmap {index}: data at {host} is not cluster aligned"));
+                self.counts.add(geometry.host_cluster(host).0, 1, Mark::None);
             }
         }
         Ok(())

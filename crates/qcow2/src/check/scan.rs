@@ -1,284 +1,327 @@
-//! The two halves of a check: counting references, and comparing them with the refcounts.
+//! Counts every reference: the first half of a check.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use cowbell_block::{Buf, Result};
+use cowbell_block::{Fix, Result};
 
-use super::Pass;
-use super::entries::Entries;
+use super::counts::{Counts, Mark};
+use super::digest::{self, Digest, Format, Lie, Problem};
+use super::log::{Log, Place, Unsorted};
+use super::walk::{self, Table, Tables};
 use crate::engine::Engine;
-use crate::geometry::{Geometry, HostCluster, HostOffset};
-use crate::refcount;
+use crate::geometry::HostOffset;
+use crate::header::Header;
 use crate::snapshot::{Fault, Snapshot, SnapshotTable};
-use crate::table::{self, L1Entry, Ownership};
+use crate::table::{L1Entry, L2Entry, Ownership};
 
-/// Bytes read at once where tables lie side by side.
-const PIECE_BYTES: u64 = 4 << 20;
-
-/// A table of the active image or of a snapshot.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Owner {
-    Active,
-    Snapshot,
+/// One look at everything.
+pub(super) struct Pass {
+    pub engine: Arc<Engine>,
+    pub header: Header,
+    pub snapshots: SnapshotTable,
+    pub format: Format,
+    pub fix: Fix,
+    pub counts: Counts,
+    /// Flags of the active mapping that are wrong whatever the refcounts say.
+    pub wrong_flags: bool,
+    /// L2 entries that a repair makes zero.
+    pub mends: Vec<Mend>,
+    /// Clusters beyond the end of the file that something refers to. A repair that makes the file longer puts
+    /// nothing of its own there.
+    pub beyond: Vec<Range<u64>>,
 }
 
-/// An L2 table to be read: where, for which L1 index, in how many L1 tables.
-pub(super) struct Table {
-    pub offset: HostOffset,
-    pub l1_index: u64,
-    pub raw: u64,
-    pub active: bool,
-    pub times: u32,
+/// An L2 entry that becomes zero.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mend {
+    pub table: Table,
+    pub index: u32,
 }
 
 impl Pass {
-    /// Counts every reference.
-    pub(super) async fn scan(&mut self, engine: &Arc<Engine>) -> Result<()> {
-        let geometry = engine.geometry;
+    /// Prepares a look at the image as the file has it.
+    pub async fn new(engine: &Arc<Engine>, fix: Fix) -> Result<Self> {
         let header = engine.state.lock().header.clone();
         let snapshots = SnapshotTable::read(&engine.file, &header).await?;
-        self.report.total_clusters = geometry.clusters_for(header.size);
-        self.counts.add(0, 1);
-        self.count_bytes(&geometry, header.snapshots_offset, snapshots.table_bytes);
-        let reftable_bytes = u64::from(header.reftable_clusters) << geometry.cluster_bits;
-        let mut tables = Vec::new();
-        let l1_bytes = u64::from(header.l1_entries) * 8;
-        self.count_bytes(&geometry, header.l1_offset, l1_bytes);
-        self.collect(engine, header.l1_offset, l1_bytes, Owner::Active, &mut tables).await?;
-        for (index, snapshot) in snapshots.entries.iter().enumerate() {
-            if snapshot.is_incomplete(header.version) {
-                self.corruption(format!("ERROR snapshot table entry {index} is incomplete"));
-            }
-            if let Some(fault) = snapshot.fault(&geometry) {
-                self.corruption(describe(snapshot, fault));
+        Ok(Self {
+            engine: engine.clone(),
+            format: Format::new(engine.geometry, &header, engine.file.len()),
+            header,
+            snapshots,
+            fix,
+            counts: Counts::new(),
+            wrong_flags: false,
+            mends: Vec::new(),
+            beyond: Vec::new(),
+        })
+    }
+
+    /// Tells the snapshots that lack what version 3 demands; how many they are.
+    pub fn check_snapshots(&self, log: &mut Log) -> u64 {
+        let incomplete = |(_, s): &(usize, &Snapshot)| s.is_incomplete(self.header.version);
+        let mut count = 0;
+        for (index, _) in self.snapshots.entries.iter().enumerate().filter(incomplete) {
+            log.line(format!("ERROR snapshot table entry {index} is incomplete"));
+            count += 1;
+        }
+        count
+    }
+
+    /// Counts what everything but the refcount blocks refers to.
+    pub async fn scan(&mut self, log: &mut Log) -> Result<()> {
+        let geometry = self.format.geometry;
+        log.report.total_clusters = geometry.clusters_for(self.header.size);
+        self.count_region(log, 0, geometry.cluster_size());
+        let mut unsorted = Unsorted::default();
+        let tables = self.collect(log, &mut unsorted).await?;
+        self.scan_tables(log, &tables, &mut unsorted).await?;
+        unsorted.tell(log);
+        let reftable_bytes = u64::from(self.header.reftable_clusters) << geometry.cluster_bits;
+        self.count_region(log, self.header.snapshots_offset.0, self.snapshots.table_bytes);
+        self.count_region(log, self.header.reftable_offset.0, reftable_bytes);
+        if let Some(extension) = self.header.crypto() {
+            self.count_region(log, extension.offset.0, extension.len);
+        }
+        self.scan_bitmaps(log).await
+    }
+
+    /// Counts a region of the file, in one go, if it lies there.
+    pub fn count_region(&mut self, log: &mut Log, offset: u64, bytes: u64) {
+        if let Some(line) = self.count_or_say(offset, bytes, 1) {
+            log.corruption(line);
+        }
+    }
+
+    /// Counts a region `times` times, or says what is wrong with it.
+    fn count_or_say(&mut self, offset: u64, bytes: u64, times: u64) -> Option<String> {
+        if bytes == 0 {
+            return None;
+        }
+        if self.format.is_outside(offset, bytes) {
+            self.keep_clear(offset, bytes);
+            return Some(digest::outside(offset, bytes));
+        }
+        let bits = self.format.geometry.cluster_bits;
+        self.counts.add_range(offset >> bits..((offset + bytes - 1) >> bits) + 1, times, Mark::None);
+        None
+    }
+
+    fn keep_clear(&mut self, offset: u64, bytes: u64) {
+        if self.fix == Fix::All {
+            let bits = self.format.geometry.cluster_bits;
+            self.beyond.push(offset >> bits..(offset.saturating_add(bytes - 1) >> bits) + 1);
+        }
+    }
+
+    /// Reads all L1 tables; the L2 tables that they name.
+    async fn collect(&mut self, log: &mut Log, unsorted: &mut Unsorted) -> Result<Vec<Table>> {
+        let mut tables = Tables::default();
+        let active = Region {
+            owner: 0,
+            offset: self.header.l1_offset.0,
+            bytes: u64::from(self.header.l1_entries) * 8,
+            times: 1,
+        };
+        let mut regions = vec![];
+        self.note_region(log, unsorted, active);
+        let snapshots = std::mem::take(&mut self.snapshots.entries);
+        for (number, snapshot) in (1u32..).zip(&snapshots) {
+            let place = Place { owner: number, l1_index: 0, entry: 0 };
+            if let Some(fault) = snapshot.fault(&self.format.geometry) {
+                log.report.corruptions += 1;
+                unsorted.add(place, 1, &|| describe(snapshot, fault));
                 continue;
             }
-            let bytes = u64::from(snapshot.l1_entries) * 8;
-            self.count_bytes(&geometry, snapshot.l1_offset, bytes);
-            self.collect(engine, snapshot.l1_offset, bytes, Owner::Snapshot, &mut tables).await?;
+            let region = Region {
+                owner: number,
+                offset: snapshot.l1_offset.0,
+                bytes: u64::from(snapshot.l1_entries) * 8,
+                times: 1,
+            };
+            self.note_region(log, unsorted, region);
+            regions.push(region);
         }
-        self.count_bytes(&geometry, header.reftable_offset, reftable_bytes);
-        self.scan_tables(engine, tables).await?;
-        if let Some(extension) = header.crypto() {
-            self.count_bytes(&geometry, extension.offset, extension.len);
+        self.snapshots.entries = snapshots;
+        self.read_l1(log, unsorted, active, &mut tables).await?;
+        for region in split(regions) {
+            self.read_l1(log, unsorted, region, &mut tables).await?;
         }
-        self.scan_bitmaps(engine, &header).await?;
-        self.scan_reftable(engine, header.reftable_offset, reftable_bytes).await
+        Ok(tables.finish())
     }
 
-    pub(super) fn count_bytes(&mut self, geometry: &Geometry, offset: HostOffset, bytes: u64) {
-        let first = geometry.host_cluster(offset).0;
-        self.counts.add_range(first..first + geometry.clusters_for(bytes), 1);
+    fn note_region(&mut self, log: &mut Log, unsorted: &mut Unsorted, region: Region) {
+        if let Some(line) = self.count_or_say(region.offset, region.bytes, 1) {
+            log.report.corruptions += 1;
+            unsorted.add(Place { owner: region.owner, l1_index: 0, entry: 0 }, 1, &|| line.clone());
+        }
     }
 
-    /// Reads an L1 table and notes the L2 tables that it names.
-    async fn collect(
+    async fn read_l1(
         &mut self,
-        engine: &Arc<Engine>,
-        offset: HostOffset,
-        bytes: u64,
-        owner: Owner,
-        tables: &mut Vec<Table>,
+        log: &mut Log,
+        unsorted: &mut Unsorted,
+        region: Region,
+        tables: &mut Tables,
     ) -> Result<()> {
-        let geometry = engine.geometry;
-        let file_len = engine.file.len();
-        let mut broken = Vec::new();
-        engine
-            .each_entry(offset, bytes, |l1_index, raw| {
-                if L1Entry::has_reserved_bits(raw) {
-                    broken.push(format!("ERROR found L1 entry with reserved bits set: {raw:x}"));
-                }
-                if let L1Entry::Table(offset, _) = L1Entry::decode(raw) {
-                    if !geometry.is_aligned(offset) {
-                        broken.push(format!(
-                            "ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted",
-                            offset.0
-                        ));
-                    } else if offset.0 >= file_len {
-                        broken.push(format!(
-                            "ERROR l2_offset={:x}: Table is outside the image file; L1 entry corrupted",
-                            offset.0
-                        ));
-                    } else {
-                        tables.push(Table {
-                            offset,
-                            l1_index,
-                            raw,
-                            active: owner == Owner::Active,
-                            times: 1,
-                        });
-                    }
-                }
-            })
-            .await?;
-        broken.into_iter().for_each(|line| self.corruption(line));
-        Ok(())
-    }
-
-    /// Reads each distinct L2 table once, in file order.
-    async fn scan_tables(&mut self, engine: &Arc<Engine>, mut tables: Vec<Table>) -> Result<()> {
-        tables.sort_by_key(|t| (t.offset, !t.active, t.l1_index));
-        tables.dedup_by(|next, kept| {
-            let same = next.offset == kept.offset;
-            if same {
-                kept.times += next.times;
-            }
-            same
-        });
-        let size = engine.geometry.cluster_size();
+        // What lies beyond the end of the file names nothing.
+        let bytes = region.bytes.min(self.format.file_len.saturating_sub(region.offset)).next_multiple_of(8);
+        let mut entries = Vec::new();
+        let engine = self.engine.clone();
         let mut at = 0;
-        while at < tables.len() {
-            let start = tables[at].offset.0;
-            let mut end = at + 1;
-            while end < tables.len()
-                && tables[end].offset.0 == start + (end - at) as u64 * size
-                && (end - at) as u64 * size < PIECE_BYTES
-            {
-                end += 1;
+        while at < bytes {
+            let piece = bytes.min(at + L1_PIECE) - at;
+            let offset = HostOffset(region.offset + at);
+            engine.each_entry(offset, piece, |i, raw| entries.push((at / 8 + i, raw))).await?;
+            for (index, raw) in entries.drain(..) {
+                self.take_l1_entry(log, unsorted, region, index as u32, raw, tables);
             }
-            let piece = engine.file.read(start, (end - at) * size as usize).await?;
-            for (i, table) in tables[at..end].iter().enumerate() {
-                let bytes = &piece[i * size as usize..(i + 1) * size as usize];
-                self.scan_table(engine, table, bytes).await?;
-            }
-            piece.recycle();
-            at = end;
+            at += piece;
         }
         Ok(())
     }
 
-    async fn scan_table(&mut self, engine: &Arc<Engine>, table: &Table, bytes: &[u8]) -> Result<()> {
-        let cluster = engine.geometry.host_cluster(table.offset).0;
-        self.counts.add(cluster, table.times);
-        if table.active {
-            self.check_copied_table(engine, table, cluster).await?;
+    fn take_l1_entry(
+        &mut self,
+        log: &mut Log,
+        unsorted: &mut Unsorted,
+        region: Region,
+        l1_index: u32,
+        raw: u64,
+        tables: &mut Tables,
+    ) {
+        let Region { owner, times, .. } = region;
+        let place = Place { owner, l1_index, entry: 0 };
+        let mut wrong = |line: String| {
+            log.report.corruptions += times;
+            unsorted.add(place, times, &|| line.clone());
+        };
+        if L1Entry::has_reserved_bits(raw) {
+            wrong(format!("ERROR found L1 entry with reserved bits set: {raw:x}"));
         }
-        let mut entries = Entries::new(engine, table, bytes);
-        while let Some(cluster) = self.scan_entries(&mut entries) {
-            self.stored.load(engine, cluster).await?;
+        let geometry = self.format.geometry;
+        let (offset, mark) = match L1Entry::decode(raw) {
+            L1Entry::Empty => (HostOffset(0), Mark::None),
+            L1Entry::Table(offset, _) if owner != 0 => (offset, Mark::None),
+            L1Entry::Table(offset, Ownership::Private) => (offset, Mark::Copied),
+            L1Entry::Table(offset, Ownership::Shared) => (offset, Mark::Uncopied),
+        };
+        match self.count_or_say(offset.0, geometry.cluster_size(), times) {
+            // Whoever looks its refcount up finds none.
+            Some(line) => {
+                wrong(line);
+                self.wrong_flags |= mark == Mark::Copied;
+            }
+            None => self.counts.add(geometry.host_cluster(offset).0, 0, mark),
         }
-        Ok(())
-    }
-
-    async fn check_copied_table(&mut self, engine: &Arc<Engine>, table: &Table, cluster: u64) -> Result<()> {
-        let refcount = self.stored_refcount(engine, cluster).await?;
-        let flagged = matches!(L1Entry::decode(table.raw), L1Entry::Table(_, Ownership::Private));
-        if flagged != (refcount == 1) {
-            self.wrong_flag(format!(
-                "ERROR OFLAG_COPIED L2 cluster: l1_index={} l1_entry={:x} refcount={refcount}",
-                table.l1_index, table.raw
+        if !geometry.is_aligned(offset) {
+            wrong(format!(
+                "ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted",
+                offset.0
             ));
         }
-        Ok(())
+        let active = u32::from(owner == 0);
+        tables.add(Table { offset: offset.0, times, active, owner, l1_index });
     }
 
-    async fn stored_refcount(&mut self, engine: &Arc<Engine>, cluster: u64) -> Result<u64> {
-        match self.stored.get(cluster) {
-            Some(refcount) => Ok(refcount),
-            None => self.stored.load(engine, cluster).await,
-        }
+    async fn scan_tables(&mut self, log: &mut Log, tables: &[Table], unsorted: &mut Unsorted) -> Result<()> {
+        let (engine, format) = (self.engine.clone(), self.format);
+        walk::each_table(&engine, format, tables, |table, digest| {
+            self.take_table(log, table, digest, unsorted);
+        })
+        .await
     }
 
-    /// Counts the refcount blocks themselves.
-    async fn scan_reftable(&mut self, engine: &Arc<Engine>, offset: HostOffset, bytes: u64) -> Result<()> {
-        let geometry = engine.geometry;
-        let file_len = engine.file.len();
-        let mut lines = Vec::new();
-        let counts = &mut self.counts;
-        let mut doubled = Vec::new();
-        engine
-            .each_entry(offset, bytes, |index, raw| {
-                if table::reftable_has_reserved_bits(raw) {
-                    lines.push(format!("ERROR refcount table entry {index} has reserved bits set"));
+    fn take_table(&mut self, log: &mut Log, table: &Table, digest: Digest, unsorted: &mut Unsorted) {
+        let mended = |index: u32| {
+            self.fix == Fix::All && digest.problems.iter().any(|(i, p)| *i == index && p.is_mended_by_zero())
+        };
+        let geometry = self.format.geometry;
+        for run in &digest.runs {
+            let clusters = run.first_cluster(&geometry)..run.first_cluster(&geometry) + u64::from(run.len);
+            let mark = match (table.active, L2Entry::copied_flag(run.raw)) {
+                (0, _) => Mark::None,
+                // An L1 entry without an offset is no table to those who look at flags.
+                _ if table.offset == 0 => Mark::None,
+                (_, true) => Mark::Copied,
+                (_, false) => Mark::Uncopied,
+            };
+            match run.lie {
+                Lie::Inside => self.counts.add_range(clusters, table.times, mark),
+                Lie::Straddling if mended(run.index) => {}
+                Lie::Straddling => {
+                    self.counts.add(clusters.start, table.times, mark);
+                    self.counts.add(clusters.start + 1, table.times, Mark::None);
                 }
-                let Some(block) = table::refblock_offset(raw) else { return };
-                if !geometry.is_aligned(block) {
-                    lines.push(format!(
-                        "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
-                    ));
-                } else if block.0 >= file_len {
-                    lines.push(format!("ERROR refcount block {index} is outside image"));
-                } else {
-                    let cluster = geometry.host_cluster(block).0;
-                    counts.add(cluster, 1);
-                    doubled.push((index, cluster));
-                }
-            })
-            .await?;
-        for (index, cluster) in doubled {
-            let count = self.counts.get(cluster);
-            if count != 1 {
-                lines.push(format!("ERROR refcount block {index} refcount={count}"));
+                // Whoever looks the refcount up finds none.
+                Lie::Outside => self.wrong_flags |= mark == Mark::Copied,
+                // Such a cluster is private by definition.
+                Lie::Elsewhere => self.wrong_flags |= mark == Mark::Uncopied,
             }
         }
-        lines.into_iter().for_each(|line| self.corruption(line));
-        Ok(())
-    }
-
-    /// Compares the counts with the refcounts, block by block.
-    pub(super) async fn compare(&mut self, engine: &Arc<Engine>) -> Result<()> {
-        let geometry = engine.geometry;
-        let per_block = geometry.refblock_entries();
-        let end = self.counts.end();
-        let mut end_in_use = end;
-        let mut next = 0;
-        for (index, block) in self.stored.places() {
-            let first = index * per_block;
-            self.missing(next..first.min(end));
-            next = first + per_block;
-            let content = engine.file.read(block.0, geometry.cluster_size() as usize).await?;
-            end_in_use = end_in_use.max(self.compare_block(&geometry, first, &content));
-            content.recycle();
+        for (_, compressed) in &digest.compressed {
+            self.counts.add_range(compressed.clusters(&geometry), table.times, Mark::None);
         }
-        self.missing(next..end);
-        self.report.image_end_offset = geometry.host_offset(HostCluster(end_in_use)).0;
-        Ok(())
-    }
-
-    /// Clusters that no refcount block covers.
-    fn missing(&mut self, clusters: Range<u64>) {
-        if clusters.is_empty() {
-            return;
-        }
-        let mut found = Vec::new();
-        self.counts.each_referenced(clusters, |cluster, count| found.push((cluster, count)));
-        found.into_iter().for_each(|(cluster, count)| self.mismatch(cluster, 0, count));
-    }
-
-    /// Compares one block; returns one past the last cluster that it counts.
-    fn compare_block(&mut self, geometry: &Geometry, first: u64, content: &Buf) -> u64 {
-        let order = geometry.refcount_order;
-        let (mut end, mut wrong) = (0, Vec::new());
-        self.counts.each(first..first + geometry.refblock_entries(), |cluster, count| {
-            let refcount = refcount::get(content, order, cluster - first);
-            if refcount != 0 {
-                end = cluster + 1;
-            }
-            if refcount != count {
-                wrong.push((cluster, refcount, count));
-            }
-        });
-        wrong.into_iter().for_each(|(cluster, refcount, count)| self.mismatch(cluster, refcount, count));
-        end
-    }
-
-    fn mismatch(&mut self, cluster: u64, refcount: u64, count: u64) {
-        if refcount > count {
-            self.report.leaks += 1;
-            match self.too_high.last_mut() {
-                Some((run, value)) if run.end == cluster && *value == count => run.end += 1,
-                _ => self.too_high.push((cluster..cluster + 1, count)),
-            }
-            self.find(format!("Leaked cluster {cluster} refcount={refcount} reference={count}"));
-        } else if count > self.refcount_max {
-            let offset = cluster << self.cluster_bits;
-            self.corruption(format!("ERROR: overflow cluster offset={offset:#x}"));
-        } else {
-            self.too_low.push((cluster, count));
-            self.corruption(format!("ERROR cluster {cluster} refcount={refcount} reference={count}"));
+        let active = u64::from(table.active);
+        log.report.allocated_clusters += digest.allocated * active;
+        log.report.fragmented_clusters += digest.fragmented * active;
+        log.report.compressed_clusters += digest.compressed_count * active;
+        for (index, problem) in digest.problems {
+            self.take_problem(log, table, index, problem, unsorted);
         }
     }
+
+    fn take_problem(
+        &mut self,
+        log: &mut Log,
+        table: &Table,
+        index: u32,
+        problem: Problem,
+        unsorted: &mut Unsorted,
+    ) {
+        let mends = self.fix == Fix::All && problem.is_mended_by_zero();
+        let (verb, times) = if mends { ("Repairing", 1) } else { ("ERROR", table.times) };
+        log.report.corruptions = log.report.corruptions.saturating_add(times);
+        let place = Place { owner: table.owner, l1_index: table.l1_index, entry: index + 1 };
+        unsorted.add(place, times, &|| problem.line(verb, index));
+        if let Problem::Outside { offset, bytes } = problem {
+            self.keep_clear(offset, bytes);
+        }
+        if mends {
+            self.mends.push(Mend { table: *table, index });
+        }
+    }
+}
+
+/// Bytes of an L1 table whose entries are kept at once.
+const L1_PIECE: u64 = 1 << 20;
+
+/// Part of one or more L1 tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Region {
+    owner: u32,
+    offset: u64,
+    bytes: u64,
+    times: u64,
+}
+
+/// Cuts regions that lie upon each other into pieces that do not, with their multiplicity.
+fn split(regions: Vec<Region>) -> Vec<Region> {
+    let mut edges: Vec<(u64, i64, u32)> = Vec::with_capacity(regions.len() * 2);
+    for region in regions.iter().filter(|r| r.bytes > 0) {
+        edges.push((region.offset, 1, region.owner));
+        edges.push((region.offset.saturating_add(region.bytes), -1, region.owner));
+    }
+    edges.sort_unstable();
+    let (mut pieces, mut depth, mut owner) = (Vec::new(), 0i64, 0);
+    for (at, pair) in edges.iter().zip(edges.iter().skip(1)) {
+        depth += at.1;
+        owner = if at.1 > 0 { at.2 } else { owner };
+        if depth > 0 && pair.0 > at.0 {
+            pieces.push(Region { owner, offset: at.0, bytes: pair.0 - at.0, times: depth as u64 });
+        }
+    }
+    pieces
 }
 
 fn describe(snapshot: &Snapshot, fault: Fault) -> String {
@@ -290,4 +333,17 @@ fn describe(snapshot: &Snapshot, fault: Fault) -> String {
         Fault::L1TooLarge => format!("l1_size={:#x}: L1 table is too large", snapshot.l1_entries),
     };
     format!("ERROR snapshot {id} ({name}) {what}; snapshot table entry corrupted")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_upon_each_other_are_read_once() {
+        let region = |owner, offset, bytes, times| Region { owner, offset, bytes, times };
+        let all = vec![region(1, 0, 80, 1), region(2, 0, 80, 1), region(3, 40, 80, 1), region(4, 200, 8, 1)];
+        let pieces: Vec<(u64, u64, u64)> = split(all).iter().map(|r| (r.offset, r.bytes, r.times)).collect();
+        assert_eq!(pieces, [(0, 40, 2), (40, 40, 3), (80, 40, 1), (200, 8, 1)]);
+    }
 }
