@@ -9,7 +9,6 @@ pub const NOT_ANNOUNCED: &[(DebugEvent, &str)] = &[
     (DebugEvent::None, "no event: what a request without one is tagged with"),
     (DebugEvent::RefblockUpdate, "refcount blocks are written in parts: refblock_update_part"),
     (DebugEvent::ClusterFree, "freeing is memory's until a flush, which has events of its own"),
-    (DebugEvent::FlushToOs, "caches are written back by flushes only: flush_to_disk"),
     (DebugEvent::EmptyImagePrepare, "an image is not emptied in place"),
     (DebugEvent::L1ShrinkWriteTable, "shrinking leaves the L1 table as long as it is"),
     (DebugEvent::L1ShrinkFreeL2Clusters, "shrinking leaves the L1 table as long as it is"),
@@ -21,6 +20,10 @@ pub const NOT_ANNOUNCED: &[(DebugEvent, &str)] = &[
 pub const NOT_REACHED: &[(DebugEvent, &str)] = &[
     (DebugEvent::VmstateLoad, "the guest has no operation on the VM state area"),
     (DebugEvent::VmstateSave, "the guest has no operation on the VM state area"),
+    (
+        DebugEvent::FlushToOs,
+        "announced by the edge above an image, and the guest submits to the image itself",
+    ),
     (DebugEvent::PwritevZero, "zeroes are written by preallocation and to data files only"),
 ];
 
