@@ -27,7 +27,7 @@ pub struct Share {
 impl Share {
     /// What one CI run gives.
     pub const CI: Self =
-        Self { seeds: 3.75, explore: 3.0, faults: 1.5, pairs: 2.0, triples: 0.25, mutants: 0.5 };
+        Self { seeds: 2.0, explore: 1.5, faults: 0.75, pairs: 1.0, triples: 0.25, mutants: 0.5 };
 
     /// Shares in the same proportion that add up to `minutes`.
     fn scaled_to(minutes: f64) -> Self {

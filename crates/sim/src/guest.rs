@@ -44,9 +44,9 @@ pub struct Guest {
     /// Whether an image was given up without a close that succeeded.
     pub lost: Cell<bool>,
     abandoned: RefCell<Vec<Ticket>>,
-    /// A change of snapshots is under way.
-    snapshotting: Cell<bool>,
-    /// A change of snapshots failed, so nobody knows which there are.
+    /// A change of snapshots or of the length is under way: one at a time, or nobody could say how long a snapshot is.
+    changing_all: Cell<bool>,
+    /// A change of snapshots or of the length failed, so nobody knows which there are, or how long the next would be.
     lost_track: Cell<bool>,
     /// Begin of each change of length, and the new length.
     resizes: RefCell<Vec<(u64, u64)>>,
@@ -135,7 +135,7 @@ impl Guest {
             failed: Cell::new(0),
             lost: Cell::new(false),
             abandoned: RefCell::default(),
-            snapshotting: Cell::new(false),
+            changing_all: Cell::new(false),
             lost_track: Cell::new(false),
             resizes: RefCell::default(),
             clock: setup.disk.clock(),
@@ -265,11 +265,15 @@ impl Guest {
             GuestOp::Status { at } => self.status(&*node, at.clone(), cause).await,
             GuestOp::Flush => self.flush(&*node, cause).await,
             GuestOp::Resize { to } => {
+                if self.changing_all.replace(true) {
+                    return;
+                }
                 let now = self.instant();
                 let ticket = self.model.borrow_mut().begin_resize(now, *to);
                 self.resizes.borrow_mut().push((now, *to));
                 let request = Request::truncate(*to * SECTOR as u64, Preallocation::Off);
                 self.mutate(&*node, request.caused_by(cause), ticket, false, None).await;
+                self.changing_all.set(false);
             }
             GuestOp::AddBitmap if self.config.bitmaps => {
                 let result = self.subject.add_bitmap(&*node, format!("more {number}")).await;
@@ -300,7 +304,7 @@ impl Guest {
 
     /// One change of the snapshots at a time; what cannot be done now is left out.
     async fn snapshot(&self, node: &dyn Node, change: SnapshotOp) {
-        if self.snapshotting.replace(true) {
+        if self.changing_all.replace(true) {
             return;
         }
         if let Some((change, ticket, start)) = self.begin_snapshot(node, change).await {
@@ -319,13 +323,13 @@ impl Guest {
                     self.lost_track.set(true);
                     // Narrow refcounts cannot count another owner.
                     if self.config.refcount_order <= 2 && error.kind() == ErrorKind::InvalidInput {
-                        return self.snapshotting.set(false);
+                        return self.changing_all.set(false);
                     }
                     self.excuse("a change of snapshots", &error);
                 }
             }
         }
-        self.snapshotting.set(false);
+        self.changing_all.set(false);
     }
 
     async fn begin_snapshot(&self, node: &dyn Node, op: SnapshotOp) -> Option<(SnapshotChange, Ticket, u64)> {
@@ -390,6 +394,7 @@ impl Guest {
         // Version 2 has nothing to discard to, and cannot change its length beside snapshots; a bitmap that a cut left
         // inconsistent keeps the length as it is.
         let compressed = request.flags.contains(Flags::COMPRESSED);
+        let resizes = matches!(request.op, Operation::Truncate(_));
         let may_be_refused = match request.op {
             Operation::Discard => true,
             Operation::Truncate(_) => self.config.version < 3 || self.config.bitmaps,
@@ -419,6 +424,9 @@ impl Guest {
                 let refused = may_be_refused
                     && (matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Busy)
                         || compressed && matches!(error.kind(), ErrorKind::Io | ErrorKind::InvalidInput));
+                if resizes {
+                    self.learn_length(node);
+                }
                 if !refused && !self.fell_off(start, end) {
                     self.excuse(name, &error);
                 }
@@ -429,6 +437,19 @@ impl Guest {
     /// Whether the disk got shorter than `end` sectors after `start`: whoever was under way there may fail.
     fn fell_off(&self, start: u64, end: u64) -> bool {
         self.resizes.borrow().iter().any(|(began, to)| *began > start && *to < end)
+    }
+
+    /// A change of length failed. If it was refused, the node knows how long the disk is; otherwise nobody does.
+    fn learn_length(&self, node: &dyn Node) {
+        if self.was_faulted() {
+            return self.lost_track.set(true);
+        }
+        let now = self.instant();
+        let found = node.len() / SECTOR as u64;
+        if let Err(mismatch) = self.model.borrow_mut().read_size(now, now, found) {
+            let what = format!("the disk has {found} sectors; allowed: {:?}", mismatch.allowed);
+            self.fail(Failure::new("O1", what));
+        }
     }
 
     /// Errors need a fault that struck.

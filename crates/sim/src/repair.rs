@@ -15,7 +15,7 @@ use crate::lab::Lab;
 use crate::model::Model;
 use crate::rng::{Concern, Rng};
 use crate::scenario::Scenario;
-use crate::session::Start;
+use crate::session::{Start, baseline};
 use crate::timeline::{Image, Timeline};
 
 /// Checks and repairs what a cut left.
@@ -73,7 +73,7 @@ pub fn check_and_repair(
     // A repair takes leaks away and makes none.
     let leaks_max = start.leaks;
     let backing = built.backing.as_deref();
-    let case = Case { config, backing, baseline: &built.guest, leaks_max };
+    let case = Case { config, backing, baseline: baseline(scenario, built), leaks_max };
     {
         let mut pool = lab.pool.lock();
         let image = Image { sectors: before.0, len: before.1 };

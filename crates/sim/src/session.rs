@@ -17,7 +17,7 @@ use crate::judge::{Allowed, Case, Failure, check_guest, inspect_once};
 use crate::lab::{Found, Lab};
 use crate::pool::{Content, HashIndex, Pool};
 use crate::rng::{Concern, Rng, mix};
-use crate::scenario::{Scenario, Schedule};
+use crate::scenario::{GuestOp, Scenario, Schedule};
 use crate::subject::Inspection;
 use crate::timeline::Image;
 
@@ -269,7 +269,17 @@ impl Lab {
 
 pub(crate) fn case<'a>(scenario: &'a Scenario, built: &'a Built) -> Case<'a> {
     let backing = built.backing.as_deref();
-    Case { config: &scenario.config, backing, baseline: &built.guest, leaks_max: u64::MAX }
+    Case { config: &scenario.config, backing, baseline: baseline(scenario, built), leaks_max: u64::MAX }
+}
+
+/// What the guest read when its bitmap was made, as far as the disk always reached: no bitmap remembers what fell off.
+pub(crate) fn baseline<'a>(scenario: &Scenario, built: &'a Built) -> &'a [Content] {
+    let targets = scenario.ops.iter().filter_map(|op| match op {
+        GuestOp::Resize { to } => Some(*to),
+        _ => None,
+    });
+    let shortest = targets.min().unwrap_or(u64::MAX).min(built.guest.len() as u64);
+    &built.guest[..shortest as usize]
 }
 
 fn strategy(scenario: &Scenario) -> Strategy {

@@ -120,7 +120,9 @@ impl Shrinker<'_> {
             let Some(range) = self.best.ops[index].range().cloned() else { continue };
             let middle = range.start + (range.end - range.start) / 2;
             for shorter in [range.start..range.start + 1, range.start..middle, middle..range.end] {
-                if shorter.is_empty() || shorter == range {
+                let grain = self.best.config.grain();
+                let whole = shorter.start.is_multiple_of(grain) && shorter.end.is_multiple_of(grain);
+                if shorter.is_empty() || shorter == range || !whole {
                     continue;
                 }
                 let mut candidate = self.best.clone();
