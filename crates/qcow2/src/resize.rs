@@ -16,11 +16,14 @@ use crate::geometry::{HostCluster, HostOffset, L2Format};
 use crate::header::L1_BYTES_MAX;
 use crate::meta::{Structure, TableKind};
 use crate::state::{Decision, State};
-use crate::table::{Cell, L1Entry};
+use crate::table::{self, Cell, L1Entry};
 use crate::zero;
 
 /// Beyond the end of any disk.
 const END_MAX: u64 = 1 << 62;
+
+/// Most unused clusters at the end of the file that are looked at to shorten it: a quarter of a second.
+const TAIL_CLUSTERS_MAX: u64 = 1 << 22;
 
 /// A length that the image cannot get.
 #[derive(Debug, thiserror::Error)]
@@ -235,18 +238,15 @@ impl Engine {
 
     /// Shortens the file to what it holds. Failure costs only space.
     async fn cut_file(self: &Arc<Self>) -> Result<()> {
-        let (waits, mut end) = {
+        let waits = {
             let state = self.state.lock();
-            let clusters = self.geometry.clusters_for(self.file.len());
-            (!state.freed.is_empty() || !state.released.is_empty(), clusters)
+            !state.freed.is_empty() || !state.released.is_empty()
         };
         if waits {
             // Somebody still reads what is no longer needed.
             return Ok(());
         }
-        while end > 0 && self.decide(NO_CAUSE, |state| state.refcount(end - 1)).await? == 0 {
-            end -= 1;
-        }
+        let Some(end) = self.end_of_use().await? else { return Ok(()) };
         let len = end << self.geometry.cluster_bits;
         if len < self.file.len() {
             let shorter = Request::truncate(len, Preallocation::Off);
@@ -257,6 +257,36 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+impl Engine {
+    /// One past the last cluster with a refcount; `None` when it is not found within [`TAIL_CLUSTERS_MAX`]. Looks only
+    /// where refcount blocks are: a sparse file may be longer than anything in it.
+    async fn end_of_use(self: &Arc<Self>) -> Result<Option<u64>> {
+        let (table, bytes) = {
+            let header = &self.state.lock().header;
+            (header.reftable_offset, u64::from(header.reftable_clusters) << self.geometry.cluster_bits)
+        };
+        let mut blocks = Vec::new();
+        self.each_entry(table, bytes, |index, raw| {
+            blocks.extend(table::refblock_offset(raw).map(|_| index));
+        })
+        .await?;
+        let per_block = self.geometry.refblock_entries();
+        let mut looked_at = 0;
+        for index in blocks.into_iter().rev() {
+            for cluster in (index * per_block..(index + 1) * per_block).rev() {
+                if self.decide(NO_CAUSE, |state| state.refcount(cluster)).await? != 0 {
+                    return Ok(Some(cluster + 1));
+                }
+                looked_at += 1;
+                if looked_at == TAIL_CLUSTERS_MAX {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(None)
     }
 }
 
