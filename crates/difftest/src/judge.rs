@@ -38,9 +38,12 @@ pub fn snapshot(lab: &mut Lab<'_>, name: &str, model: &mut Model) -> Result<(), 
     for side in [Side::Theirs, Side::Ours] {
         let args = ["convert", "-f", "qcow2", "-l", name, "-O", "raw", IMAGE, "snapshot.raw"];
         lab.img(side, &args)?.ok("a convert of a snapshot")?;
-        // A snapshot has the size of its time; the reference reads on beyond when the disk grew since.
+        // A snapshot has the size of its time; the reference reads as much as the disk has now.
         let mut read = lab.read("snapshot.raw")?;
         read.truncate(model.size() as usize);
+        if side == Side::Theirs {
+            read.extend_from_slice(model.rest_from(read.len()));
+        }
         model.settle(&read).map_err(|e| format!("snapshot {name} by {}: {e}", side.name()))?;
     }
     Ok(())

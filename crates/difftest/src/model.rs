@@ -59,6 +59,11 @@ impl Model {
         (bytes.iter().all(|b| *b == first) && !discarded.contains(&true)).then_some(first)
     }
 
+    /// What the disk holds from a place on.
+    pub fn rest_from(&self, at: usize) -> &[u8] {
+        self.bytes.get(at..).unwrap_or_default()
+    }
+
     /// Compares with what was read, and takes over what discarded sectors were decided to be.
     ///
     /// # Errors
