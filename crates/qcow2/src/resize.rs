@@ -4,6 +4,7 @@
 //! the length by one write in the header's first sector (rules R10 and M3): a cut leaves the old disk or the
 //! new one.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cowbell_block::range_lock::LockMode;
@@ -213,27 +214,46 @@ impl Engine {
     /// Removes mappings of whole clusters behind the disk's end: between `from` and `to`.
     async fn unmap_beyond(self: &Arc<Self>, from: u64, to: u64) -> Result<()> {
         let geometry = self.geometry;
-        let covered = u64::from(self.state.lock().header.l1_entries)
-            .saturating_mul(geometry.l2_entries() << geometry.cluster_bits);
-        let end = to.next_multiple_of(geometry.cluster_size()).min(covered);
-        let mut at = from.next_multiple_of(geometry.cluster_size());
-        while at < end {
-            at += self.decide(NO_CAUSE, |state| state.unmap_behind_end(at, end - at)).await?;
-            self.relieve().await?;
+        let per_table = geometry.l2_entries() << geometry.cluster_bits;
+        let start = from.next_multiple_of(geometry.cluster_size());
+        let end = to.next_multiple_of(geometry.cluster_size());
+        for index in self.tables_among(start / per_table..end.div_ceil(per_table)).await? {
+            let mut at = start.max(index * per_table);
+            let end = end.min((index + 1).saturating_mul(per_table));
+            while at < end {
+                at += self.decide(NO_CAUSE, |state| state.unmap_behind_end(at, end - at)).await?;
+                self.relieve().await?;
+            }
         }
         Ok(())
     }
 
     /// Removes L2 tables that map nothing on the disk any more. All they referred to is gone already.
     async fn drop_tables_beyond(self: &Arc<Self>, size: u64) -> Result<()> {
-        // Their slices must have no changes waiting when they are forgotten.
-        self.flush().await?;
-        let entries = u64::from(self.state.lock().header.l1_entries);
-        for index in self.geometry.l1_entries_for(size)..entries {
+        for index in self.tables_among(self.geometry.l1_entries_for(size)..u64::MAX).await? {
             self.decide(NO_CAUSE, |state| state.drop_table(index)).await?;
             self.relieve().await?;
         }
         Ok(())
+    }
+
+    /// The L1 indices of a range that have a table. The L1 table is read in large pieces; afterwards no slice has changes
+    /// that are not in the file.
+    async fn tables_among(self: &Arc<Self>, indices: Range<u64>) -> Result<Vec<u64>> {
+        self.flush().await?;
+        let (table, entries) = {
+            let header = &self.state.lock().header;
+            (header.l1_offset, u64::from(header.l1_entries))
+        };
+        let (first, end) = (indices.start.min(entries), indices.end.min(entries));
+        let mut found = Vec::new();
+        self.each_entry(HostOffset(table.0 + first * 8), (end - first.min(end)) * 8, |i, raw| {
+            if L1Entry::decode(raw) != L1Entry::Empty {
+                found.push(first + i);
+            }
+        })
+        .await?;
+        Ok(found)
     }
 
     /// Shortens the file to what it holds. Failure costs only space.
