@@ -242,13 +242,10 @@ impl Session {
         let mut each = |fate: &Fate| {
             let seconds = fate.took.as_secs_f64();
             match &fate.killed_by {
-                Some(failed) => {
-                    let found = &failed.1.failure;
-                    println!(
-                        "killed    {:28} {seconds:6.1} s {:7} scenarios: {found}",
-                        fate.id, fate.scenarios
-                    );
-                }
+                Some(found) => println!(
+                    "killed    {:28} {seconds:6.1} s {:7} scenarios: {found}",
+                    fate.id, fate.scenarios
+                ),
                 None => println!("SURVIVED  {:28} {seconds:6.1} s: {}", fate.id, fate.removes),
             }
         };

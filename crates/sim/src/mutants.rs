@@ -1,5 +1,7 @@
 //! The test of the tests: each ordering step of the engine is switched off in turn, and an oracle must notice.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::explore::Failed;
@@ -18,7 +20,7 @@ pub struct Fate {
     /// What it takes away.
     pub removes: &'static str,
     /// What failed, if anything did.
-    pub killed_by: Option<Box<Failed>>,
+    pub killed_by: Option<String>,
     /// How long it took.
     pub took: Duration,
     /// How many scenarios it took.
@@ -35,13 +37,24 @@ pub fn hunt(make_lab: &dyn Fn() -> Lab, only: Option<&str>, each: &mut dyn FnMut
     for (id, removes) in cowbell_qcow2::MUTANTS.iter().filter(|(id, _)| only.is_none_or(|o| o == *id)) {
         activate(Some(id));
         let began = Instant::now();
-        let (killed_by, scenarios) = hunt_one(&mut make_lab(), began);
+        // The engine's own assertions stand in front of the oracles: one that fails has noticed as well.
+        let hunted = catch_unwind(AssertUnwindSafe(|| hunt_one(&mut make_lab(), began)));
+        let (killed_by, scenarios) = match hunted {
+            Ok((failed, scenarios)) => (failed.map(|failed| failed.1.failure.to_string()), scenarios),
+            Err(panic) => (Some(format!("assertion: {}", text_of(&*panic))), 1),
+        };
         activate(None);
         let fate = Fate { id, removes, killed_by, took: began.elapsed(), scenarios };
         each(&fate);
         fates.push(fate);
     }
     fates
+}
+
+/// What a panic says.
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let formatted = panic.downcast_ref::<String>().map(String::as_str);
+    formatted.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without words")
 }
 
 #[cfg(feature = "mutants")]
