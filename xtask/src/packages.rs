@@ -17,9 +17,11 @@ pub fn run() -> Result<Outcome> {
     let mut missing = Vec::new();
     for (program, package, purpose) in PROGRAMS {
         if !runs(program) {
-            // Whether it worked is seen by what is there afterwards.
+            // Whether it worked is seen by what is there afterwards. A new machine has no lists yet.
             let install = ["install", "-y", "--no-install-recommends", package];
-            let _ = Command::new("apt-get").args(install).env("DEBIAN_FRONTEND", "noninteractive").status();
+            for args in [&["update"][..], &install[..]] {
+                let _ = Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive").status();
+            }
         }
         if !runs(program) {
             missing.push(format!("{program} (package {package}): {purpose}"));
