@@ -154,18 +154,9 @@ impl Driver for LuksDriver {
 }
 
 fn preallocation(word: Option<&str>) -> Result<Preallocation> {
-    Ok(match word {
-        None | Some("off") => Preallocation::Off,
-        Some("metadata") => Preallocation::Metadata,
-        Some("falloc") => Preallocation::Falloc,
-        Some("full") => Preallocation::Full,
-        Some(other) => {
-            return Err(crate::create::AlgorithmError::Value {
-                option: "preallocation",
-                value: other.to_owned(),
-            }
-            .into());
-        }
+    let word = word.unwrap_or("off");
+    Preallocation::from_name(word).ok_or_else(|| {
+        crate::create::AlgorithmError::Value { option: "preallocation", value: word.to_owned() }.into()
     })
 }
 

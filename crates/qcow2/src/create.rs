@@ -311,7 +311,7 @@ pub async fn create_encrypted(
     file.flush().await?;
     file.write(0, Buf::copy_of(&header)).await?;
     let open = OpenOptions { access: Access::ReadWrite, data_file, ..Default::default() };
-    let mut engine = crate::open_engine(file.clone(), None, open.clone()).await?;
+    let mut engine = crate::open::open_engine(file.clone(), None, open.clone()).await?;
     let entries = engine.geometry.l1_entries_for(options.size);
     if entries > 0 {
         engine.grow_l1(entries, Some(options.size)).await?;
@@ -320,7 +320,7 @@ pub async fn create_encrypted(
         engine.encrypt(encryption).await?;
         engine.settle_refcounts().await?;
         let unlock = Unlock { passphrase: Some(encryption.passphrase.clone()), ..Unlock::default() };
-        engine = crate::open_engine(file.clone(), None, OpenOptions { unlock, ..open }).await?;
+        engine = crate::open::open_engine(file.clone(), None, OpenOptions { unlock, ..open }).await?;
     }
     let raw = options.data_file.as_ref().is_some_and(|file| file.form == DataFileForm::Raw);
     if let Some(file) = &engine.data_file {

@@ -72,6 +72,28 @@ struct CreationOptions {
     encrypt_iter_time: Option<u64>,
 }
 
+// What can be chosen at creation and changed later.
+const ENCRYPT_ITER_TIME: CreateOption =
+    CreateOption::new("encrypt.iter-time", OptionKind::Num, "Time to spend in PBKDF in milliseconds");
+const SIZE: CreateOption = CreateOption::new("size", OptionKind::Size, "Virtual disk size");
+const COMPAT: CreateOption =
+    CreateOption::new("compat", OptionKind::Str, "Compatibility level (v2 [0.10] or v3 [1.1])");
+const BACKING_FILE: CreateOption =
+    CreateOption::new("backing_file", OptionKind::Str, "File name of a base image");
+const BACKING_FMT: CreateOption =
+    CreateOption::new("backing_fmt", OptionKind::Str, "Image format of the base image");
+const DATA_FILE: CreateOption =
+    CreateOption::new("data_file", OptionKind::Str, "File name of an external data file");
+const DATA_FILE_RAW: CreateOption = CreateOption::new(
+    "data_file_raw",
+    OptionKind::Bool,
+    "The external data file must stay valid as a raw image",
+);
+const LAZY_REFCOUNTS: CreateOption =
+    CreateOption::new("lazy_refcounts", OptionKind::Bool, "Postpone refcount updates");
+const REFCOUNT_BITS: CreateOption =
+    CreateOption::new("refcount_bits", OptionKind::Num, "Width of a reference count entry in bits");
+
 /// In the order in which `create` shows them; `help` sorts.
 const CREATE_OPTIONS: &[CreateOption] = &[
     CreateOption::new(
@@ -90,7 +112,7 @@ const CREATE_OPTIONS: &[CreateOption] = &[
     CreateOption::new("encrypt.ivgen-alg", OptionKind::Str, "Name of IV generator algorithm"),
     CreateOption::new("encrypt.ivgen-hash-alg", OptionKind::Str, "Name of IV generator hash algorithm"),
     CreateOption::new("encrypt.hash-alg", OptionKind::Str, "Name of encryption hash algorithm"),
-    CreateOption::new("encrypt.iter-time", OptionKind::Num, "Time to spend in PBKDF in milliseconds"),
+    ENCRYPT_ITER_TIME,
     CreateOption::new("cluster_size", OptionKind::Size, "qcow2 cluster size").or("65536"),
     CreateOption::new("extended_l2", OptionKind::Bool, "Extended L2 tables").or("off"),
     CreateOption::new(
@@ -104,18 +126,14 @@ const CREATE_OPTIONS: &[CreateOption] = &[
         "Compression method used for image cluster compression",
     )
     .or("zlib"),
-    CreateOption::new("size", OptionKind::Size, "Virtual disk size"),
-    CreateOption::new("compat", OptionKind::Str, "Compatibility level (v2 [0.10] or v3 [1.1])"),
-    CreateOption::new("backing_file", OptionKind::Str, "File name of a base image"),
-    CreateOption::new("backing_fmt", OptionKind::Str, "Image format of the base image"),
-    CreateOption::new("data_file", OptionKind::Str, "File name of an external data file"),
-    CreateOption::new(
-        "data_file_raw",
-        OptionKind::Bool,
-        "The external data file must stay valid as a raw image",
-    ),
-    CreateOption::new("lazy_refcounts", OptionKind::Bool, "Postpone refcount updates").or("off"),
-    CreateOption::new("refcount_bits", OptionKind::Num, "Width of a reference count entry in bits").or("16"),
+    SIZE,
+    COMPAT,
+    BACKING_FILE,
+    BACKING_FMT,
+    DATA_FILE,
+    DATA_FILE_RAW,
+    LAZY_REFCOUNTS.or("off"),
+    REFCOUNT_BITS.or("16"),
 ];
 
 const AMEND_OPTIONS: &[CreateOption] = &[
@@ -131,19 +149,15 @@ const AMEND_OPTIONS: &[CreateOption] = &[
         OptionKind::Str,
         "New secret to set in the matching keyslots. Empty string to erase",
     ),
-    CreateOption::new("encrypt.iter-time", OptionKind::Num, "Time to spend in PBKDF in milliseconds"),
-    CreateOption::new("size", OptionKind::Size, "Virtual disk size"),
-    CreateOption::new("compat", OptionKind::Str, "Compatibility level (v2 [0.10] or v3 [1.1])"),
-    CreateOption::new("backing_file", OptionKind::Str, "File name of a base image"),
-    CreateOption::new("backing_fmt", OptionKind::Str, "Image format of the base image"),
-    CreateOption::new("data_file", OptionKind::Str, "File name of an external data file"),
-    CreateOption::new(
-        "data_file_raw",
-        OptionKind::Bool,
-        "The external data file must stay valid as a raw image",
-    ),
-    CreateOption::new("lazy_refcounts", OptionKind::Bool, "Postpone refcount updates"),
-    CreateOption::new("refcount_bits", OptionKind::Num, "Width of a reference count entry in bits"),
+    ENCRYPT_ITER_TIME,
+    SIZE,
+    COMPAT,
+    BACKING_FILE,
+    BACKING_FMT,
+    DATA_FILE,
+    DATA_FILE_RAW,
+    LAZY_REFCOUNTS,
+    REFCOUNT_BITS,
 ];
 
 #[derive(Deserialize, Default)]
@@ -360,13 +374,8 @@ impl CreationOptions {
             Some("zstd") => CompressionType::Zstd,
             Some(other) => return Err(rejected("compression-type", other)),
         };
-        let preallocation = match self.preallocation.as_deref() {
-            None | Some("off") => Preallocation::Off,
-            Some("metadata") => Preallocation::Metadata,
-            Some("falloc") => Preallocation::Falloc,
-            Some("full") => Preallocation::Full,
-            Some(other) => return Err(rejected("preallocation", other)),
-        };
+        let mode = self.preallocation.as_deref().unwrap_or("off");
+        let preallocation = Preallocation::from_name(mode).ok_or_else(|| rejected("preallocation", mode))?;
         let form = if self.data_file_raw { DataFileForm::Raw } else { DataFileForm::Dependent };
         let data_file = self.data_file.map(|name| DataFile { name, form });
         if data_file.is_none() && self.data_file_raw {

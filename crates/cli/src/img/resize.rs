@@ -62,12 +62,9 @@ impl Change {
 
 pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let form = form(args, &flags::OUTPUT_MORE)?;
-    let preallocation = match args.value(&flags::PREALLOCATION) {
-        None | Some("off") => Preallocation::Off,
-        Some("metadata") => Preallocation::Metadata,
-        Some("falloc") => Preallocation::Falloc,
-        Some("full") => Preallocation::Full,
-        Some(other) => bail!("Invalid preallocation mode '{other}'"),
+    let word = args.value(&flags::PREALLOCATION).unwrap_or("off");
+    let Some(preallocation) = Preallocation::from_name(word) else {
+        bail!("Invalid preallocation mode '{word}'")
     };
     let (name, size) = match args.operands.as_slice() {
         [name, size] => (name, size),

@@ -124,15 +124,10 @@ pub(super) async fn info(session: &mut Session<'_>) -> Done {
 }
 
 pub(super) async fn truncate(session: &mut Session<'_>, command: &IoCommand, args: &Args) -> Done {
-    let preallocation = match args.value(&flags::PREALLOCATION) {
-        None | Some("off") => Preallocation::Off,
-        Some("metadata") => Preallocation::Metadata,
-        Some("falloc") => Preallocation::Falloc,
-        Some("full") => Preallocation::Full,
-        Some(other) => {
-            session.cx.report(format_args!("Invalid preallocation mode '{other}'"));
-            return Err(Failed);
-        }
+    let word = args.value(&flags::PREALLOCATION).unwrap_or("off");
+    let Some(preallocation) = Preallocation::from_name(word) else {
+        session.cx.report(format_args!("Invalid preallocation mode '{word}'"));
+        return Err(Failed);
     };
     let [word] = args.operands.as_slice() else { return session.bad_usage(command, "truncate") };
     let len = match number(word) {

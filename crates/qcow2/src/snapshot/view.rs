@@ -7,9 +7,10 @@ use std::sync::Arc;
 use cowbell_block::{Result, SnapshotName};
 
 use super::SnapshotTable;
+use crate::OpenOptions;
 use crate::engine::Engine;
+use crate::open::capacities;
 use crate::state::{Settings, State};
-use crate::{OpenOptions, capacities};
 
 /// Opens a snapshot. While the view lives no snapshot can be deleted.
 pub(crate) async fn open_view(engine: &Arc<Engine>, which: &SnapshotName) -> Result<Arc<Engine>> {
