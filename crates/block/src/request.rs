@@ -124,7 +124,7 @@ bitflags! {
         const SERIALISING = 1 << 5;
         /// The content does not change (commit and stream write what reads already return).
         const WRITE_UNCHANGED = 1 << 6;
-        /// Only a driver that can do better than writing zeroes is asked (`status` with allocation precision).
+        /// A status question whose answer may cost more: holes are looked for below what a format calls data.
         const PRECISE = 1 << 7;
     }
 }

@@ -3,6 +3,7 @@
 //! | module | duty |
 //! |---|---|
 //! | [`session`] | the open image, requests in flight, what is printed where |
+//! | [`prompt`] | lines from a script or a person |
 //! | [`shell`] | lines into words, words to commands, help |
 //! | [`requests`] | read, write, discard, and their asynchronous kin |
 //! | [`inspect`] | alloc, map, length, info, truncate |
@@ -16,6 +17,7 @@ mod breaks;
 mod figures;
 mod inspect;
 mod opening;
+mod prompt;
 mod reopen;
 mod requests;
 mod session;
@@ -23,7 +25,7 @@ mod shell;
 mod words;
 mod zones;
 
-use std::io::{BufRead, Write};
+use std::io::Write;
 
 use anyhow::Result;
 use cowbell_host::block_on;
@@ -34,10 +36,8 @@ use crate::flags::parse::{Order, ParseError, parse};
 use crate::flags::{Args, img, io as flags};
 use crate::out::Out;
 pub use opening::overlay;
+use prompt::Lines;
 use session::Session;
-
-/// The prompt, printed and flushed before each line is read, also when nobody sees it: scripts wait for it.
-const PROMPT: &str = "qemu-io> ";
 
 /// Runs the tool.
 ///
@@ -108,17 +108,9 @@ async fn drive(cx: &Context, args: &Args, settings: opening::Settings) -> Result
 /// Reads commands from standard input; whether one failed.
 async fn read_lines(session: &mut Session<'_>) -> Result<bool> {
     let mut failed = false;
-    let mut line = String::new();
-    loop {
-        session.put(PROMPT);
-        session.flush();
-        line.clear();
-        // Requests in flight stand still meanwhile, unless the kernel or the pool has them: a person types, a
-        // script does not wait.
-        if std::io::stdin().lock().read_line(&mut line)? == 0 {
-            break;
-        }
-        let after = session.run_line(line.trim_end_matches(['\n', '\r'])).await;
+    let mut lines = Lines::new(session.cx.face)?;
+    while let Some(line) = lines.next(session)? {
+        let after = session.run_line(&line).await;
         // As in the reference, what is done by now is told before the next prompt.
         session.give_turns().await;
         failed |= after.failed;

@@ -112,13 +112,15 @@ impl Options {
 
     /// The kinds to run, with their numbers of sequences.
     pub fn plan(&self) -> Vec<(Kind, u64)> {
-        // Ping-pong is the sharpest, theirs the mildest. Damage is cheap.
+        // Ping-pong is the sharpest, theirs the mildest. Damage is cheap, and counts extra.
+        let theirs = self.sequences / 4;
+        let ours = (self.sequences - theirs) / 2;
         let all = [
             (Kind::Parity, 0),
-            (Kind::Ours, self.sequences * 3 / 10),
-            (Kind::Theirs, self.sequences * 2 / 10),
-            (Kind::PingPong, self.sequences * 3 / 10),
-            (Kind::Damage, self.sequences * 2 / 10),
+            (Kind::Ours, ours),
+            (Kind::Theirs, theirs),
+            (Kind::PingPong, self.sequences - theirs - ours),
+            (Kind::Damage, self.sequences / 5),
         ];
         if self.kinds.is_empty() {
             return all.to_vec();

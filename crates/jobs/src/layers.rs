@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cowbell_block::{ExtentFlags, Mapping, Node, Request, Result};
+use cowbell_block::{ExtentFlags, Flags, Mapping, Node, Request, Result};
 
 /// A range whose content comes from one layer.
 #[derive(Clone, Debug)]
@@ -38,7 +38,11 @@ pub async fn status(top: &Arc<dyn Node>, reach: Reach, offset: u64, len: u64) ->
     let mut len = len;
     let mut depth = 0;
     loop {
-        let extent = node.submit(Request::status(offset, len)).finish().await.into_extent()?;
+        let extent = node
+            .submit(Request::status(offset, len).with_flags(Flags::PRECISE))
+            .finish()
+            .await
+            .into_extent()?;
         if extent.len == 0 || len == 0 {
             // Past this layer's end: as if zeroes were stored here.
             return Ok(zeroes(len, depth, ExtentFlags::ALLOCATED));

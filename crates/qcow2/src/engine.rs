@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use bitflags::bitflags;
@@ -71,6 +71,10 @@ pub(crate) struct Engine {
     pub loading: Loading,
     pub bitmaps: Tracker,
     pub packers: Packers,
+    /// Bytes that the file had when it was opened.
+    pub opened_len: u64,
+    /// Whether the file may have holes below data; found out when it is asked for, see `hollow`.
+    pub preallocated: OnceLock<bool>,
     pub writable: AtomicBool,
     pub closed: AtomicBool,
     /// A flush failed: what is durable is unknown until the image is opened again.
@@ -173,6 +177,7 @@ impl Engine {
         around: Surroundings,
     ) -> Self {
         Self {
+            opened_len: file.len(),
             file,
             backing,
             lacks_data: state.geometry.data_place == DataPlace::External && data_file.is_none(),
@@ -185,6 +190,7 @@ impl Engine {
             loading: Loading::default(),
             bitmaps: Tracker::default(),
             packers: Packers::default(),
+            preallocated: OnceLock::new(),
             writable: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             closed: AtomicBool::new(false),

@@ -33,6 +33,7 @@ mod flush;
 mod geometry;
 mod grow;
 mod header;
+mod hollow;
 mod load;
 mod map;
 mod measure;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use cowbell_block::chain::Chain;
 use cowbell_block::registry::{MeasureSource, Measurement};
-use cowbell_block::{Error, ErrorKind, Node, Preallocation, Result};
+use cowbell_block::{Error, ErrorKind, Flags, Node, Preallocation, Result};
 use serde_json::Value;
 
 use crate::CreateOptions;
@@ -54,7 +54,7 @@ pub(crate) async fn measure(options: &CreateOptions, source: &MeasureSource) -> 
 
 /// Bytes of the clusters that a copy of the disk would allocate.
 async fn data_bytes(node: &Arc<dyn Node>, cluster: u64) -> Result<u64> {
-    let chain = Chain::of(node.clone());
+    let chain = Chain::of(node.clone()).with_flags(Flags::PRECISE);
     let (mut at, mut bytes) = (0, 0);
     while at < chain.len() {
         let extent = chain.status(at, chain.len() - at).await?;

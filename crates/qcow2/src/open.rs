@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use cowbell_block::modes::Modes;
 use cowbell_block::range_lock::LockMode;
-use cowbell_block::{Access, Child, Error, ErrorKind, Node, Result, Spawner};
+use cowbell_block::{Access, Child, Error, ErrorKind, Node, Preallocation, Request, Result, Spawner};
 
 use crate::crypto::{Crypto, Unlock};
 use crate::engine::{Cleaning, Discards, Engine, Notice, Surroundings, WORK_BYTES};
@@ -228,6 +228,7 @@ impl Engine {
         }
         self.store_bitmaps().await?;
         self.settle_refcounts().await?;
+        complete_last_cluster(self).await;
         self.writable.store(false, Ordering::SeqCst);
         for file in [Some(&self.file), self.data_file.as_ref()].into_iter().flatten() {
             match file.node().reopen(Access::ReadOnly).await {
@@ -243,7 +244,20 @@ impl Engine {
 /// Brings everything into the file. Bitmaps that cannot be stored are lost, and marked as such; all else is not.
 async fn settle_all(engine: &Arc<Engine>) -> Result<()> {
     let stored = engine.store_bitmaps().await;
-    engine.settle_refcounts().await.and(stored)
+    engine.settle_refcounts().await?;
+    complete_last_cluster(engine).await;
+    stored
+}
+
+/// Gives a file that grew its last cluster whole: the tail of a fresh cluster that nobody wrote to may lie beyond its end.
+/// It reads as zeroes to us, but not every reader of the format looks beyond an end. So a failure changes nothing.
+async fn complete_last_cluster(engine: &Engine) {
+    let len = engine.file.len();
+    let whole = len.next_multiple_of(engine.geometry.cluster_size());
+    if len > engine.opened_len && whole > len {
+        let longer = Request::truncate(whole, Preallocation::Off);
+        let _ = engine.file.submit(longer).finish().await.result;
+    }
 }
 
 /// Settles the image and closes its files; the second time nothing is left to do.

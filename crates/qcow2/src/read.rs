@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use cowbell_block::{
-    BoxFuture, Bufs, Cause, Child, Completion, DebugEvent, Error, ErrorKind, Extent, ExtentFlags, Mapping,
-    Op, Request, Result,
+    BoxFuture, Bufs, Cause, Child, Completion, DebugEvent, Error, ErrorKind, Extent, ExtentFlags, Flags,
+    Mapping, Op, Request, Result,
 };
 
-use crate::compress;
 use crate::engine::Engine;
 use crate::geometry::HostOffset;
 use crate::map::{Kind, Run};
 use crate::state::{Corruption, EpochPin};
+use crate::{compress, hollow};
 
 /// Starts a read. Without a wait when the mapping is cached and the file answers at once.
 pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
@@ -184,7 +184,13 @@ async fn read_compressed(
 }
 
 /// What the beginning of a range is, merged as far as it is alike.
-pub(crate) async fn status(engine: &Arc<Engine>, offset: u64, len: u64, cause: Cause) -> Result<Extent> {
+pub(crate) async fn status(
+    engine: &Arc<Engine>,
+    offset: u64,
+    len: u64,
+    flags: Flags,
+    cause: Cause,
+) -> Result<Extent> {
     engine.check_usable()?;
     let (size, len) = {
         let state = engine.state.lock();
@@ -203,18 +209,20 @@ pub(crate) async fn status(engine: &Arc<Engine>, offset: u64, len: u64, cause: C
     }
     let mut extent = extent(engine.data(), engine.backing.is_some(), run, offset + run.len == size);
     if engine.is_encrypted() {
-        // What lies there is of no use to others.
+        // What lies there is of no use to others, and a hole there is no hole here.
         extent.map = None;
+    } else if flags.contains(Flags::PRECISE) {
+        hollow::look_below(engine, &mut extent).await;
     }
     Ok(extent)
 }
 
 /// Answers a status question without a wait, if the mapping is cached and the answer is complete.
 pub(crate) fn submit_status(engine: &Arc<Engine>, request: &Request) -> Op {
-    let (offset, len, cause) = (request.offset, request.len, request.cause);
+    let (offset, len, flags, cause) = (request.offset, request.len, request.flags, request.cause);
     let worker = engine.clone();
     engine.wait(async move {
-        match status(&worker, offset, len, cause).await {
+        match status(&worker, offset, len, flags, cause).await {
             Ok(extent) => Completion::extent(extent),
             Err(e) => Completion::failed(Bufs::none(), e),
         }

@@ -1,6 +1,7 @@
 //! The options of `io`, and the table of its commands.
 
 use super::{Command, Flag, State, Value, cowbell, flag, refused};
+use crate::face::Face;
 use crate::flags::img::{FORCE_SHARE, HELP, IMAGE_OPTS, OBJECT, POLICY, TRACE, VERSION};
 
 /// `-c`.
@@ -91,6 +92,13 @@ pub struct IoCommand {
     pub words_max: usize,
     /// What it needs.
     pub needs: Needs,
+}
+
+impl IoCommand {
+    /// Whether it is there under this name of the program.
+    pub fn is_offered(&self, face: Face) -> bool {
+        self.command.state != State::CowbellOnly || face == Face::Cowbell
+    }
 }
 
 /// What a command of `io` needs of the image.

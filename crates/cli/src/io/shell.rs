@@ -5,11 +5,10 @@ use std::time::Duration;
 use super::session::{After, Session};
 use super::words::c_number;
 use super::{breaks, inspect, opening, reopen, requests, zones};
-use crate::face::Face;
+use crate::flags::Args;
 use crate::flags::help::signature;
 use crate::flags::io::{IO_COMMANDS, IoCommand, Needs};
 use crate::flags::parse::{Order, offered, parse};
-use crate::flags::{Args, State};
 
 /// What a command came to: fine, or failed after its message was printed.
 pub(super) type Done = Result<(), Failed>;
@@ -86,13 +85,9 @@ impl Session<'_> {
         }
     }
 
-    fn offers(&self, command: &IoCommand) -> bool {
-        command.command.state != State::CowbellOnly || self.cx.face == Face::Cowbell
-    }
-
     fn find(&self, name: &str) -> Option<&'static IoCommand> {
         let called = |command: &&IoCommand| command.command.name == name || command.alias == name;
-        IO_COMMANDS.iter().filter(|command| self.offers(command)).find(called)
+        IO_COMMANDS.iter().filter(|command| command.is_offered(self.cx.face)).find(called)
     }
 
     /// The usage line, after a mistake.
@@ -109,7 +104,7 @@ impl Session<'_> {
 
     fn help(&self, args: &Args) -> Done {
         let Some(name) = args.operands.first() else {
-            let offered = IO_COMMANDS.iter().filter(|command| self.offers(command));
+            let offered = IO_COMMANDS.iter().filter(|command| command.is_offered(self.cx.face));
             offered.for_each(|command| self.put(&usage_line(command, command.command.name)));
             self.put("\nUse 'help commandname' for extended help.\n");
             return Ok(());
