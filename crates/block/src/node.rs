@@ -111,6 +111,16 @@ pub trait Node: Send + Sync + 'static {
         Box::pin(std::future::ready(Err(error.into())))
     }
 
+    /// Gives up everything that this image has of its own, so that its disk reads as its backing file does. Its
+    /// length, snapshots and bitmaps stay.
+    ///
+    /// A cut on the way leaves some ranges as they were and others empty: the caller has seen to it that both read
+    /// the same, and durably so.
+    fn make_empty(&self) -> BoxFuture<Result<()>> {
+        let error = NotOffered { driver: self.driver(), what: "emptying" };
+        Box::pin(std::future::ready(Err(error.into())))
+    }
+
     /// Changes what the image is, by the options that its driver offers for that
     /// ([`Driver::amend_options`](crate::registry::Driver::amend_options)).
     fn amend(&self, options: OptionTree, how: Amend) -> BoxFuture<Result<()>> {

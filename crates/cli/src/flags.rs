@@ -12,6 +12,7 @@ pub mod completions;
 pub mod help;
 pub mod img;
 pub mod io;
+pub mod layers;
 pub mod manual;
 pub mod parse;
 pub mod run;

@@ -3,6 +3,7 @@
 mod amend;
 mod bitmap;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod convert_bitmaps;
@@ -67,6 +68,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         "amend" => amend::run,
         "bitmap" => bitmap::run,
         "check" => check::run,
+        "commit" => commit::run,
         "compare" => compare::run,
         "convert" => convert::run,
         "create" => create::run,
@@ -93,6 +95,26 @@ fn form(args: &Args, flag: &'static Flag) -> Result<Form> {
         None | Some("human") => Ok(Form::Human),
         Some("json") => Ok(Form::Json),
         Some(_) => bail!("--output must be used with human or json as argument."),
+    }
+}
+
+/// The user ended it.
+#[derive(Debug)]
+struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// How a job failed, with what the node says about it.
+fn job_failure(error: &cowbell_jobs::Error) -> anyhow::Error {
+    match error.node_error() {
+        Some(source) => anyhow::anyhow!("{error}: {source}"),
+        None => anyhow::Error::new(Interrupted),
     }
 }
 

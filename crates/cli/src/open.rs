@@ -156,7 +156,11 @@ pub async fn open(cx: &Context, how: &How<'_>) -> Result<Image> {
             bail!("--force-share/-U conflicts with image options");
         }
     }
-    open_bare(cx, how).await.map_err(|e| anyhow!("Could not open '{}': {e}", how.name))
+    let image = open_bare(cx, how).await.map_err(|e| anyhow!("Could not open '{}': {e}", how.name))?;
+    if how.access == Access::ReadWrite && image.node().is_read_only() {
+        bail!("Could not open '{}': Block node is read-only", how.name);
+    }
+    Ok(image)
 }
 
 /// Opens an image; the error is the bare reason.

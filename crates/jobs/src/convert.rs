@@ -1,11 +1,7 @@
 //! Copying the content of one or several images into another.
 //!
-//! A number of workers run side by side in one future. Each takes the next piece of the source (the walk
-//! decides what is data, zero, or left to the target's backing file), reads it, waits for its turn unless
-//! order does not matter, and writes what is not zero. Where no request has to wait, the first worker does
-//! everything with one buffer that stays in the cache; the others come in only when there is waiting to fill.
-//!
-//! After an error the workers finish the requests they have begun and start no others.
+//! A crew of workers takes the source piece by piece (the walk decides what is data, zero, or left to the target's
+//! backing file), reads it, waits for its turn unless order does not matter, and writes what is not zero.
 
 mod copy;
 mod turn;
@@ -14,9 +10,9 @@ mod walk;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cowbell_block::{Request, Root};
-use futures_util::future::join_all;
 use futures_util::lock::Mutex;
 
+use crate::crew::{self, Step, Stop, Work};
 use crate::error::{Error, Result};
 use crate::progress::{Pace, Progress};
 use turn::Turns;
@@ -151,7 +147,9 @@ pub async fn convert(
     pace: &dyn Pace,
 ) -> Result<Copied> {
     assert!(options.parallel > 0, "a conversion needs a worker");
+    let stop = Stop::default();
     let job = Job {
+        stop: &stop,
         sources,
         target,
         options,
@@ -160,30 +158,13 @@ pub async fn convert(
         grain: grain(target, options),
         walk: Mutex::new(Walk::new(sources, options)),
         turns: Turns::new(),
-        stop: AtomicBool::new(false),
         offload: AtomicBool::new(options.transfer == Transfer::Offload),
         done: AtomicU64::new(0),
         total: total_len(sources),
     };
     progress.advanced(0, job.total);
-    let results = join_all((0..options.parallel).map(|_| job.work())).await;
     let mut sum = Copied::default();
-    let mut failure = None;
-    for result in results {
-        match result {
-            Ok(part) => sum.add(part),
-            // Workers that were stopped say so; the reason is with the one that failed.
-            Err(Error::Cancelled) => failure = failure.or(Some(Error::Cancelled)),
-            Err(e) => {
-                if !matches!(failure, Some(ref known) if !matches!(known, Error::Cancelled)) {
-                    failure = Some(e);
-                }
-            }
-        }
-    }
-    if let Some(e) = failure {
-        return Err(e);
-    }
+    crew::run(&job, &stop, options.parallel).await?.into_iter().for_each(|part| sum.add(part));
     let flushed = target.submit(Request::flush()).finish().await.result;
     flushed.map_err(|source| Error::Flush { source })?;
     Ok(sum)
@@ -223,51 +204,38 @@ struct Job<'a> {
     grain: u64,
     walk: Mutex<Walk>,
     turns: Turns,
-    stop: AtomicBool,
+    stop: &'a Stop,
     offload: AtomicBool,
     done: AtomicU64,
     total: u64,
 }
 
 impl Job<'_> {
-    async fn work(&self) -> Result<Copied> {
-        let mut copied = Copied::default();
-        loop {
-            if self.stop.load(Ordering::Relaxed) {
-                return Ok(copied);
-            }
-            let step = self.step(&mut copied).await;
-            match step {
-                Ok(true) => {}
-                Ok(false) => return Ok(copied),
-                Err(e) => {
-                    self.stop.store(true, Ordering::Relaxed);
-                    // Whoever waits for this worker's turn has to see the stop.
-                    self.turns.release_all();
-                    return Err(e);
-                }
-            }
-        }
-    }
-
     fn pass_turn(&self) {
         if self.options.order == WriteOrder::Ascending {
             self.turns.pass();
         }
     }
+}
 
-    /// Deals with one piece; `false` when there was none left.
-    async fn step(&self, copied: &mut Copied) -> Result<bool> {
+impl Work for Job<'_> {
+    type Tally = Copied;
+
+    fn release_all(&self) {
+        self.turns.release_all();
+    }
+
+    async fn step(&self, copied: &mut Copied) -> Result<Step> {
         if self.progress.is_cancelled() {
             return Err(Error::Cancelled);
         }
         let next = self.walk.lock().await.next().await?;
-        let Some((number, piece)) = next else { return Ok(false) };
+        let Some((number, piece)) = next else { return Ok(Step::NothingLeft) };
         let loaded = self.load(&piece, copied).await?;
         if self.options.order == WriteOrder::Ascending {
             self.turns.wait(number).await;
         }
-        if self.stop.load(Ordering::Relaxed) {
+        if self.stop.is_set() {
             return Err(Error::Cancelled);
         }
         let len = piece.len;
@@ -285,6 +253,6 @@ impl Job<'_> {
         }
         let done = self.done.fetch_add(len, Ordering::Relaxed) + len;
         self.progress.advanced(done, self.total);
-        Ok(true)
+        Ok(Step::Done)
     }
 }

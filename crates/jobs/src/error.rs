@@ -12,6 +12,14 @@ pub enum Error {
         /// The node's error.
         source: cowbell_block::Error,
     },
+    /// Data of the new backing file could not be read.
+    #[error("error while reading the new backing file at byte {offset}")]
+    ReadNew {
+        /// First byte of the failed request.
+        offset: u64,
+        /// The node's error.
+        source: cowbell_block::Error,
+    },
     /// Data could not be written.
     #[error("error while writing at byte {offset}")]
     Write {
@@ -34,6 +42,14 @@ pub enum Error {
         /// The node's error.
         source: cowbell_block::Error,
     },
+    /// The target cannot be made as long as it has to be.
+    #[error("error while growing the target to {len} bytes")]
+    Grow {
+        /// The length asked for.
+        len: u64,
+        /// The node's error.
+        source: cowbell_block::Error,
+    },
     /// [`Progress::is_cancelled`](crate::Progress::is_cancelled) said so.
     #[error("cancelled")]
     Cancelled,
@@ -44,8 +60,10 @@ impl Error {
     pub fn node_error(&self) -> Option<&cowbell_block::Error> {
         match self {
             Self::Read { source, .. }
+            | Self::ReadNew { source, .. }
             | Self::Write { source, .. }
             | Self::Status { source, .. }
+            | Self::Grow { source, .. }
             | Self::Flush { source } => Some(source),
             Self::Cancelled => None,
         }

@@ -143,6 +143,11 @@ impl MetaMap {
         }
     }
 
+    /// The clusters of what the header names.
+    pub fn fixed(&self) -> impl Iterator<Item = Range<u64>> {
+        self.fixed.iter().map(|(clusters, _)| clusters.clone())
+    }
+
     /// Forgets the structures of this kind.
     pub fn remove_fixed(&mut self, structure: Structure) {
         self.fixed.retain(|(_, s)| *s != structure);

@@ -190,6 +190,11 @@ impl Node for Qcow2 {
         Box::pin(async move { check::run(&engine, fix).await })
     }
 
+    fn make_empty(&self) -> BoxFuture<Result<()>> {
+        let op = resize::submit_empty(&self.engine);
+        Box::pin(async move { op.finish().await.result.map(drop) })
+    }
+
     fn change_backing(&self, name: Option<String>, format: Option<String>) -> BoxFuture<Result<()>> {
         let engine = self.engine.clone();
         Box::pin(async move { amend::change_backing(&engine, name, format).await })

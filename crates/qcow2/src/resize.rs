@@ -4,6 +4,8 @@
 //! the length by one write in the header's first sector (rules R10 and M3): a cut leaves the old disk or the
 //! new one.
 
+mod empty;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ use crate::meta::{Structure, TableKind};
 use crate::state::{Decision, State};
 use crate::table::{self, Cell, L1Entry};
 use crate::zero;
+
+pub(crate) use empty::submit as submit_empty;
 
 /// Beyond the end of any disk.
 const END_MAX: u64 = 1 << 62;

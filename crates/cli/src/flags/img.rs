@@ -3,10 +3,11 @@
 //! Long names are the union of those the plain release and the distributions' builds accept.
 
 use super::bitmap::BITMAP;
+use super::layers::COMMIT;
 use super::{Command, Flag, State, Value, absent, cowbell, flag, refused};
 
-const FORMATS: &[&str] = &["raw", "qcow2"];
-const CACHES: &[&str] = &["writeback", "none", "off", "directsync", "writethrough", "unsafe"];
+pub(super) const FORMATS: &[&str] = &["raw", "qcow2"];
+pub(super) const CACHES: &[&str] = &["writeback", "none", "off", "directsync", "writethrough", "unsafe"];
 const OUTPUTS: &[&str] = &["human", "json"];
 
 /// `-h`.
@@ -388,8 +389,8 @@ pub static AMEND_OPTIONS: Flag = flag(
     Value::Required("OPTS"),
     "What is to change, name=value separated by commas; 'help' lists the options.",
 );
-/// `-t` of amend.
-pub static AMEND_CACHE: Flag =
+/// `-t` where one image is changed.
+pub static IMAGE_CACHE: Flag =
     flag(b't', &["cache"], Value::OneOf("CACHE", CACHES), "Cache mode of the image (default: writeback).");
 /// `--force` of amend.
 pub static FORCE: Flag = flag(
@@ -440,7 +441,7 @@ pub static AMEND: Command = Command {
         &PROGRESS,
         &FORMAT,
         &AMEND_OPTIONS,
-        &AMEND_CACHE,
+        &IMAGE_CACHE,
         &FORCE,
         &IMAGE_OPTS,
         &OBJECT,
@@ -485,7 +486,7 @@ pub static IMG: Command = Command {
         &absent("bench", "Measure the speed of requests"),
         &BITMAP,
         &CHECK,
-        &absent("commit", "Move an image's changes into its backing file"),
+        &COMMIT,
         &COMPARE,
         &CONVERT,
         &CREATE,

@@ -33,7 +33,7 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     }
     let name = one_image(args).map_err(|e| if asks { anyhow!("{e}") } else { e })?;
     let cache =
-        args.value(&flags::AMEND_CACHE).map_or(Ok(CacheMode::WRITEBACK), |c| cache_mode("cache", c))?;
+        args.value(&flags::IMAGE_CACHE).map_or(Ok(CacheMode::WRITEBACK), |c| cache_mode("cache", c))?;
     let how = How { image_opts, access: Access::ReadWrite, cache, ..How::reading(name, format) };
     block_on(async {
         let image = open(cx, &how).await?;

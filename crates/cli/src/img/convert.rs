@@ -11,12 +11,12 @@ use cowbell_host::block_on;
 use cowbell_jobs::convert::{
     Copied, OnReadError, Options, Store, TargetStart, Transfer, WriteOrder, convert, total_len,
 };
-use cowbell_jobs::{Error, Pace, Unpaced};
+use cowbell_jobs::{Pace, Unpaced};
 use serde_json::json;
 
 use super::convert_bitmaps::{Bitmaps, Broken};
 use super::target::{Format, Staged, asks_for_help, check_lists, mark_existing};
-use super::{Form, form, size, snapshot};
+use super::{Form, Interrupted, form, job_failure, size, snapshot};
 use crate::context::{Context, Reported};
 use crate::face::Face;
 use crate::flags::{Args, img as flags};
@@ -362,13 +362,7 @@ async fn copy(
         meter.complete();
     }
     meter.end();
-    let copied = copied.map_err(|e| match e {
-        Error::Cancelled => anyhow::Error::new(Interrupted),
-        e => match e.node_error() {
-            Some(source) => anyhow!("{e}: {source}"),
-            None => anyhow!("{e}"),
-        },
-    })?;
+    let copied = copied.map_err(|e| job_failure(&e))?;
     if let Some(bitmaps) = bitmaps {
         bitmaps.copy(&node).await?;
     }
@@ -393,18 +387,6 @@ async fn source_bitmaps(
     };
     Bitmaps::of(cx, disk.unwrap_or_else(|| source.node()), broken).await
 }
-
-/// The user ended it.
-#[derive(Debug)]
-struct Interrupted;
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("interrupted")
-    }
-}
-
-impl std::error::Error for Interrupted {}
 
 fn json_value(plan: &Plan<'_>, copied: Copied) -> serde_json::Value {
     json!({

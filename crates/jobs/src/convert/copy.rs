@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 
 use super::walk::{Kind, Piece};
 use super::{Copied, Job, OnReadError, Store, TargetStart};
+use crate::crew::DATA_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::layers::{self, Reach};
 
@@ -180,7 +181,7 @@ impl Job<'_> {
     async fn store_explicit_zeroes(&self, offset: u64, len: u64, copied: &mut Copied) -> Result<()> {
         let mut at = 0;
         while at < len {
-            let n = super::walk::DATA_BYTES_MAX.min(len - at);
+            let n = DATA_BYTES_MAX.min(len - at);
             self.write(offset + at, Buf::zeroed(n as usize)).await?;
             copied.data += n;
             at += n;

@@ -5,16 +5,12 @@ use std::sync::Arc;
 use cowbell_block::{ExtentFlags, Mapping, Node, Root};
 
 use super::{Options, Store, TargetStart};
+use crate::crew::{DATA_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::layers::{self, Reach};
 
-/// Most bytes of data in one piece: large enough that the cost per request vanishes, small enough that eight
-/// of them stay in a few megabytes of memory.
-pub(super) const DATA_BYTES_MAX: u64 = 2 << 20;
 /// Clusters compressed for one piece: enough for all cores, and little memory with many pieces in flight.
 const PACKED_TOGETHER: u64 = 8;
-/// Most zeroes in one piece: progress and cancellation are looked at between pieces.
-const ZERO_BYTES_MAX: u64 = 1 << 30;
 /// Sources count in sectors.
 const SECTOR: u64 = 512;
 

@@ -95,7 +95,7 @@ pub(super) struct Switch {
 impl Engine {
     /// Moves everything into the file and makes refcounts exact. The caller holds the range lock of everything and
     /// the turn of the flushes, so from here on the file says all there is to know.
-    pub(super) async fn bring_up_to_date(self: &Arc<Self>) -> Result<()> {
+    pub(crate) async fn bring_up_to_date(self: &Arc<Self>) -> Result<()> {
         self.flush_now().await?;
         self.write_refcounts().await?;
         if self.state.lock().header.incompatible.contains(Incompatible::DIRTY) {

@@ -1,0 +1,225 @@
+//! Which range comes next, what has to be read of it, and what of it has to be written.
+
+use std::sync::Arc;
+
+use cowbell_block::buf::is_zero;
+use cowbell_block::{Chain, ChainExtent, ExtentFlags, Mapping, Node};
+
+use super::NewBacking;
+use crate::crew::{DATA_BYTES_MAX, ZERO_BYTES_MAX};
+use crate::error::{Error, Result};
+
+/// What a backing file has somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Zero,
+    Data,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Nothing is to be done.
+    Settled,
+    /// It may read otherwise with the new backing file.
+    Differs { old: Content, new: Content },
+}
+
+pub(super) struct Piece {
+    pub offset: u64,
+    pub len: u64,
+    pub kind: Kind,
+}
+
+/// A chain of backing files, or none, as long as the overlay: behind its end there are zeroes.
+struct Below {
+    chain: Option<Chain>,
+}
+
+impl Below {
+    /// What the beginning of `at..end` is.
+    async fn ask(&self, at: u64, end: u64) -> Result<ChainExtent> {
+        let zeroes =
+            |len| ChainExtent { len, flags: ExtentFlags::ZERO | ExtentFlags::ALLOCATED, depth: 0, map: None };
+        let Some(chain) = self.chain.as_ref().filter(|chain| at < chain.len()) else {
+            return Ok(zeroes(end - at));
+        };
+        let most = end.min(chain.len()) - at;
+        chain.status(at, most).await.map_err(|source| Error::Status { offset: at, source })
+    }
+}
+
+pub(super) struct Walk {
+    top: Chain,
+    old: Below,
+    /// Layers of `old` stop above the new backing file, which is among them: what none of them has stays.
+    stops_above_new: bool,
+    new: Below,
+    grain: u64,
+    at: u64,
+    /// From `at` to here the overlay has nothing of its own, as far as known.
+    open_until: u64,
+    known: Option<(u64, Kind)>,
+}
+
+impl Walk {
+    pub fn new(top: Arc<dyn Node>, new: NewBacking<'_>, grain: u64) -> Self {
+        let old = top.backing();
+        let above = old.clone().zip(new.below.as_ref()).and_then(|(old, new)| Chain::above(old, new));
+        let stops_above_new = above.is_some();
+        Self {
+            old: Below { chain: above.or_else(|| old.map(Chain::of)) },
+            stops_above_new,
+            new: Below { chain: new.root.map(|root| Chain::of(root.node())) },
+            top: Chain::only(top),
+            grain,
+            at: 0,
+            open_until: 0,
+            known: None,
+        }
+    }
+
+    pub async fn next(&mut self) -> Result<Option<Piece>> {
+        let (offset, total) = (self.at, self.top.len());
+        if offset >= total {
+            return Ok(None);
+        }
+        let (mut end, kind) = self.known().await?;
+        let most = match kind {
+            Kind::Settled => ZERO_BYTES_MAX,
+            // Cut at multiples, so that later pieces are aligned whatever the first one was.
+            Kind::Differs { .. } => DATA_BYTES_MAX - offset % DATA_BYTES_MAX,
+        };
+        let limit = (offset + most).min(total);
+        loop {
+            self.at = end.min(limit);
+            if self.at == limit {
+                break;
+            }
+            match self.known().await? {
+                (further, same) if same == kind => end = further,
+                _ => break,
+            }
+        }
+        Ok(Some(Piece { offset, len: self.at - offset, kind }))
+    }
+
+    /// The end of what `at` lies in, and its kind.
+    async fn known(&mut self) -> Result<(u64, Kind)> {
+        if let Some(known) = self.known.filter(|(end, _)| *end > self.at) {
+            return Ok(known);
+        }
+        let known = self.ask().await?;
+        Ok(*self.known.insert(known))
+    }
+
+    async fn ask(&mut self) -> Result<(u64, Kind)> {
+        let at = self.at;
+        if self.open_until <= at {
+            let extent = self.top.status(at, self.top.len() - at).await;
+            let extent = extent.map_err(|source| Error::Status { offset: at, source })?;
+            if extent.is_allocated() {
+                return Ok((at + extent.len, Kind::Settled));
+            }
+            self.open_until = at + extent.len;
+        }
+        let limit = self.open_until;
+        let old = self.old.ask(at, limit).await?;
+        if self.stops_above_new && !old.is_allocated() {
+            return Ok((at + old.len, Kind::Settled));
+        }
+        let new = self.new.ask(at, at + old.len).await?;
+        let end = at + old.len.min(new.len);
+        if let (Some(a), Some(b)) = (&old.map, &new.map)
+            && is_same_place(a, b)
+        {
+            return Ok((end, Kind::Settled));
+        }
+        let content = |extent: &ChainExtent| if extent.is_zero() { Content::Zero } else { Content::Data };
+        let kind = match (content(&old), content(&new)) {
+            (Content::Zero, Content::Zero) => return Ok((end, Kind::Settled)),
+            (old, new) => Kind::Differs { old, new },
+        };
+        // A cluster of the overlay is dealt with as a whole, also where the backing files have smaller ones.
+        let whole = end.next_multiple_of(self.grain).min(limit);
+        match whole == end {
+            true => Ok((end, kind)),
+            false => Ok((whole, Kind::Differs { old: Content::Data, new: Content::Data })),
+        }
+    }
+}
+
+/// Whether two chains, each open on its own, store a range in the same bytes of the same file.
+fn is_same_place(a: &Mapping, b: &Mapping) -> bool {
+    let is_file = |map: &Mapping| matches!(map.node.driver(), "file" | "host_device");
+    a.offset == b.offset && is_file(a) && is_file(b) && a.node.filename() == b.node.filename()
+}
+
+/// What is to be done with a run of a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RunKind {
+    /// Both read the same.
+    Same,
+    /// The old data is to be written.
+    Data,
+    /// Zeroes are to be written.
+    Zero,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub len: u64,
+    pub kind: RunKind,
+}
+
+/// Compares what the backing files have at `offset`, grain by grain. `None` is zeroes.
+pub(super) fn runs(old: Option<&[u8]>, new: Option<&[u8]>, offset: u64, len: u64, grain: u64) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut at = 0;
+    while at < len {
+        let n = (grain - (offset + at) % grain).min(len - at);
+        let part = at as usize..(at + n) as usize;
+        let (old, new) = (old.map(|data| &data[part.clone()]), new.map(|data| &data[part]));
+        let kind = match (old, new) {
+            (None, None) => RunKind::Same,
+            (None, Some(new)) if is_zero(new) => RunKind::Same,
+            (None, Some(_)) => RunKind::Zero,
+            (Some(old), None) if is_zero(old) => RunKind::Same,
+            (Some(_), None) => RunKind::Data,
+            (Some(old), Some(new)) if old == new => RunKind::Same,
+            (Some(old), Some(_)) if is_zero(old) => RunKind::Zero,
+            (Some(_), Some(_)) => RunKind::Data,
+        };
+        match runs.last_mut().filter(|last| last.kind == kind) {
+            Some(last) => last.len += n,
+            None => runs.push(Run { len: n, kind }),
+        }
+        at += n;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_say_what_is_to_be_written() {
+        let mut old = [0u8; 64];
+        let mut new = [0u8; 64];
+        old[20..24].fill(1);
+        new[20..24].fill(1);
+        new[40] = 2;
+        old[63] = 3;
+        let run = |len, kind| Run { len, kind };
+        let all = runs(Some(&old), Some(&new), 0, 64, 16);
+        assert_eq!(all, [run(32, RunKind::Same), run(16, RunKind::Zero), run(16, RunKind::Data)]);
+        // Inside a grain, the first one is shorter.
+        let part = runs(Some(&old), Some(&new), 8, 64, 16);
+        assert_eq!(part[..2], [run(40, RunKind::Same), run(16, RunKind::Zero)]);
+        assert_eq!(
+            runs(None, Some(&new), 0, 64, 16),
+            [run(16, RunKind::Same), run(32, RunKind::Zero), run(16, RunKind::Same)]
+        );
+        assert_eq!(runs(Some(&old), None, 0, 64, 64), [run(64, RunKind::Data)]);
+    }
+}
