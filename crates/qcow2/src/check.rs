@@ -5,9 +5,10 @@
 //! |---|---|
 //! | `scan`, `walk`, `digest` | references: L1 tables, L2 tables on all cores, everything else |
 //! | `counts` | how often each cluster is referenced, in memory that follows what the file really references |
-//! | `blocks` | the refcount structure, and the comparison |
+//! | `blocks`, `compare` | the refcount structure, and whether it says what was counted |
 //! | `flags` | COPIED flags, when some are known to be wrong |
 //! | `repair`, `rebuild` | writing |
+//! | `snapshots` | the snapshot table, and its repair |
 //! | `log` | counters and lines |
 //!
 //! The passes, their counters and their lines are the reference's, so that scripts find what they know. Invariants:
@@ -16,6 +17,7 @@
 
 mod bitmaps;
 mod blocks;
+mod compare;
 mod counts;
 mod digest;
 mod flags;
@@ -23,6 +25,7 @@ mod log;
 mod rebuild;
 mod repair;
 mod scan;
+mod snapshots;
 mod walk;
 
 use std::sync::Arc;
@@ -33,9 +36,12 @@ use cowbell_block::{CheckReport, Error, ErrorKind, Fix, Result};
 
 use crate::engine::Engine;
 use crate::header::Incompatible;
-use blocks::{Blocks, Comparison};
+use blocks::Blocks;
+use compare::Comparison;
 use log::Log;
+use repair::Leaks;
 use scan::Pass;
+use snapshots::{Room, Snapshots};
 
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
@@ -83,38 +89,43 @@ pub(crate) async fn repair_refcounts(engine: &Arc<Engine>) -> Result<()> {
 }
 
 /// Most times that a repair starts again.
-const ROUNDS_MAX: u32 = 4;
+const ROUNDS_MAX: u32 = 8;
 
-/// Checks and repairs. A repair may make the file longer, and something may refer to what was beyond its end and no
-/// longer is: then the repair looks again, so that the next one finds nothing to do.
+/// Checks and repairs, until another repair would find nothing to do: one may make the file longer, and something may
+/// refer to what was beyond its end and no longer is; and what cannot be repaired may refer to what was.
 async fn check_and_settle(engine: &Arc<Engine>, fix: Fix, log: &mut Log) -> Result<()> {
-    let mut len = engine.file.len();
-    check_and_repair(engine, fix, log).await?;
-    for _ in 1..ROUNDS_MAX {
-        if !log.met_beyond || engine.file.len() <= len {
+    for round in 0..ROUNDS_MAX {
+        let len = engine.file.len();
+        let mut found = Log::default();
+        let done = check_and_repair(engine, fix, &mut found).await;
+        let again = found.is_unsettled() || found.met_beyond && engine.file.len() > len;
+        match round {
+            0 => *log = found,
+            _ => log.follow(found),
+        }
+        done?;
+        if fix == Fix::None || !again {
             break;
         }
-        len = engine.file.len();
         engine.start_anew();
-        let mut again = Log::default();
-        check_and_repair(engine, fix, &mut again).await?;
-        again.report.corruptions_fixed += log.report.corruptions_fixed;
-        again.report.leaks_fixed += log.report.leaks_fixed;
-        again.report.findings.splice(0..0, std::mem::take(&mut log.report.findings));
-        again.report.findings_omitted += log.report.findings_omitted;
-        *log = again;
     }
     Ok(())
 }
 
 async fn check_and_repair(engine: &Arc<Engine>, fix: Fix, log: &mut Log) -> Result<()> {
-    let mut pass = Pass::new(engine, fix).await?;
-    let of_snapshots = pass.check_snapshots(log);
+    let snapshots = Snapshots::read(engine, fix, log).await?;
+    let of_snapshots = snapshots.wrong;
+    let mut pass = Pass::new(engine, fix, snapshots);
     let (blocks, mut comparison) = look(&mut pass, log).await?;
     // Found wrong so far, and not yet told as wrong refcounts.
     let before = (log.report.corruptions, log.report.leaks);
-    comparison.tell(log, Fix::None);
-    let rebuild = blocks.rebuild || comparison.uncounted;
+    comparison.tell(log, Fix::None, &pass.counts, &engine.geometry);
+    let mut rebuild = blocks.rebuild || comparison.uncounted;
+    let moves = of_snapshots > 0 || rebuild && pass.snapshots.lie_in_header();
+    if moves && fix == Fix::All {
+        let wanted = if rebuild { Room::Uncounted } else { Room::Counted };
+        rebuild |= pass.write_snapshots(&blocks, &comparison, wanted).await? == Room::Uncounted;
+    }
     if rebuild && fix == Fix::All {
         (pass, comparison) = rebuild_and_look(pass, &blocks, log).await?;
     } else if fix == Fix::Leaks && (rebuild || comparison.has_lost()) {
@@ -123,9 +134,10 @@ async fn check_and_repair(engine: &Arc<Engine>, fix: Fix, log: &mut Log) -> Resu
     } else if fix != Fix::None && log.report.corruptions + log.report.leaks > 0 {
         (log.report.corruptions, log.report.leaks) = before;
         let errors = log.report.check_errors;
-        comparison.tell(log, fix);
+        comparison.tell(log, fix, &pass.counts, &engine.geometry);
         log.report.check_errors = errors;
-        pass.fix_refcounts(&comparison.mismatches, fix, before.0 == 0).await?;
+        let leaks = if before.0 == 0 { Leaks::GivenBack } else { Leaks::Kept };
+        pass.fix_refcounts(&comparison, fix, leaks).await?;
         comparison.forget_fixed(fix);
     }
     let suspicious =
@@ -133,7 +145,13 @@ async fn check_and_repair(engine: &Arc<Engine>, fix: Fix, log: &mut Log) -> Resu
     if suspicious {
         check_flags(&mut pass, &comparison, log).await?;
     }
-    log.report.corruptions += of_snapshots;
+    match pass.snapshots.moved.take() {
+        Some(place) => {
+            log.unsettled |= pass.switch_snapshots(place).await?;
+            log.report.corruptions_fixed += of_snapshots;
+        }
+        None => log.report.corruptions += of_snapshots,
+    }
     log.report.image_end_offset = comparison.end() << engine.geometry.cluster_bits;
     if fix != Fix::None && log.report.corruptions + log.report.check_errors == 0 {
         mark_consistent(engine).await?;
@@ -157,20 +175,21 @@ async fn rebuild_and_look(mut pass: Pass, blocks: &Blocks, log: &mut Log) -> Res
     log.line("Rebuilding refcount structure".to_owned());
     pass.rebuild(&blocks.named).await?;
     let (engine, old) = (pass.engine.clone(), log.report.clone());
-    drop(pass);
+    let snapshots = pass.snapshots;
+    drop((pass.counts, pass.header));
     let report = &mut log.report;
     (report.corruptions, report.leaks, report.check_errors) = (0, 0, 0);
     (report.allocated_clusters, report.fragmented_clusters, report.compressed_clusters) = (0, 0, 0);
-    let mut pass = Pass::new(&engine, Fix::None).await?;
+    let mut pass = Pass::new(&engine, Fix::None, snapshots);
     let (again, mut comparison) = look(&mut pass, log).await?;
     if again.rebuild || comparison.has_lost() {
         log.line("ERROR rebuilt refcount structure is still broken".to_owned());
     }
     let fixed = (log.report.leaks_fixed, log.report.corruptions_fixed);
-    comparison.tell(log, Fix::All);
+    comparison.tell(log, Fix::All, &pass.counts, &engine.geometry);
     // What the rebuild itself left behind is no repair to speak of.
     (log.report.leaks_fixed, log.report.corruptions_fixed) = fixed;
-    pass.fix_refcounts(&comparison.mismatches, Fix::All, false).await?;
+    pass.fix_refcounts(&comparison, Fix::All, Leaks::Kept).await?;
     comparison.forget_fixed(Fix::All);
     pass.fix = Fix::All;
     let report = &mut log.report;

@@ -134,8 +134,11 @@ pub(crate) async fn open_engine(
     let geometry = header.geometry(options.slice_bytes);
     // Disks have whole sectors; the reference leaves the odd bytes out as well.
     header.size -= header.size % 512;
-    // Looked through for its limits only: the entries are read by those who need them.
-    SnapshotTable::scan(&file, &header, drop).await?;
+    if !options.skip_repair {
+        header.check_snapshots()?;
+        // Looked through for its limits only: the entries are read by those who need them.
+        SnapshotTable::scan(&file, &header, drop).await?;
+    }
     let caches = capacities(&geometry, options.l2_cache_bytes, options.refcount_cache_bytes);
     let wants_lazy = options.lazy_refcounts.unwrap_or(header.compatible & LAZY_REFCOUNTS != 0);
     let lazy = header.version >= 3 && wants_lazy;

@@ -40,12 +40,12 @@ use cowbell_block::{Child, Error, ErrorKind, Result, SnapshotInfo};
 use crate::engine::Engine;
 use crate::geometry::{DataPlace, Geometry, HostOffset};
 use crate::header::{Header, L1_BYTES_MAX};
-use rows::Input;
+use rows::{Input, Output};
 
 /// Most bytes of a snapshot table.
 const TABLE_BYTES_MAX: u64 = 64 << 20;
 /// Most snapshots of an image.
-const SNAPSHOTS_MAX: u32 = 65_536;
+pub(crate) const SNAPSHOTS_MAX: u32 = 65_536;
 
 /// One snapshot.
 #[derive(Clone, Debug)]
@@ -91,6 +91,20 @@ impl Snapshot {
     }
 }
 
+/// What a repair leaves out of a snapshot table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Excess {
+    /// The end of an entry's extra data.
+    Extra {
+        /// The entry.
+        index: u32,
+        /// Bytes of its extra data.
+        bytes: u32,
+    },
+    /// So many snapshots at the end, which would make the table too long.
+    Snapshots(u32),
+}
+
 /// All snapshots of an image.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SnapshotTable {
@@ -104,7 +118,15 @@ pub(crate) struct SnapshotTable {
 pub(crate) enum SnapshotError {
     #[error("Snapshot table too large")]
     TooLarge,
-    #[error("Too much extra metadata in snapshot table entry {0}")]
+    #[error(
+        "Snapshot table is too big\n\
+         You can force-remove all {0} overhanging snapshots with qemu-img check -r all"
+    )]
+    TooBig(u32),
+    #[error(
+        "Too much extra metadata in snapshot table entry {0}\n\
+         You can force-remove this extra metadata with qemu-img check -r all"
+    )]
     Extra(u32),
     #[error("Snapshot L1 table too large")]
     L1TooLarge,
@@ -136,6 +158,7 @@ impl From<SnapshotError> for Error {
     fn from(e: SnapshotError) -> Self {
         let kind = match e {
             SnapshotError::TooLarge
+            | SnapshotError::TooBig(_)
             | SnapshotError::Extra(_)
             | SnapshotError::L1TooLarge
             | SnapshotError::TooMany
@@ -161,6 +184,39 @@ impl SnapshotTable {
         let mut entries = Vec::new();
         let table_bytes = Self::scan(file, header, |entry| entries.push(entry)).await?;
         Ok(Self { entries, table_bytes })
+    }
+
+    /// Reads the table for a repair: `excess` is told what exceeds a limit, and a rewrite leaves it out. Returns the
+    /// table with the bytes that its rewrite takes.
+    ///
+    /// # Errors
+    /// The file's.
+    pub async fn read_for_repair(
+        file: &Child,
+        header: &Header,
+        mut excess: impl FnMut(Excess),
+    ) -> Result<(Self, u64)> {
+        let (mut entries, mut rewritten) = (Vec::new(), 0);
+        let mut input = Input::for_repair(file, header);
+        while let Some(row) = input.next().await? {
+            entries.push(row.snapshot(header.size));
+            rewritten += row.completed(header.size).stored_len();
+            input.take_excess().into_iter().for_each(&mut excess);
+        }
+        input.take_excess().into_iter().for_each(&mut excess);
+        Ok((Self { entries, table_bytes: input.table_bytes() }, rewritten))
+    }
+
+    /// Writes what [`SnapshotTable::read_for_repair`] keeps to another place, all entries complete.
+    ///
+    /// # Errors
+    /// The file's.
+    pub async fn rewrite(file: &Child, header: &Header, place: HostOffset) -> Result<()> {
+        let (mut input, mut output) = (Input::for_repair(file, header), Output::new(file, place));
+        while let Some(row) = input.next().await? {
+            output.put(&row.completed(header.size)).await?;
+        }
+        output.finish().await
     }
 
     /// Goes through the table without keeping anything; returns its length in bytes.
@@ -212,4 +268,5 @@ pub(crate) async fn change(engine: &Arc<Engine>, change: SnapshotChange) -> Resu
     }
 }
 
+pub(crate) use rows::EXTRA_BYTES_MAX;
 pub(crate) use view::open_view;

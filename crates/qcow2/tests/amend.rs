@@ -3,63 +3,16 @@
 
 mod support;
 
-use std::any::Any;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use cowbell_block::child::NamedEdge;
 use cowbell_block::mem::MemNode;
-use cowbell_block::node::{ImageInfo, Limits};
-use cowbell_block::{Access, Amend, BoxFuture, Child, Fix, Node, Op, OptionTree, Request, Result};
+use cowbell_block::{Access, Amend, Child, Fix, Node, OptionTree, Request};
 use cowbell_qcow2::{CreateOptions, L2Format, OpenOptions, Qcow2};
 use serde_json::{Value, json};
+use support::filmed::Filmed;
 use support::{assert_clean, create, open, read, run, submit, write, zero};
 
 const SIZE: u64 = 1 << 20;
-
-/// A file that keeps a picture of itself after each change.
-struct Filmed {
-    file: Arc<MemNode>,
-    frames: Mutex<Vec<Vec<u8>>>,
-}
-
-impl Node for Filmed {
-    fn submit(&self, request: Request) -> Op {
-        let changes = request.op.is_mutation();
-        let op = self.file.submit(request);
-        assert!(matches!(op, Op::Done(_)), "memory answers at once");
-        if changes {
-            self.frames.lock().expect("one thread").push(self.file.content());
-        }
-        op
-    }
-    fn driver(&self) -> &'static str {
-        "filmed"
-    }
-    fn len(&self) -> u64 {
-        self.file.len()
-    }
-    fn limits(&self) -> Limits {
-        self.file.limits()
-    }
-    fn is_read_only(&self) -> bool {
-        false
-    }
-    fn edges(&self) -> Vec<NamedEdge> {
-        Vec::new()
-    }
-    fn filename(&self) -> String {
-        self.file.filename()
-    }
-    fn info(&self) -> BoxFuture<Result<ImageInfo>> {
-        self.file.info()
-    }
-    fn close(&self) -> BoxFuture<Result<()>> {
-        self.file.close()
-    }
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
 
 fn options(value: Value) -> OptionTree {
     match value {
@@ -83,7 +36,7 @@ fn sample(create_options: CreateOptions) -> (Arc<MemNode>, Vec<u8>) {
 }
 
 fn open_filmed(file: &Arc<MemNode>) -> (Arc<Filmed>, Arc<Qcow2>) {
-    let filmed = Arc::new(Filmed { file: file.clone(), frames: Mutex::default() });
+    let filmed = Arc::new(Filmed::new(file));
     let options = OpenOptions { access: Access::ReadWrite, ..Default::default() };
     let node = run(Qcow2::open(filmed.clone(), None, options)).expect("a valid image");
     (filmed, node)
@@ -101,7 +54,7 @@ fn change(file: &Arc<MemNode>, content: &[u8], how: impl FnOnce(&Qcow2)) {
     how(&node);
     run(node.close()).expect("closed");
     let after = header_of(&file.content());
-    let frames = filmed.frames.lock().expect("one thread");
+    let frames = filmed.frames();
     for frame in frames.iter() {
         let header = header_of(frame);
         let same = |a: &cowbell_qcow2::Header, b: &cowbell_qcow2::Header| {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anyhow::{Result, anyhow};
 use cowbell_block::ErrorKind;
+use cowbell_block::error::errno_text;
 use cowbell_block::node::{Access, CheckReport, Fix};
 use cowbell_host::block_on;
 use serde_json::{Map, Value};
@@ -73,7 +74,7 @@ async fn pass_by_pass(
             cx.report("This image format does not support checks");
             return Ok(STATUS_UNSUPPORTED);
         }
-        Err(e) => return Err(anyhow!("Check failed: {e}")),
+        Err(e) => return Err(failed(cx, &e)),
     };
     let fixed = (first.corruptions_fixed, first.leaks_fixed);
     let mut report = first;
@@ -88,7 +89,7 @@ async fn pass_by_pass(
             out.flush();
         }
         // What was repaired is looked at once more: a repair is proven by a check that ends clean.
-        report = pass(image, Fix::None).await.map_err(|e| anyhow!("Check failed: {e}"))?;
+        report = pass(image, Fix::None).await.map_err(|e| failed(cx, &e))?;
         (report.corruptions_fixed, report.leaks_fixed) = fixed;
     }
     if !quiet {
@@ -110,6 +111,14 @@ async fn pass_by_pass(
         r if r.leaks > 0 => STATUS_LEAKS,
         _ => 0,
     })
+}
+
+/// What ends a check before its end: the reason, where it is known, and the class.
+fn failed(cx: &Context, error: &cowbell_block::Error) -> anyhow::Error {
+    if let Some(reason) = error.cause() {
+        cx.report(format_args!("ERROR {reason}"));
+    }
+    anyhow!("Check failed: {}", errno_text(error.errno()))
 }
 
 async fn has_check(image: &Image) -> bool {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use cowbell_block::Result;
 
-use super::blocks::Comparison;
+use super::compare::Comparison;
 use super::digest::Lie;
 use super::log::{Log, Place, Unsorted};
 use super::scan::Pass;
@@ -35,7 +35,7 @@ impl Pass {
         let geometry = format.geometry;
         let refcount = |cluster: u64| {
             let count = self.counts.get(cluster).min(geometry.refcount_max());
-            comparison.refcount(cluster, count)
+            comparison.refcount(cluster, count, &geometry)
         };
         let (mut wrong, mut unsorted, mut tables) =
             (WrongFlags::default(), Unsorted::default(), Tables::default());

@@ -11,6 +11,8 @@ pub(super) struct Log {
     pub report: CheckReport,
     /// Something refers to what lies beyond the end of the file.
     pub met_beyond: bool,
+    /// The repair changed refcounts that flags depend on after it had looked at the flags.
+    pub unsettled: bool,
 }
 
 /// Where a finding about a mapping belongs: the L1 table (0 is the active one), its entry, the L2 entry.
@@ -48,19 +50,45 @@ impl Unsorted {
 }
 
 impl Log {
+    /// Whether something was repaired and something else could not be, which may look different now.
+    pub fn is_unsettled(&self) -> bool {
+        let CheckReport { corruptions, leaks, check_errors, .. } = self.report;
+        self.unsettled || self.has_repaired() && corruptions + leaks + check_errors > 0
+    }
+
+    fn has_repaired(&self) -> bool {
+        self.report.corruptions_fixed + self.report.leaks_fixed > 0
+    }
+
+    /// Goes on with what a further round found; all of it told already unless the round repaired something.
+    pub fn follow(&mut self, next: Self) {
+        let repaired = next.has_repaired();
+        let before = std::mem::replace(self, next);
+        let report = &mut self.report;
+        if !repaired {
+            (report.findings, report.findings_omitted) = (Vec::new(), 0);
+        }
+        report.corruptions_fixed += before.report.corruptions_fixed;
+        report.leaks_fixed += before.report.leaks_fixed;
+        report.findings.splice(0..0, before.report.findings);
+        report.findings_omitted += before.report.findings_omitted;
+    }
+
+    /// Whether further lines are only counted.
+    pub fn is_full(&self) -> bool {
+        self.report.findings.len() >= LINES_MAX
+    }
+
     /// A line that counts as nothing.
     pub fn line(&mut self, line: String) {
-        match self.report.findings.len() < LINES_MAX {
-            true => self.report.findings.push(line),
-            false => self.report.findings_omitted += 1,
-        }
+        self.line_with(|| line);
     }
 
     /// A line that is made only if there is room for it.
     pub fn line_with(&mut self, line: impl FnOnce() -> String) {
-        match self.report.findings.len() < LINES_MAX {
-            true => self.report.findings.push(line()),
-            false => self.report.findings_omitted += 1,
+        match self.is_full() {
+            false => self.report.findings.push(line()),
+            true => self.report.findings_omitted += 1,
         }
     }
 

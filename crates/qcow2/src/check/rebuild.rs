@@ -195,7 +195,7 @@ impl Room<'_> {
 }
 
 /// The same clusters as ranges in order that do not touch.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+pub(super) fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
     ranges.dedup_by(|next, kept| {
         let touches = next.start <= kept.end;

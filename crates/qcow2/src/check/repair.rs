@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use cowbell_block::{Buf, Error, ErrorKind, Fix, Request, Result};
 
-use super::blocks::Mismatch;
+use super::compare::{Comparison, Mismatch};
 use super::flags::WrongFlags;
 use super::log::Log;
 use super::scan::Pass;
@@ -56,28 +56,26 @@ impl Pass {
     }
 
     /// Makes stored refcounts what was counted, as far as `fix` allows. Blocks exist for all of them.
-    pub async fn fix_refcounts(&self, mismatches: &[Mismatch], fix: Fix, punch: bool) -> Result<()> {
-        let low: Vec<&Mismatch> =
-            mismatches.iter().filter(|m| m.refcount < m.count && fix == Fix::All).collect();
-        if !low.is_empty() {
-            set_refcounts(&self.engine, &low).await?;
+    pub async fn fix_refcounts(&self, comparison: &Comparison, fix: Fix, leaks: Leaks) -> Result<()> {
+        let geometry = self.format.geometry;
+        let all = || comparison.mismatches(&self.counts, &geometry);
+        if fix == Fix::All && set_refcounts(&self.engine, all().filter(|m| m.refcount < m.count)).await? {
             self.engine.barrier().await?;
         }
-        let high: Vec<&Mismatch> = mismatches.iter().filter(|m| m.refcount > m.count).collect();
-        if punch {
-            self.give_back(&high).await;
+        let high = || all().filter(|m| m.refcount > m.count);
+        if leaks == Leaks::GivenBack {
+            self.give_back(high().filter(|m| m.count == 0)).await;
         }
-        if !high.is_empty() {
-            set_refcounts(&self.engine, &high).await?;
+        if set_refcounts(&self.engine, high()).await? {
             self.engine.barrier().await?;
         }
         Ok(())
     }
 
     /// Gives the storage of leaked clusters back to the host. Failure costs only space.
-    async fn give_back(&self, leaks: &[&Mismatch]) {
+    async fn give_back(&self, leaks: impl Iterator<Item = Mismatch>) {
         let bits = self.format.geometry.cluster_bits;
-        for leak in leaks.iter().filter(|m| m.count == 0) {
+        for leak in leaks {
             let end = (leak.clusters.end << bits).min(self.format.file_len);
             let start = leak.clusters.start << bits;
             if start < end {
@@ -127,12 +125,25 @@ impl Pass {
     }
 }
 
-/// Writes refcounts into their blocks, one block after the other.
-async fn set_refcounts(engine: &Arc<Engine>, list: &[&Mismatch]) -> Result<()> {
+/// What happens to the storage of clusters that nobody uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leaks {
+    /// The host gets it back.
+    GivenBack,
+    /// Something may refer to it that could not be repaired.
+    Kept,
+}
+
+/// Writes refcounts into their blocks, one block after the other; the list is in order. Returns whether there were any.
+pub(super) async fn set_refcounts(
+    engine: &Arc<Engine>,
+    list: impl Iterator<Item = Mismatch>,
+) -> Result<bool> {
     let geometry = engine.geometry;
     let (order, per_block) = (geometry.refcount_order, geometry.refblock_entries());
-    let mut at = list.first().map_or(0, |m| m.clusters.start);
-    let mut list = list.iter().peekable();
+    let mut list = list.peekable();
+    let mut at = 0;
+    let has_any = list.peek().is_some();
     while let Some(first) = list.peek() {
         at = at.max(first.clusters.start);
         let index = at / per_block;
@@ -151,7 +162,7 @@ async fn set_refcounts(engine: &Arc<Engine>, list: &[&Mismatch]) -> Result<()> {
         engine.file.write(offset, block).await?;
         at = end;
     }
-    Ok(())
+    Ok(has_any)
 }
 
 /// Where the block with this number lies.

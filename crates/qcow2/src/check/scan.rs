@@ -8,18 +8,19 @@ use cowbell_block::{Fix, Result};
 use super::counts::{Counts, Mark};
 use super::digest::{self, Digest, Format, Lie, Problem};
 use super::log::{Log, Place, Unsorted};
+use super::snapshots::Snapshots;
 use super::walk::{self, Table, Tables};
 use crate::engine::Engine;
 use crate::geometry::HostOffset;
 use crate::header::Header;
-use crate::snapshot::{Fault, Snapshot, SnapshotTable};
+use crate::snapshot::{Fault, Snapshot};
 use crate::table::{L1Entry, L2Entry, Ownership};
 
 /// One look at everything.
 pub(super) struct Pass {
     pub engine: Arc<Engine>,
     pub header: Header,
-    pub snapshots: SnapshotTable,
+    pub snapshots: Snapshots,
     pub format: Format,
     pub fix: Fix,
     pub counts: Counts,
@@ -40,11 +41,10 @@ pub(super) struct Mend {
 }
 
 impl Pass {
-    /// Prepares a look at the image as the file has it.
-    pub async fn new(engine: &Arc<Engine>, fix: Fix) -> Result<Self> {
+    /// Prepares a look at the image as the file has it, with these snapshots.
+    pub fn new(engine: &Arc<Engine>, fix: Fix, snapshots: Snapshots) -> Self {
         let header = engine.state.lock().header.clone();
-        let snapshots = SnapshotTable::read(&engine.file, &header).await?;
-        Ok(Self {
+        Self {
             engine: engine.clone(),
             format: Format::new(engine.geometry, &header, engine.file.len()),
             header,
@@ -54,18 +54,7 @@ impl Pass {
             wrong_flags: false,
             mends: Vec::new(),
             beyond: Vec::new(),
-        })
-    }
-
-    /// Tells the snapshots that lack what version 3 demands; how many they are.
-    pub fn check_snapshots(&self, log: &mut Log) -> u64 {
-        let incomplete = |(_, s): &(usize, &Snapshot)| s.is_incomplete(self.header.version);
-        let mut count = 0;
-        for (index, _) in self.snapshots.entries.iter().enumerate().filter(incomplete) {
-            log.line(format!("ERROR snapshot table entry {index} is incomplete"));
-            count += 1;
         }
-        count
     }
 
     /// Counts what everything but the refcount blocks refers to.
@@ -79,6 +68,9 @@ impl Pass {
         unsorted.tell(log);
         let reftable_bytes = u64::from(self.header.reftable_clusters) << geometry.cluster_bits;
         self.count_region(log, self.header.snapshots_offset.0, self.snapshots.table_bytes);
+        if let Some(moved) = self.snapshots.moved.clone() {
+            self.counts.add_range(moved, 1, Mark::None);
+        }
         self.count_region(log, self.header.reftable_offset.0, reftable_bytes);
         if let Some(extension) = self.header.crypto() {
             self.count_region(log, extension.offset.0, extension.len);

@@ -168,12 +168,33 @@ impl Header {
         Ok(())
     }
 
+    /// Whether a table of so many bytes can lie there.
+    fn can_place(&self, offset: HostOffset, bytes: u64) -> bool {
+        let end = offset.0.checked_add(bytes);
+        offset.0.is_multiple_of(1 << self.cluster_bits) && end.is_some_and(|end| end <= i64::MAX as u64)
+    }
+
+    /// Whether the snapshot table can be read. A check looks at it by itself, since it can repair it.
+    ///
+    /// # Errors
+    /// The limit that is exceeded.
+    pub(crate) fn check_snapshots(&self) -> Result<()> {
+        if self.snapshot_count > SNAPSHOTS_MAX {
+            return Err(HeaderError::SnapshotCount.into());
+        }
+        match self.can_place_snapshots() {
+            true => Ok(()),
+            false => Err(HeaderError::SnapshotOffset.into()),
+        }
+    }
+
+    /// Whether the snapshot table is where a table can be.
+    pub(crate) fn can_place_snapshots(&self) -> bool {
+        self.can_place(self.snapshots_offset, u64::from(self.snapshot_count) * 40)
+    }
+
     fn check_tables(&self) -> Result<()> {
-        let cluster_size = 1u64 << self.cluster_bits;
-        let placed = |offset: HostOffset, bytes: u64| {
-            let end = offset.0.checked_add(bytes);
-            offset.0.is_multiple_of(cluster_size) && end.is_some_and(|end| end <= i64::MAX as u64)
-        };
+        let placed = |offset: HostOffset, bytes: u64| self.can_place(offset, bytes);
         if self.crypt_method > 2 {
             return Err(HeaderError::CryptMethod(self.crypt_method).into());
         }
@@ -183,12 +204,6 @@ impl Header {
         }
         if !placed(self.reftable_offset, reftable_bytes) {
             return Err(HeaderError::ReftableOffset.into());
-        }
-        if self.snapshot_count > SNAPSHOTS_MAX {
-            return Err(HeaderError::SnapshotCount.into());
-        }
-        if !placed(self.snapshots_offset, u64::from(self.snapshot_count) * 40) {
-            return Err(HeaderError::SnapshotOffset.into());
         }
         let l1_bytes = u64::from(self.l1_entries) * 8;
         if l1_bytes > L1_BYTES_MAX {

@@ -28,7 +28,8 @@ fn check(change: impl FnOnce(&mut Vec<u8>), expect: HeaderError) {
     let mut bytes = sample().encode().unwrap();
     bytes.resize(65536, 0);
     change(&mut bytes);
-    let text = Header::parse(&bytes).unwrap_err().to_string();
+    let checked = Header::parse(&bytes).and_then(|header| header.check_snapshots());
+    let text = checked.unwrap_err().to_string();
     assert_eq!(text, expect.to_string());
 }
 
@@ -55,6 +56,7 @@ fn broken_rules_are_named() {
     check(put64(48, 512), HeaderError::ReftableOffset);
     check(put32(56, 129), HeaderError::ReftableSize);
     check(put32(60, 65537), HeaderError::SnapshotCount);
+    check(put64(64, 512), HeaderError::SnapshotOffset);
     check(put64(24, u64::MAX), HeaderError::SizeTooLarge);
     check(put32(96, 7), HeaderError::RefcountOrder(7));
     check(put32(100, 103), HeaderError::Short);

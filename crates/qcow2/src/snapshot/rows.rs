@@ -6,12 +6,12 @@ use cowbell_block::{Buf, Child, Result, SnapshotInfo};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::{Snapshot, SnapshotError, TABLE_BYTES_MAX};
+use super::{Excess, Snapshot, SnapshotError, TABLE_BYTES_MAX};
 use crate::geometry::HostOffset;
 use crate::header::Header;
 
 /// Most bytes of extra data in one entry.
-const EXTRA_BYTES_MAX: u32 = 1024;
+pub(crate) const EXTRA_BYTES_MAX: u32 = 1024;
 /// Bytes of extra data that version 3 demands: VM state size and disk size.
 pub(super) const EXTRA_V3: u32 = 16;
 /// Bytes of extra data that writers store: the instruction count as well.
@@ -70,7 +70,11 @@ impl Row {
 
     /// What the entry says; an old one without a disk size means the disk as it is.
     pub fn snapshot(&self, disk_size: u64) -> Snapshot {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        // As the reference reads them: up to the first NUL.
+        let text = |bytes: &[u8]| {
+            let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+            String::from_utf8_lossy(bytes).into_owned()
+        };
         let info = SnapshotInfo {
             id: text(&self.id),
             name: text(&self.name),
@@ -141,12 +145,24 @@ pub(super) struct Input<'a> {
     piece: Vec<u8>,
     piece_at: u64,
     at: u64,
+    /// What a repair leaves out; `None` when limits hold.
+    excess: Option<Vec<Excess>>,
 }
 
 impl<'a> Input<'a> {
     pub fn new(file: &'a Child, header: &Header) -> Self {
         let (base, count) = (header.snapshots_offset.0, header.snapshot_count);
-        Self { file, base, index: 0, count, piece: Vec::new(), piece_at: 0, at: 0 }
+        Self { file, base, index: 0, count, piece: Vec::new(), piece_at: 0, at: 0, excess: None }
+    }
+
+    /// Leaves out what exceeds a limit, and remembers it.
+    pub fn for_repair(file: &'a Child, header: &Header) -> Self {
+        Self { excess: Some(Vec::new()), ..Self::new(file, header) }
+    }
+
+    /// What was left out since the last call.
+    pub fn take_excess(&mut self) -> Vec<Excess> {
+        self.excess.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// The next entry, if there is one.
@@ -157,21 +173,36 @@ impl<'a> Input<'a> {
         if self.index == self.count {
             return Ok(None);
         }
+        let start = self.at;
         let bytes = self.take(size_of::<RawEntry>()).await?;
         let raw = RawEntry::read_from_bytes(&bytes).expect("taken in its length");
         let extra_len = raw.extra_len.get();
+        let extra = self.take(extra_len.min(EXTRA_BYTES_MAX) as usize).await?;
         if extra_len > EXTRA_BYTES_MAX {
-            return Err(SnapshotError::Extra(self.index).into());
+            let excess = self.excess.as_mut().ok_or(SnapshotError::Extra(self.index))?;
+            excess.push(Excess::Extra { index: self.index, bytes: extra_len });
+            self.at += u64::from(extra_len - EXTRA_BYTES_MAX);
         }
-        let extra = self.take(extra_len as usize).await?;
+        if self.at > TABLE_BYTES_MAX {
+            // Nothing is looked for that far behind.
+            return self.end_before(start);
+        }
         let id = self.take(usize::from(raw.id_len.get())).await?;
         let name = self.take(usize::from(raw.name_len.get())).await?;
-        self.at = self.at.next_multiple_of(8);
         if self.at > TABLE_BYTES_MAX {
-            return Err(SnapshotError::TooLarge.into());
+            return self.end_before(start);
         }
+        self.at = self.at.next_multiple_of(8);
         self.index += 1;
         Ok(Some(Row { raw, extra, id, name }))
+    }
+
+    /// The entry that begins here, and all behind it, would make the table too long.
+    fn end_before(&mut self, start: u64) -> Result<Option<Row>> {
+        let rest = self.count - self.index;
+        self.excess.as_mut().ok_or(SnapshotError::TooBig(rest))?.push(Excess::Snapshots(rest));
+        (self.count, self.at) = (self.index, start);
+        Ok(None)
     }
 
     /// Bytes gone through.

@@ -1,6 +1,8 @@
 //! What the engine's tests share: a file in memory, a loop that drives futures, a disk to compare with.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod filmed;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
