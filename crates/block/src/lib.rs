@@ -44,6 +44,7 @@ pub mod logwrites;
 pub mod mem;
 pub mod modes;
 pub mod mutant;
+pub mod names;
 pub mod naming;
 pub mod node;
 pub mod null;

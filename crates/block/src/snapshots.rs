@@ -1,5 +1,7 @@
 //! Internal snapshots as callers name and change them.
 
+use crate::names;
+
 /// Which snapshot of an image is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapshotName {
@@ -21,10 +23,11 @@ pub enum SnapshotName {
 impl SnapshotName {
     /// Whether a snapshot with this id and name is meant, when it is looked for `by`.
     pub fn matches(&self, by: MatchBy, id: &[u8], name: &[u8]) -> bool {
+        let same = |text: &str, stored: &[u8]| *names::to_bytes(text) == *stored;
         match (self, by) {
-            (Self::IdOrName(word) | Self::Id(word), MatchBy::Id) => word.as_bytes() == id,
-            (Self::IdOrName(word) | Self::Name(word), MatchBy::Name) => word.as_bytes() == name,
-            (Self::Both { id: i, name: n }, MatchBy::Id) => i.as_bytes() == id && n.as_bytes() == name,
+            (Self::IdOrName(word) | Self::Id(word), MatchBy::Id) => same(word, id),
+            (Self::IdOrName(word) | Self::Name(word), MatchBy::Name) => same(word, name),
+            (Self::Both { id: i, name: n }, MatchBy::Id) => same(i, id) && same(n, name),
             (Self::Id(_), MatchBy::Name)
             | (Self::Name(_), MatchBy::Id)
             | (Self::Both { .. }, MatchBy::Name) => false,

@@ -12,6 +12,7 @@ use cowbell_block::secrets::Secrets;
 use crate::face::Face;
 use crate::flags::{Args, Command, State, help, img};
 use crate::object;
+use crate::out::complain;
 use crate::out::{Out, Printer};
 
 /// The surroundings of one command.
@@ -123,7 +124,7 @@ impl Context {
 
     /// Prints `message` with the program's name before it.
     pub fn report(&self, message: impl fmt::Display) {
-        eprintln!("{}: {message}", self.name);
+        complain(format_args!("{}: {message}", self.name));
     }
 
     /// Reports what ended a command. The caller ends with a status of its own.

@@ -5,6 +5,7 @@
 //! order is kept as observed: it is one order over all names, whatever object they are in. Names that the
 //! reference does not have come last, in the order they were added.
 
+use cowbell_block::names;
 use serde_json::{Map, Value};
 
 /// The names in the order that the reference prints them.
@@ -141,6 +142,8 @@ fn string(out: &mut String, text: &str) {
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
             ' '..='~' => out.push(c),
+            // JSON is text: what is none in a name cannot be said in it.
+            _ if names::byte_of(c).is_some() => out.push_str("\\uFFFD"),
             _ => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
                     out.push_str(&format!("\\u{unit:04X}"));

@@ -37,6 +37,7 @@ mod zone;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
+use cowbell_host::name_of;
 
 use context::{Context, usage};
 use face::Face;
@@ -48,11 +49,7 @@ fn main() -> ExitCode {
     let mut argv = std::env::args_os();
     let name = face::program_name(argv.next().as_deref());
     let face = Face::of(&name);
-    let args: Option<Vec<String>> = argv.map(|arg| arg.into_string().ok()).collect();
-    let Some(args) = args else {
-        eprintln!("{name}: an argument is not valid UTF-8");
-        return ExitCode::FAILURE;
-    };
+    let args: Vec<String> = argv.map(name_of).collect();
     let status = match face {
         Face::Cowbell => run_top(&name, args),
         Face::QemuImg => tool(face, &name, &name, args, img::run),

@@ -11,6 +11,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::open::reason;
+use cowbell_host::path_of;
 
 const SECRET: &str = "secret";
 const SECRET_KEYRING: &str = "secret_keyring";
@@ -154,7 +155,7 @@ fn read_file(path: &str) -> Result<Zeroizing<Vec<u8>>> {
     let failed = |what: &str, e: &std::io::Error| {
         anyhow!("Unable to read {path}: Failed to {what} file “{path}”: {}", reason(e))
     };
-    let file = std::fs::File::open(path).map_err(|e| failed("open", &e))?;
+    let file = std::fs::File::open(path_of(path)).map_err(|e| failed("open", &e))?;
     // Of the final length from the start: what a buffer leaves behind when it grows is not wiped.
     let len = file.metadata().map(|meta| meta.len()).unwrap_or(0).min(FILE_BYTES_MAX);
     let mut content = Zeroizing::new(Vec::with_capacity(len as usize + 1));

@@ -14,6 +14,8 @@ use cowbell_block::{
 };
 
 use crate::context::Context;
+use crate::out::complain;
+use cowbell_host::name_of;
 
 /// How one image is to be opened.
 #[derive(Clone)]
@@ -255,7 +257,12 @@ impl Drop for Unfinished {
         match std::fs::remove_file(&path) {
             Ok(()) => {}
             Err(e) if e.kind() == IoKind::NotFound => {}
-            Err(e) => eprintln!("cowbell: the incomplete file {} cannot be removed: {e}", path.display()),
+            Err(e) => {
+                complain(format_args!(
+                    "cowbell: the incomplete file {} cannot be removed: {e}",
+                    name_of(&path)
+                ));
+            }
         }
     }
 }

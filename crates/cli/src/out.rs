@@ -4,8 +4,11 @@
 //! first where the order of the two matters (a script that reads both through one pipe). A reader that went
 //! away ends the program quietly, as it ends programs that are killed by the signal.
 
+use std::fmt;
 use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use cowbell_block::names;
 
 /// Bytes collected before they are written: one pipe's worth.
 const OUT_BYTES: usize = 1 << 16;
@@ -19,9 +22,9 @@ impl Out {
         Self(BufWriter::with_capacity(OUT_BYTES, io::stdout()))
     }
 
-    /// Prints `text` as it is.
+    /// Prints `text` as it is, names with the bytes they have.
     pub fn put(&mut self, text: &str) {
-        guard(self.0.write_all(text.as_bytes()));
+        guard(self.0.write_all(&names::to_bytes(text)));
     }
 
     /// Prints a line.
@@ -66,6 +69,13 @@ impl Drop for Out {
         // Errors were reported by the writes that mattered; a second report from a drop helps nobody.
         let _ = self.0.flush();
     }
+}
+
+/// Prints a line to standard error, names with the bytes they have.
+pub fn complain(line: impl fmt::Display) {
+    let line = format!("{line}\n");
+    // Whoever closed it does not want to know.
+    let _ = io::stderr().write_all(&names::to_bytes(&line));
 }
 
 /// Status of a program killed by `SIGPIPE`, as shells report it.

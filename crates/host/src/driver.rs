@@ -1,6 +1,5 @@
 //! The drivers `file` and `host_device` for the registry: options, names, creation.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use cowbell_block::error::{Error, Result};
@@ -19,6 +18,7 @@ use serde::Deserialize;
 use crate::error::OpenError;
 use crate::file::{Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
 use crate::ioctl;
+use crate::path::path_of;
 
 /// A raw file is a whole number of these, in bytes.
 const SECTOR: u64 = 512;
@@ -147,6 +147,7 @@ impl FileDriver {
         if options.filename.is_empty() {
             return Err(OpenError::NoName { driver: self.name }.into_error());
         }
+        let beneath = cx.beneath().map(path_of);
         let file_options = FileOptions {
             kind: self.kind,
             access: cx.access,
@@ -157,10 +158,10 @@ impl FileDriver {
             modes: Modes::of(cx),
             locking: options.locking,
             needs: Some(cx.needs()),
-            beneath: cx.beneath().map(Path::new),
+            beneath: beneath.as_deref(),
             ..FileOptions::default()
         };
-        FileNode::open(&options.filename, &file_options)
+        FileNode::open(path_of(&options.filename), &file_options)
     }
 }
 
@@ -182,14 +183,15 @@ fn whole_sectors(size: SizeOpt) -> Result<u64> {
 async fn create_file(filename: &str, values: CreateValues, cx: &OpenContext) -> Result<()> {
     let mode = preallocation(values.preallocation.as_deref())?;
     let size = whole_sectors(values.size)?;
+    let beneath = cx.beneath().map(path_of);
     let options = FileOptions {
         kind: FileKind::File,
         access: Access::ReadWrite,
         create: Create::Truncate,
-        beneath: cx.beneath().map(Path::new),
+        beneath: beneath.as_deref(),
         ..FileOptions::default()
     };
-    let file = FileNode::open(filename, &options)?;
+    let file = FileNode::open(path_of(filename), &options)?;
     if values.nocow.0 {
         ioctl::no_copy_on_write(file.handle());
     }
@@ -206,13 +208,14 @@ async fn prepare_device(filename: &str, values: CreateValues, cx: &OpenContext) 
     if values.preallocation.is_some() || values.nocow.0 || values.extent_size_hint.is_some() {
         return Err(NotOffered { driver: "host_device", what: "options of creation besides the size" }.into());
     }
+    let beneath = cx.beneath().map(path_of);
     let options = FileOptions {
         kind: FileKind::Device,
         access: Access::ReadWrite,
-        beneath: cx.beneath().map(Path::new),
+        beneath: beneath.as_deref(),
         ..FileOptions::default()
     };
-    let device = FileNode::open(filename, &options)?;
+    let device = FileNode::open(path_of(filename), &options)?;
     let size = whole_sectors(values.size)?;
     device.submit(Request::truncate(size, Preallocation::Off)).finish().await.result?;
     let first = SECTOR.min(device.len());

@@ -2,6 +2,7 @@
 //!
 //! | module | duty |
 //! |---|---|
+//! | [`path`] | names and the bytes they stand for |
 //! | [`mod@file`] | the protocol node over a regular file or a block device |
 //! | `driver` | that node for the registry: options, creation |
 //! | [`lock`] | image locks that QEMU understands |
@@ -24,6 +25,7 @@ mod keyring;
 mod lane;
 pub mod lock;
 mod outside;
+mod path;
 mod pool;
 pub mod raw_terminal;
 pub mod ready;
@@ -43,6 +45,7 @@ pub use keyring::keyring_key;
 pub use lane::Lane;
 pub use lock::{Needs, Permissions};
 pub use outside::outside;
+pub use path::{name_of, path_of};
 pub use raw_terminal::RawTerminal;
 pub use ring::is_offered as ring_is_offered;
 pub use task::spawn_local;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cowbell_block::range_lock::LockMode;
-use cowbell_block::{Buf, Error, ErrorKind, Preallocation, Result};
+use cowbell_block::{Buf, Error, ErrorKind, Preallocation, Result, names};
 
 use crate::engine::{Dropped, Engine, NO_CAUSE};
 use crate::header::{BACKING_NAME_MAX, Header, Incompatible, LAZY_REFCOUNTS};
@@ -176,7 +176,7 @@ pub(crate) async fn change_backing(
     engine.check_writable()?;
     let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
     let name = name.filter(|name| !name.is_empty());
-    if name.as_ref().is_some_and(|name| name.len() > BACKING_NAME_MAX as usize) {
+    if name.as_ref().is_some_and(|name| names::to_bytes(name).len() > BACKING_NAME_MAX as usize) {
         return Err(AmendError::BackingName.into());
     }
     if name.is_some() && engine.state.lock().header.has_raw_data_file() {

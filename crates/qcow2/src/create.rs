@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use cowbell_block::outside::Outside;
 use cowbell_block::spawn::Spawner;
-use cowbell_block::{Access, Buf, Child, Error, ErrorKind, Node, Preallocation, Request, Result, Secret};
+use cowbell_block::{
+    Access, Buf, Child, Error, ErrorKind, Node, Preallocation, Request, Result, Secret, names,
+};
 
 use crate::OpenOptions;
 use crate::crypto::Unlock;
 use crate::geometry::{CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, Geometry, HostOffset, L2Format, SLICE_BYTES};
 use crate::header::{
-    AUTOCLEAR_RAW_DATA, CompressionType, EXTENDED_L2_CLUSTER_BITS_MIN, Header, Incompatible, L1_BYTES_MAX,
-    LAZY_REFCOUNTS,
+    AUTOCLEAR_RAW_DATA, BACKING_NAME_MAX, CompressionType, EXTENDED_L2_CLUSTER_BITS_MIN, Header,
+    Incompatible, L1_BYTES_MAX, LAZY_REFCOUNTS,
 };
 use crate::refcount;
 
@@ -196,7 +198,11 @@ impl CreateOptions {
         if self.backing_file.is_none() && self.backing_format.is_some() {
             return Err(CreateError::FormatWithoutFile);
         }
-        if self.backing_file.as_ref().is_some_and(|name| name.len() > 1023) {
+        if self
+            .backing_file
+            .as_ref()
+            .is_some_and(|name| names::to_bytes(name).len() > BACKING_NAME_MAX as usize)
+        {
             return Err(CreateError::BackingName);
         }
         Ok(())

@@ -7,6 +7,7 @@ mod encode;
 mod error;
 mod parse;
 
+use cowbell_block::names;
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -260,7 +261,7 @@ impl Header {
     /// The external data file's name.
     pub fn data_file(&self) -> Option<String> {
         let extension = self.extensions.iter().find(|e| e.kind == EXT_DATA_FILE)?;
-        Some(String::from_utf8_lossy(&extension.data).into_owned())
+        Some(names::from_bytes(&extension.data))
     }
 
     /// The image's sizes, with table slices of about `slice_bytes` bytes.
@@ -297,7 +298,7 @@ impl Header {
 
     /// The extension that names an external data file.
     pub(crate) fn data_file_extension(name: &str) -> Extension {
-        Extension { kind: EXT_DATA_FILE, data: name.as_bytes().to_vec() }
+        Extension { kind: EXT_DATA_FILE, data: names::to_bytes(name).into_owned() }
     }
 
     /// The feature name table that new images carry, in the reference's order.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use cowbell_block::chain::Chain;
 use cowbell_block::registry::{MeasureSource, Measurement};
-use cowbell_block::{Error, ErrorKind, Flags, Node, Preallocation, Result};
+use cowbell_block::{Error, ErrorKind, Flags, Node, Preallocation, Result, names};
 use serde_json::Value;
 
 use crate::CreateOptions;
@@ -105,7 +105,7 @@ async fn bitmap_bytes(node: &Arc<dyn Node>, cluster: u64) -> Result<Option<u64>>
         let name = bitmap.get("name").and_then(Value::as_str).unwrap_or_default();
         let content = info.virtual_size.div_ceil(granularity).div_ceil(8).next_multiple_of(cluster);
         bytes += content + (content / cluster * 8).next_multiple_of(cluster);
-        directory += crate::bitmap::directory::entry_bytes(name.len());
+        directory += crate::bitmap::directory::entry_bytes(names::to_bytes(name).len());
     }
     Ok(Some(bytes + directory.next_multiple_of(cluster)))
 }

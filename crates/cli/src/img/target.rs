@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::context::Context;
 use crate::open::{Image, Unfinished, reason};
+use cowbell_host::{name_of, path_of};
 
 /// A format, and what a new image of it can be told.
 pub(crate) struct Format {
@@ -199,7 +200,11 @@ impl Staged {
         for attempt in 1..=ATTEMPTS {
             let Some(staged) = staged_path(&path, attempt) else { break };
             // Taken here and now, and never through a link that was put there for us.
-            let taken = std::fs::OpenOptions::new().write(true).create_new(true).mode(NEW_FILE).open(&staged);
+            let taken = std::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(NEW_FILE)
+                .open(path_of(&staged));
             match taken {
                 Ok(_) => {
                     let guard = Some(Unfinished::new(&staged));
@@ -250,7 +255,7 @@ impl Staged {
     /// A message with the name that the user knows.
     pub(crate) fn reword(&self, message: &str) -> String {
         match &self.rename_to {
-            Some(path) => message.replace(&self.name, &path.to_string_lossy()),
+            Some(path) => message.replace(&self.name, &name_of(path)),
             None => message.to_owned(),
         }
     }
@@ -278,7 +283,7 @@ const NEW_FILE: u32 = 0o644;
 /// Whether what is written there is still there when this program ends.
 fn is_kept(name: &str) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    let kind = std::fs::metadata(name).map(|meta| meta.file_type());
+    let kind = std::fs::metadata(path_of(name)).map(|meta| meta.file_type());
     kind.map_or_else(|_| has_protocol(name), |kind| kind.is_file() || kind.is_block_device())
 }
 
@@ -317,7 +322,7 @@ pub(crate) fn mark_existing(image: &mut Image) -> Mark {
 }
 
 fn is_regular(name: &str) -> bool {
-    std::fs::symlink_metadata(name).is_ok_and(|meta| meta.is_file())
+    std::fs::symlink_metadata(path_of(name)).is_ok_and(|meta| meta.is_file())
 }
 
 /// The path of a file that does not exist yet: `name`, or where the symbolic link of that name leads.
@@ -325,7 +330,7 @@ fn fresh_path(name: &str) -> Option<PathBuf> {
     if has_protocol(name) {
         return None;
     }
-    let mut path = PathBuf::from(name);
+    let mut path = path_of(name);
     for _ in 0..LINKS_MAX {
         match std::fs::symlink_metadata(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return path.file_name().is_some().then_some(path),
@@ -344,21 +349,22 @@ fn fresh_path(name: &str) -> Option<PathBuf> {
     None
 }
 
-/// Where `path` is filled, at the `attempt`-th try. `None` where such a name would not be text, or a protocol's.
+/// Where `path` is filled, at the `attempt`-th try. `None` where there is no such name, or it would be a protocol's.
 fn staged_path(path: &Path, attempt: u32) -> Option<String> {
     let suffix = if attempt == 1 { SUFFIX.to_owned() } else { format!("{SUFFIX}-{attempt}") };
-    let mut name = path.file_name()?.to_str()?;
+    let mut name = name_of(path.file_name()?);
     while name.len() + suffix.len() > NAME_BYTES_MAX {
-        name = &name[..name.char_indices().next_back()?.0];
+        name.pop();
     }
-    let staged = path.with_file_name(format!("{name}{suffix}")).to_str()?.to_owned();
+    let staged = name_of(path.with_file_name(path_of(&format!("{name}{suffix}"))));
     (!has_protocol(&staged)).then_some(staged)
 }
 
 /// Renames, and takes no other file's place where the file system can tell.
 fn rename(from: &str, to: &Path) -> std::io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+    let from = path_of(from);
+    match renameat_with(CWD, &from, CWD, to, RenameFlags::NOREPLACE) {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => std::fs::rename(from, to),
         result => Ok(result?),
     }

@@ -11,6 +11,7 @@ use super::shell::{Done, Failed};
 use super::words::{aligned, number, pattern};
 use crate::flags::Args;
 use crate::flags::io::{self as flags, IoCommand};
+use cowbell_host::path_of;
 
 /// What buffers hold that nobody has filled.
 const FILL: u8 = 0xcd;
@@ -258,7 +259,7 @@ pub(super) async fn write(session: &mut Session<'_>, command: &IoCommand, args: 
 
 /// Fills a buffer with a file's content, repeated.
 fn fill_from_file(buf: &mut Buf, name: &str) -> Done {
-    let content = match std::fs::read(name) {
+    let content = match std::fs::read(path_of(name)) {
         Ok(content) => content,
         Err(e) => {
             let code = e.raw_os_error().unwrap_or(0);

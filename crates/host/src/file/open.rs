@@ -12,6 +12,7 @@ use crate::file::options::{Create, FileKind, FileOptions, Locking, WriteRefused}
 use crate::file::probe::{self, Alignment};
 use crate::handle::{Handle, retry};
 use crate::lock::{self, Needs};
+use crate::path::name_of;
 use crate::ring;
 
 /// Permissions of a new file before the umask.
@@ -31,7 +32,7 @@ pub(crate) struct Opened {
 
 /// Opens `path` as `options` say.
 pub(crate) fn open(path: &Path, options: &FileOptions<'_>) -> Result<Opened> {
-    let filename = path.display().to_string();
+    let filename = name_of(path);
     check_aio(options).map_err(OpenError::into_error)?;
     let (fd, access) = open_fd(path, &filename, options).map_err(OpenError::into_error)?;
     let stat = rustix::fs::fstat(&fd).map_err(os)?;
@@ -136,7 +137,7 @@ fn open_beneath(
 fn refusal(path: &Path, errno: Errno, filename: &str, options: &FileOptions<'_>) -> OpenError {
     let filename = filename.to_owned();
     if let (Errno::XDEV, Some(directory)) = (errno, options.beneath) {
-        return OpenError::LeadsOut { filename, directory: directory.display().to_string() };
+        return OpenError::LeadsOut { filename, directory: name_of(directory) };
     }
     // A socket or a device without a driver cannot even be opened; say what it is.
     if errno == Errno::NXIO

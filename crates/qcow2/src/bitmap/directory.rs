@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use cowbell_block::{Buf, Child, Result};
+use cowbell_block::{Buf, Child, Result, names};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -70,7 +70,7 @@ pub(crate) struct Entry {
 impl Entry {
     /// The name for people.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.name).into_owned()
+        names::from_bytes(&self.name)
     }
 
     /// What it covers on a disk of `size` bytes.
@@ -90,7 +90,7 @@ impl Entry {
     }
 
     fn decode(raw: &RawEntry, at: HostOffset, name: &[u8], geometry: &Geometry, size: u64) -> Result<Self> {
-        let broken = || BitmapError::Constraints(String::from_utf8_lossy(name).into_owned());
+        let broken = || BitmapError::Constraints(names::from_bytes(name));
         let flags = Flags::from_bits(raw.flags.get()).ok_or_else(broken)?;
         let entry = Self {
             at,

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use cowbell_block::range_lock::{LockMode, RangeGuard};
-use cowbell_block::{Buf, Result, mutant};
+use cowbell_block::{Buf, Result, mutant, names};
 
 use super::directory::{self, Entry, Flags};
 use super::reader::BitmapReader;
@@ -32,7 +32,7 @@ pub(super) async fn add(engine: &Arc<Engine>, name: &str, granularity: u64) -> R
     let (_whole, mut entries) = begin(engine).await?;
     let entry = Entry {
         at: HostOffset(0),
-        name: name.as_bytes().to_vec(),
+        name: names::to_bytes(name).into_owned(),
         table: HostOffset(0),
         table_entries: 0,
         flags: Flags::AUTO,
@@ -86,7 +86,7 @@ pub(super) fn is_storable(shape: Shape) -> bool {
 /// See [`crate::Qcow2::remove_bitmap`].
 pub(super) async fn remove(engine: &Arc<Engine>, name: &str) -> Result<()> {
     let (_whole, mut entries) = begin(engine).await?;
-    let found = entries.iter().position(|entry| entry.name == name.as_bytes());
+    let found = entries.iter().position(|entry| entry.name == *names::to_bytes(name));
     let gone = entries.remove(found.ok_or_else(|| BitmapError::NotFound(name.to_owned()))?);
     let mut change = Change::new(engine);
     change.drop_table(&gone).await?;

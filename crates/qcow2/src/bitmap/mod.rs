@@ -61,7 +61,7 @@ mod tracker;
 use std::sync::Arc;
 
 use cowbell_block::range_lock::LockMode;
-use cowbell_block::{Error, ErrorKind, Result};
+use cowbell_block::{Error, ErrorKind, Result, names};
 use serde_json::{Value, json};
 
 use crate::Qcow2;
@@ -323,7 +323,7 @@ impl Qcow2 {
 
 /// The index of a bitmap that may be used.
 fn find(entries: &[Entry], name: &str) -> std::result::Result<usize, BitmapError> {
-    let found = entries.iter().position(|entry| entry.name == name.as_bytes());
+    let found = entries.iter().position(|entry| entry.name == *names::to_bytes(name));
     let found = found.ok_or_else(|| BitmapError::NotFound(name.to_owned()))?;
     match entries[found].flags.contains(Flags::IN_USE) {
         true => Err(BitmapError::Inconsistent(name.to_owned())),

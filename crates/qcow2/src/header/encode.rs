@@ -1,6 +1,6 @@
 //! Writing a header: in one piece for a new image, in two where one is changed.
 
-use cowbell_block::Result;
+use cowbell_block::{Result, names};
 use zerocopy::IntoBytes;
 
 use super::parse::be32;
@@ -90,12 +90,12 @@ impl Header {
     /// Appends the backing file's name to `out`, which begins at byte `base` of the cluster; says where it is. In
     /// a whole header the fields are told as well.
     fn place_backing_name(&self, out: &mut Vec<u8>, base: usize) -> Option<(u64, u32)> {
-        let name = self.backing_file.as_ref()?;
+        let name = names::to_bytes(self.backing_file.as_ref()?);
         let place = ((base + out.len()) as u64, name.len() as u32);
         if base == 0 {
             set_backing_name(out, place.0, place.1);
         }
-        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(&name);
         Some(place)
     }
 

@@ -76,9 +76,6 @@ pub enum HeaderError {
     /// Longer than 1023 bytes or beyond the first cluster.
     #[error("Backing file name too long")]
     BackingLength,
-    /// Not text.
-    #[error("Backing file name is not valid UTF-8")]
-    BackingName,
     /// An extension is longer than the space for extensions.
     #[error("Header extension too large")]
     ExtensionLength,

@@ -2,7 +2,7 @@
 //!
 //! qcow2 specification, *Header* and *Header extensions*.
 
-use cowbell_block::Result;
+use cowbell_block::{Result, names};
 
 use super::{
     AUTOCLEAR_RAW_DATA, BACKING_NAME_MAX, BITMAPS_EXTENSION_BYTES, BitmapsExtension, CompressionType,
@@ -84,8 +84,7 @@ impl Header {
             return Err(HeaderError::BackingLength.into());
         }
         let name = cluster.get(offset..offset + len as usize).ok_or(HeaderError::BackingLength)?;
-        let name = std::str::from_utf8(until_nul(name)).map_err(|_| HeaderError::BackingName)?;
-        self.backing_file = Some(name.to_owned()).filter(|n| !n.is_empty());
+        self.backing_file = Some(names::from_bytes(until_nul(name))).filter(|n| !n.is_empty());
         Ok(offset)
     }
 

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use cowbell_block::{Buf, NewSnapshot, Result};
+use cowbell_block::{Buf, NewSnapshot, Result, names};
 
 use super::rows::{Input, Output, Row};
 use super::shadow::{Place, Shadow, Switch};
@@ -24,8 +24,9 @@ pub(super) async fn create(engine: &Arc<Engine>, new: &NewSnapshot) -> Result<()
     if header.snapshot_count >= SNAPSHOTS_MAX {
         return Err(SnapshotError::TooMany.into());
     }
-    if new.name.len() > usize::from(u16::MAX) {
-        return Err(SnapshotError::NameTooLong(new.name.len()).into());
+    let bytes = names::to_bytes(&new.name).len();
+    if bytes > usize::from(u16::MAX) {
+        return Err(SnapshotError::NameTooLong(bytes).into());
     }
     let (mut row, table_bytes) = new_row(engine, &header, new).await?;
     let mut shadow = Shadow::new(engine, Dropped::Replaced);

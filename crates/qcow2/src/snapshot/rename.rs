@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cowbell_block::{Result, SnapshotName};
+use cowbell_block::{Result, SnapshotName, names};
 
 use super::rows::{Input, Output, Row};
 use super::shadow::{Shadow, Switch};
@@ -13,8 +13,9 @@ use crate::header::Header;
 
 /// Renames a snapshot.
 pub(super) async fn rename(engine: &Arc<Engine>, which: &SnapshotName, name: &str) -> Result<()> {
-    if name.len() > usize::from(u16::MAX) {
-        return Err(SnapshotError::NameTooLong(name.len()).into());
+    let bytes = names::to_bytes(name).len();
+    if bytes > usize::from(u16::MAX) {
+        return Err(SnapshotError::NameTooLong(bytes).into());
     }
     let header = engine.state.lock().header.clone();
     let (index, _) = SnapshotTable::find(&engine.file, &header, which).await?;
@@ -31,7 +32,7 @@ async fn run(shadow: &mut Shadow, header: &Header, renamed: u32, name: &str) -> 
     let change = |index: u32, row: Row| {
         let mut row = row.completed(header.size);
         if index == renamed {
-            row.name = name.as_bytes().to_vec();
+            row.name = names::to_bytes(name).into_owned();
         }
         row
     };

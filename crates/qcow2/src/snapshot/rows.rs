@@ -2,7 +2,7 @@
 //!
 //! The table is read and written as a stream, so that its 65,536 entries and 64 MiB take no memory.
 
-use cowbell_block::{Buf, Child, Result, SnapshotInfo};
+use cowbell_block::{Buf, Child, Result, SnapshotInfo, names};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -55,7 +55,7 @@ impl Row {
             raw: RawEntry::new_zeroed(),
             extra: vec![0; EXTRA_WRITTEN],
             id: id.to_string().into_bytes(),
-            name: name.as_bytes().to_vec(),
+            name: names::to_bytes(name).into_owned(),
         }
     }
 
@@ -71,10 +71,8 @@ impl Row {
     /// What the entry says; an old one without a disk size means the disk as it is.
     pub fn snapshot(&self, disk_size: u64) -> Snapshot {
         // As the reference reads them: up to the first NUL.
-        let text = |bytes: &[u8]| {
-            let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-            String::from_utf8_lossy(bytes).into_owned()
-        };
+        let text =
+            |bytes: &[u8]| names::from_bytes(bytes.split(|byte| *byte == 0).next().unwrap_or_default());
         let info = SnapshotInfo {
             id: text(&self.id),
             name: text(&self.name),
