@@ -22,6 +22,7 @@ use crate::child::{Child, EdgeKind, NamedEdge};
 use crate::context::{ChildKind, OpenContext};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{DebugEvent, Suspension};
+use crate::filter;
 use crate::graph::{Needs, Permissions};
 use crate::naming::{ImageName, image_tree, json_filename, storage_tree};
 use crate::node::{Access, ImageInfo, Limits, Node};
@@ -309,8 +310,8 @@ impl Node for BlkdebugNode {
     }
 
     fn info(&self) -> BoxFuture<Result<ImageInfo>> {
-        let info = ImageInfo { format: NAME, virtual_size: self.len(), ..ImageInfo::default() };
-        Box::pin(std::future::ready(Ok(info)))
+        let below = self.0.image.node().info();
+        Box::pin(async move { Ok(filter::info_of(NAME, below.await?)) })
     }
 
     fn reopen(&self, access: Access) -> BoxFuture<Result<()>> {

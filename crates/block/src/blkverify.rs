@@ -16,7 +16,7 @@ use crate::child::{Child, EdgeKind, NamedEdge};
 use crate::context::{ChildKind, OpenContext};
 use crate::error::{Error, ErrorKind, Result};
 use crate::naming::{ImageName, image_tree, json_filename, storage_tree};
-use crate::node::{Access, ImageInfo, Limits, Node};
+use crate::node::{Access, ImageInfo, Limits, NoResize, Node};
 use crate::options::{BoolOpt, ChildRef, OptionTree, parse};
 use crate::registry::{Driver, Role};
 use crate::request::{BoxFuture, Completion, Extent, ExtentFlags, Flags, Op, Operation, Request};
@@ -359,10 +359,10 @@ impl Node for BlkverifyNode {
                 flags.set(ExtentFlags::EOF, request.offset.saturating_add(len) >= self.len());
                 Op::Done(Completion::extent(Extent { len, flags, map: None }))
             }
+            Operation::Truncate(_) => Op::failed(request.bufs, NoResize),
             // A discard may have any effect or none, so there would be nothing to compare afterwards.
             Operation::Discard
             | Operation::CopyFrom { .. }
-            | Operation::Truncate(_)
             | Operation::VmStateRead
             | Operation::VmStateWrite => Op::failed(request.bufs, ErrorKind::Unsupported),
         }

@@ -26,6 +26,7 @@ use crate::policy::{Policy, Reference};
 use crate::registry::{Driver, Registry};
 use crate::secrets::Secrets;
 use crate::spawn::Spawner;
+use crate::throttle::ThrottleGroups;
 use crate::unfinished::{self, Mark, UnfinishedNode};
 
 /// How a child is found when its options name no driver.
@@ -89,6 +90,8 @@ pub struct OpenContext {
     pub secrets: Secrets,
     /// Chance and time, for those who make keys.
     pub outside: MaybeOutside,
+    /// The groups that throttled nodes belong to, by name.
+    pub throttle_groups: ThrottleGroups,
     /// Where children named by a string are looked up.
     pub graph: Option<Graph>,
     needs: Option<Needs>,
@@ -172,6 +175,7 @@ impl OpenContext {
             table_cache_bytes: None,
             secrets: Secrets::default(),
             outside: None,
+            throttle_groups: ThrottleGroups::default(),
             graph: None,
             needs: None,
             driver: None,

@@ -133,7 +133,7 @@ fn plain_image_tree(registry: &Registry, text: &str, format: Option<&str>) -> Re
         None => None,
     };
     if let Some(driver) = driver
-        && driver.role() != Role::Format
+        && (driver.role() == Role::Protocol || !driver.prefixes().is_empty())
     {
         // `-f file NAME`: the driver itself is what the user wants to see.
         let mut tree = driver.parse_filename(text)?;

@@ -282,6 +282,8 @@ pub struct ImageInfo {
     pub format: &'static str,
     /// Length of the disk in bytes.
     pub virtual_size: u64,
+    /// The driver has nothing more to say of itself, not even defaults.
+    pub is_bare: bool,
     /// Bytes of storage that the host really gives, if known. Only protocol nodes fill this in.
     pub actual_size: Option<u64>,
     /// Grain of allocation in bytes.
@@ -380,6 +382,17 @@ pub struct NotOffered {
 
 impl From<NotOffered> for Error {
     fn from(e: NotOffered) -> Self {
+        Error::new(ErrorKind::Unsupported, e)
+    }
+}
+
+/// Fails with [`ErrorKind::Unsupported`]: the node's length is what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Image format driver does not support resize")]
+pub struct NoResize;
+
+impl From<NoResize> for Error {
+    fn from(e: NoResize) -> Self {
         Error::new(ErrorKind::Unsupported, e)
     }
 }

@@ -6,6 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::request::BoxFuture;
+
+/// Time that passes, for those who have to wait.
+pub trait Time: Send + Sync {
+    /// Nanoseconds since some beginning; never less than before.
+    fn now_ns(&self) -> u64;
+
+    /// Resolves when [`Time::now_ns`] has come to `at_ns`, or a little later.
+    fn sleep_until(&self, at_ns: u64) -> BoxFuture<()>;
+}
 
 /// Chance and the clock.
 pub trait Outside: Send + Sync {

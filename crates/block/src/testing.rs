@@ -227,3 +227,215 @@ impl Node for ToyNode {
         self
     }
 }
+
+/// Numbers that look random and come again with the same seed.
+#[derive(Clone)]
+pub(crate) struct Chance(Arc<Mutex<u64>>);
+
+impl Chance {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)))
+    }
+
+    /// A number below `n`.
+    pub(crate) fn below(&self, n: u64) -> u64 {
+        let mut state = self.0.lock();
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        (*state >> 11) % n
+    }
+}
+
+/// Polls the futures in an order that chance decides, until all are ready. Returns what they gave, in their order.
+pub(crate) fn race<T>(chance: &Chance, futures: Vec<BoxFuture<T>>) -> Vec<T> {
+    let mut results: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    let mut running: Vec<(usize, BoxFuture<T>)> = futures.into_iter().enumerate().collect();
+    let mut idle = 0;
+    while !running.is_empty() {
+        let pick = chance.below(running.len() as u64) as usize;
+        match running[pick].1.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => {
+                let (index, _) = running.swap_remove(pick);
+                results[index] = Some(value);
+                idle = 0;
+            }
+            Poll::Pending => idle += 1,
+        }
+        assert!(idle < 100_000, "nobody gets on");
+    }
+    results.into_iter().map(|value| value.expect("all are ready")).collect()
+}
+
+/// Pending a number of times that chance decides.
+pub(crate) async fn dawdle(chance: &Chance, most: u64) {
+    let mut left = chance.below(most + 1);
+    std::future::poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Does what the node below does, some time later; requests may overtake one another.
+pub(crate) struct SlowNode {
+    pub(crate) below: Arc<dyn Node>,
+    pub(crate) chance: Chance,
+    /// Of a thousand mutations, how many fail without effect.
+    pub(crate) failing: u64,
+}
+
+impl Node for SlowNode {
+    fn submit(&self, request: Request) -> Op {
+        let (below, chance, failing) = (self.below.clone(), self.chance.clone(), self.failing);
+        Op::wait(async move {
+            dawdle(&chance, 3).await;
+            if request.op.is_mutation() && chance.below(1000) < failing {
+                return Completion::failed(request.bufs, ErrorKind::Io);
+            }
+            let completion = below.submit(request).finish().await;
+            dawdle(&chance, 3).await;
+            completion
+        })
+    }
+    fn driver(&self) -> &'static str {
+        self.below.driver()
+    }
+    fn len(&self) -> u64 {
+        self.below.len()
+    }
+    fn limits(&self) -> crate::node::Limits {
+        self.below.limits()
+    }
+    fn compresses(&self) -> bool {
+        self.below.compresses()
+    }
+    fn backing(&self) -> Option<Arc<dyn Node>> {
+        self.below.backing()
+    }
+    fn filename(&self) -> String {
+        self.below.filename()
+    }
+    fn info(&self) -> BoxFuture<Result<ImageInfo>> {
+        self.below.info()
+    }
+    fn close(&self) -> BoxFuture<Result<()>> {
+        self.below.close()
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// An image in memory whose clusters come from a backing file until they are written.
+pub(crate) struct OverlayNode {
+    own: Mutex<BTreeMap<u64, Vec<u8>>>,
+    backing: Arc<dyn Node>,
+    grain: u64,
+    len: u64,
+}
+
+impl OverlayNode {
+    pub(crate) fn new(backing: Arc<dyn Node>, grain: u64, len: u64) -> Self {
+        Self { own: Mutex::default(), backing, grain, len }
+    }
+
+    /// The clusters that it has itself.
+    pub(crate) fn allocated(&self) -> Vec<u64> {
+        self.own.lock().keys().copied().collect()
+    }
+
+    fn cluster(&self, index: u64) -> Vec<u8> {
+        if let Some(bytes) = self.own.lock().get(&index) {
+            return bytes.clone();
+        }
+        let start = index * self.grain;
+        let len = self.grain.min(self.backing.len().saturating_sub(start));
+        let mut bytes =
+            now(Child::new(self.backing.clone()).read(start, len as usize)).expect("read").to_vec();
+        bytes.resize(self.grain as usize, 0);
+        bytes
+    }
+
+    fn change(&self, request: &Request) {
+        for at in request.offset..request.end() {
+            let mut cluster = self.cluster(at / self.grain);
+            let mut byte = [0];
+            if !request.bufs.is_empty() {
+                request.bufs.read_at((at - request.offset) as usize, &mut byte);
+            }
+            cluster[(at % self.grain) as usize] = byte[0];
+            self.own.lock().insert(at / self.grain, cluster);
+        }
+    }
+}
+
+impl Node for OverlayNode {
+    fn submit(&self, mut request: Request) -> Op {
+        if request.end() > self.len && !matches!(request.op, Operation::Flush | Operation::Status) {
+            return Op::failed(request.bufs, ErrorKind::Io);
+        }
+        match request.op {
+            Operation::Read => {
+                for at in request.offset..request.end() {
+                    let byte = self.cluster(at / self.grain)[(at % self.grain) as usize];
+                    request.bufs.write_at((at - request.offset) as usize, &[byte]);
+                }
+            }
+            Operation::Write | Operation::WriteZeroes => self.change(&request),
+            Operation::Status => {
+                let own = self.own.lock();
+                let has = |at: u64| own.contains_key(&(at / self.grain));
+                let end = request.end().min(self.len);
+                let mut at = request.offset;
+                while at < end && has(at) == has(request.offset) {
+                    at += 1;
+                }
+                let here = if has(request.offset) {
+                    ExtentFlags::ALLOCATED | ExtentFlags::DATA
+                } else {
+                    ExtentFlags::empty()
+                };
+                return Op::Done(Completion::extent(Extent {
+                    len: at - request.offset,
+                    flags: here,
+                    map: None,
+                }));
+            }
+            _ => {}
+        }
+        Op::done(request.bufs)
+    }
+    fn driver(&self) -> &'static str {
+        "overlay"
+    }
+    fn len(&self) -> u64 {
+        self.len
+    }
+    fn limits(&self) -> crate::node::Limits {
+        crate::node::Limits { preferred_write: self.grain, ..crate::node::Limits::default() }
+    }
+    fn compresses(&self) -> bool {
+        true
+    }
+    fn backing(&self) -> Option<Arc<dyn Node>> {
+        Some(self.backing.clone())
+    }
+    fn filename(&self) -> String {
+        "overlay".to_owned()
+    }
+    fn info(&self) -> BoxFuture<Result<ImageInfo>> {
+        let info = ImageInfo { format: "overlay", cluster_size: Some(self.grain), ..ImageInfo::default() };
+        Box::pin(std::future::ready(Ok(info)))
+    }
+    fn close(&self) -> BoxFuture<Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -8,6 +8,7 @@ use cowbell_block::context::OpenContext;
 use cowbell_block::policy::Policy;
 use cowbell_block::registry::Registry;
 use cowbell_block::secrets::Secrets;
+use cowbell_block::{Graph, ThrottleGroups};
 
 use crate::face::Face;
 use crate::flags::{Args, Command, State, help, img};
@@ -27,6 +28,8 @@ pub struct Context {
     pub policy: Policy,
     /// The secrets that the user defined.
     pub secrets: Secrets,
+    /// The throttle groups that the user defined.
+    pub throttle_groups: ThrottleGroups,
     /// Standard output, where commands and nodes print to it in turn.
     pub printer: Printer,
 }
@@ -77,8 +80,8 @@ impl Context {
             },
             _ => standard,
         };
-        let (secrets, printer) = (Secrets::default(), Printer::new());
-        Ok(Self { face, name, path, policy, secrets, printer })
+        let (secrets, throttle_groups) = (Secrets::default(), ThrottleGroups::default());
+        Ok(Self { face, name, path, policy, secrets, throttle_groups, printer: Printer::new() })
     }
 
     /// Applies `--policy`.
@@ -102,7 +105,7 @@ impl Context {
                 Out::new().put(&text);
                 return Ok(true);
             }
-            object::define(definition, &mut self.secrets)?;
+            object::define(definition, &mut self.secrets, &mut self.throttle_groups)?;
         }
         Ok(false)
     }
@@ -113,6 +116,9 @@ impl Context {
         context.policy = self.policy;
         context.spawn = Some(cowbell_host::workers());
         context.secrets = self.secrets.clone();
+        context.throttle_groups = self.throttle_groups.clone();
+        // Nodes of one tree may refer to each other by name.
+        context.graph = Some(Graph::new());
         context.outside = Some(cowbell_host::outside());
         context
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cowbell_block::blkdebug::BlkdebugDriver;
 use cowbell_block::blkverify::BlkverifyDriver;
+use cowbell_block::quorum::QuorumDriver;
 use cowbell_block::registry::Registry;
 use cowbell_luks::LuksDriver;
 use cowbell_qcow2::Qcow2Driver;
@@ -20,12 +21,13 @@ pub fn registry(printer: &Printer) -> Arc<Registry> {
     let own = printer.clone();
     registry.add(BlkdebugDriver::with_notice(Arc::new(move |line: &str| own.put(&format!("{line}\n")))));
     let own = printer.clone();
-    let abort = move || {
+    let abort = Arc::new(move || {
         // What was printed before belongs before the end.
         own.flush();
         std::process::exit(1)
-    };
-    registry.add(BlkverifyDriver::new(Arc::new(|line: &str| eprintln!("{line}")), Arc::new(abort)));
+    });
+    registry.add(BlkverifyDriver::new(Arc::new(|line: &str| eprintln!("{line}")), abort.clone()));
+    registry.add(QuorumDriver::new(Arc::new(|line: &str| eprintln!("{line}")), abort));
     crate::absent::add_drivers(&mut registry);
     Arc::new(registry)
 }

@@ -1,11 +1,12 @@
-//! `--object`: the secrets that a user defines, as `TYPE,key=value,...` or as JSON.
+//! `--object`: the secrets and throttle groups that a user defines, as `TYPE,key=value,...` or as JSON.
 //!
 //! Definitions are carried out in their order: a secret may be encrypted with one that came before it.
 
 use anyhow::{Result, anyhow, bail};
+use cowbell_block::ThrottleGroups;
 use cowbell_block::naming::split_option_list;
 use cowbell_block::options::OptionTree;
-use cowbell_block::secrets::{Secret, Secrets};
+use cowbell_block::secrets::{Secret, SecretError, Secrets};
 use cowbell_luks::secret::{decode_base64, decrypt};
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -13,20 +14,21 @@ use zeroize::Zeroizing;
 use crate::open::reason;
 use cowbell_host::path_of;
 
+mod throttle;
+
 const SECRET: &str = "secret";
 const SECRET_KEYRING: &str = "secret_keyring";
 /// Longest file that is taken for a secret.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// Types that the reference's tools know, and these do not have.
-const ABSENT: [&str; 10] = [
+const ABSENT: [&str; 9] = [
     "authz-list",
     "authz-list-file",
     "authz-simple",
     "main-loop",
     "pr-manager-helper",
     "thread-context",
-    "throttle-group",
     "tls-creds-anon",
     "tls-creds-psk",
     "tls-creds-x509",
@@ -40,19 +42,22 @@ pub(crate) fn help(definition: &str) -> Option<String> {
     let mut words = definition.split(',');
     let first = words.next().unwrap_or_default();
     if matches!(first, "help" | "?") {
-        return Some(format!("List of user creatable objects:\n  {SECRET}\n  {SECRET_KEYRING}\n"));
+        let types = [SECRET, SECRET_KEYRING, throttle::TYPE].join("\n  ");
+        return Some(format!("List of user creatable objects:\n  {types}\n"));
     }
-    let properties: &[&str] = match first.strip_prefix("qom-type=").unwrap_or(first) {
-        SECRET => &["data=<string>", "file=<string>"],
-        SECRET_KEYRING => &["serial=<int>"],
-        _ => return None,
-    };
     if !words.any(|word| matches!(word, "help" | "?")) {
         return None;
     }
     let name = first.strip_prefix("qom-type=").unwrap_or(first);
-    let mut lines: Vec<&str> = properties.to_vec();
-    lines.extend(["format=<QCryptoSecretFormat>", "iv=<string>", "keyid=<string>"]);
+    let of_secrets = ["format=<QCryptoSecretFormat>", "iv=<string>", "keyid=<string>"].map(str::to_owned);
+    let mut lines: Vec<String> = match name {
+        SECRET => {
+            ["data=<string>", "file=<string>"].map(str::to_owned).into_iter().chain(of_secrets).collect()
+        }
+        SECRET_KEYRING => ["serial=<int>".to_owned()].into_iter().chain(of_secrets).collect(),
+        throttle::TYPE => throttle::properties().collect(),
+        _ => return None,
+    };
     lines.sort_unstable();
     Some(format!("{name} options:\n  {}\n", lines.join("\n  ")))
 }
@@ -61,11 +66,11 @@ pub(crate) fn help(definition: &str) -> Option<String> {
 ///
 /// # Errors
 /// What is wrong with it, in the reference's words.
-pub(crate) fn define(definition: &str, secrets: &mut Secrets) -> Result<()> {
+pub(crate) fn define(definition: &str, secrets: &mut Secrets, groups: &mut ThrottleGroups) -> Result<()> {
     let mut properties = properties(definition)?;
     let Some(kind) = properties.take("qom-type")? else { bail!("Parameter 'qom-type' is missing") };
     match kind.as_str() {
-        SECRET | SECRET_KEYRING => {}
+        SECRET | SECRET_KEYRING | throttle::TYPE => {}
         kind if ABSENT.contains(&kind) => {
             bail!("objects of type '{kind}' are not available in this version of cowbell")
         }
@@ -74,6 +79,15 @@ pub(crate) fn define(definition: &str, secrets: &mut Secrets) -> Result<()> {
     }
     let Some(id) = properties.take("id")? else { bail!("Parameter 'id' is missing") };
     check_id(&id)?;
+    if kind.as_str() == throttle::TYPE {
+        let group = throttle::group(&id, &mut properties)?;
+        properties.expect_empty()?;
+        if groups.get(&id).is_some() || secrets.get(&id).is_ok() {
+            return Err(SecretError::Duplicate(id.to_string()).into());
+        }
+        groups.add(group);
+        return Ok(());
+    }
     let form = Form {
         base64: match properties.take("format")?.as_ref().map(|s| s.as_str()) {
             None | Some("raw") => false,
@@ -89,18 +103,25 @@ pub(crate) fn define(definition: &str, secrets: &mut Secrets) -> Result<()> {
     };
     properties.expect_empty()?;
     let secret = form.decode(given)?;
+    if groups.get(&id).is_some() {
+        return Err(SecretError::Duplicate(id.to_string()).into());
+    }
     secrets.add(&id, Secret::new(secret))?;
     Ok(())
 }
 
 /// The properties of an object that are not understood yet.
-struct Properties(OptionTree);
+struct Properties {
+    tree: OptionTree,
+    /// Whether values have types, as in JSON; in a list all are text.
+    typed: bool,
+}
 
 fn properties(definition: &str) -> Result<Properties> {
     if definition.starts_with('{') {
         let parsed: Value = serde_json::from_str(definition).map_err(|e| anyhow!("JSON parse error, {e}"))?;
         let Value::Object(tree) = parsed else { bail!("Invalid JSON object given") };
-        return Ok(Properties(tree));
+        return Ok(Properties { tree, typed: true });
     }
     let mut tree = OptionTree::new();
     for (index, (key, value)) in split_option_list(definition).into_iter().enumerate() {
@@ -109,12 +130,12 @@ fn properties(definition: &str) -> Result<Properties> {
         let (key, value) = if bare { ("qom-type", key.to_owned()) } else { (key, value) };
         tree.insert(key.to_owned(), value.into());
     }
-    Ok(Properties(tree))
+    Ok(Properties { tree, typed: false })
 }
 
 impl Properties {
     fn take(&mut self, key: &str) -> Result<Option<Zeroizing<String>>> {
-        match self.0.shift_remove(key) {
+        match self.tree.shift_remove(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(Zeroizing::new(text))),
             Some(Value::Number(number)) => Ok(Some(Zeroizing::new(number.to_string()))),
@@ -123,7 +144,7 @@ impl Properties {
     }
 
     fn expect_empty(&self) -> Result<()> {
-        match self.0.keys().next() {
+        match self.tree.keys().next() {
             Some(key) => bail!("Parameter '{key}' is unexpected"),
             None => Ok(()),
         }
@@ -202,9 +223,9 @@ mod tests {
     use super::*;
 
     fn defined(definitions: &[&str]) -> Result<Vec<u8>> {
-        let mut secrets = Secrets::default();
+        let (mut secrets, mut groups) = (Secrets::default(), ThrottleGroups::default());
         for definition in definitions {
-            define(definition, &mut secrets)?;
+            define(definition, &mut secrets, &mut groups)?;
         }
         Ok(secrets.get("s")?.bytes().to_vec())
     }
@@ -239,8 +260,8 @@ mod tests {
         fails(&["nosuch,id=s"], "Parameter 'qom-type' does not accept value 'nosuch'");
         fails(&["iothread,id=s"], "invalid object type: iothread");
         fails(
-            &["throttle-group,id=s"],
-            "objects of type 'throttle-group' are not available in this version of cowbell",
+            &["tls-creds-x509,id=s"],
+            "objects of type 'tls-creds-x509' are not available in this version of cowbell",
         );
         fails(&["secret,data=abc"], "Parameter 'id' is missing");
         fails(&["secret,id=s"], "Either 'file' or 'data' must be provided");
@@ -256,6 +277,10 @@ mod tests {
         );
         fails(
             &["secret,id=s,data=a", "secret,id=s,data=a"],
+            "attempt to add duplicate property 's' to object (type 'container')",
+        );
+        fails(
+            &["throttle-group,id=s", "secret,id=s,data=a"],
             "attempt to add duplicate property 's' to object (type 'container')",
         );
         fails(&["secret_keyring,id=s"], "Parameter 'serial' is missing");

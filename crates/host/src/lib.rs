@@ -49,5 +49,5 @@ pub use path::{name_of, path_of};
 pub use raw_terminal::RawTerminal;
 pub use ring::is_offered as ring_is_offered;
 pub use task::spawn_local;
-pub use timer::sleep;
+pub use timer::{sleep, time};
 pub use workers::workers;

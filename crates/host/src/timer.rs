@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+use cowbell_block::{BoxFuture, Time};
 
 use crate::exec::{Local, Until};
 
@@ -35,6 +38,26 @@ impl Future for Sleep {
             local.timers.borrow_mut().add(self.deadline, cx.waker());
         });
         Poll::Pending
+    }
+}
+
+/// The clock that never goes back, and sleeping by it. Sleepers must be awaited under
+/// [`block_on`](crate::exec::block_on).
+pub fn time() -> Arc<dyn Time> {
+    Arc::new(Monotonic { start: Instant::now() })
+}
+
+struct Monotonic {
+    start: Instant,
+}
+
+impl Time for Monotonic {
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn sleep_until(&self, at_ns: u64) -> BoxFuture<()> {
+        Box::pin(sleep(Duration::from_nanos(at_ns.saturating_sub(self.now_ns()))))
     }
 }
 

@@ -177,10 +177,12 @@ fn grain(target: &Root, options: &Options) -> u64 {
         // Compressed clusters are written once and whole.
         return if options.sparse_bytes > 0 { cluster } else { 0 };
     }
-    let preferred = target.node().limits().preferred_write;
+    let limits = target.node().limits();
     match options.start {
-        TargetStart::Zero if options.sparse_bytes > 0 => options.sparse_bytes.max(preferred),
-        _ => options.sparse_bytes,
+        _ if options.sparse_bytes == 0 => 0,
+        TargetStart::Zero => options.sparse_bytes.max(limits.preferred_write),
+        // What the target would have to fill up, it is given.
+        _ => options.sparse_bytes.max(u64::from(limits.request_alignment)),
     }
 }
 

@@ -44,7 +44,8 @@ pub static OBJECT: Flag = flag(
     &["object"],
     Value::Required("OBJDEF"),
     "Define a secret: secret,id=ID with data=TEXT or file=FILE, format=raw|base64, and keyid=ID,iv=BASE64 if it is \
-     encrypted with another one; or secret_keyring,id=ID,serial=N. Also as JSON. May be given several times.",
+     encrypted with another one; secret_keyring,id=ID,serial=N; or a group of limits for nodes of driver throttle: \
+     throttle-group,id=ID,limits.iops-total=N and the like. Also as JSON. May be given several times.",
 );
 /// `--output`, where the reference has it.
 pub static OUTPUT: Flag =

@@ -1,6 +1,6 @@
 //! The options of `io`, and the table of its commands.
 
-use super::{Command, Flag, State, Value, cowbell, flag, refused};
+use super::{Command, Flag, State, Value, cowbell, flag};
 use crate::face::Face;
 use crate::flags::img::{FORCE_SHARE, HELP, IMAGE_OPTS, OBJECT, POLICY, TRACE, VERSION};
 
@@ -19,7 +19,7 @@ pub static SNAPSHOT: Flag =
 pub static NOCACHE: Flag = flag(b'n', &["nocache"], Value::None, "Short for -t none.");
 /// `-C`.
 pub static COPY_ON_READ: Flag =
-    refused(b'C', &["copy-on-read"], Value::None, "Copy what is read from the backing file.");
+    flag(b'C', &["copy-on-read"], Value::None, "Copy what is read from the backing file.");
 /// `-m`.
 pub static MISALIGN: Flag =
     flag(b'm', &["misalign"], Value::None, "Place buffers badly, to exercise bounce buffers.");

@@ -192,7 +192,7 @@ pub(crate) fn json_value(facts: &Facts) -> Value {
     put("backing-filename", info.backing_filename.clone().map(Value::from));
     put("full-backing-filename", info.full_backing_filename.clone().map(Value::from));
     put("backing-filename-format", info.backing_format.clone().map(Value::from));
-    put("dirty-flag", Some(info.dirty.unwrap_or(false).into()));
+    put("dirty-flag", (!info.is_bare).then(|| info.dirty.unwrap_or(false).into()));
     let snapshots: Vec<Value> = info.snapshots.iter().map(snapshot_value).collect();
     put("snapshots", (!snapshots.is_empty()).then_some(Value::Array(snapshots)));
     if let Some((kind, data)) = &info.format_specific {

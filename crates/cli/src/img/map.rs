@@ -36,7 +36,7 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         }
         let walked = map(&image.node(), start, end, |entry| table.row(cx, &mut out, entry)).await;
         walked.map_err(|e| match e.node_error() {
-            Some(source) => anyhow!("Failed to read image metadata: {source}"),
+            Some(source) => anyhow!("Could not read file metadata: {source}"),
             None => anyhow!("{e}"),
         })?;
         if form == Form::Json {

@@ -98,7 +98,7 @@ pub(super) fn length(session: &mut Session<'_>) -> Done {
 }
 
 pub(super) async fn info(session: &mut Session<'_>) -> Done {
-    let Some(node) = session.image().map(crate::open::Image::node) else { return Err(Failed) };
+    let Some(node) = session.named_node() else { return Err(Failed) };
     let info = match node.info().await {
         Ok(info) => info,
         Err(e) => {
@@ -106,6 +106,10 @@ pub(super) async fn info(session: &mut Session<'_>) -> Done {
             return Err(Failed);
         }
     };
+    if info.is_bare {
+        session.put(&format!("format name: {}\n", info.format));
+        return Err(Failed);
+    }
     let size = |bytes: Option<u64>| io_form(bytes.unwrap_or(0) as f64);
     let mut text = format!(
         "format name: {}\ncluster size: {}\nvm state offset: {}\n",

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
+use cowbell_block::copy_on_read::CopyOnRead;
+use cowbell_block::filter::FilterNode;
 use cowbell_block::node::{Access, Node};
 use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
-use cowbell_block::{Child, Root};
+use cowbell_block::{Child, Error, ErrorKind, Root};
 use cowbell_host::{Create, FileNode, FileOptions, Locking};
 
 use super::session::Session;
@@ -26,6 +28,7 @@ pub(super) struct Settings {
     discard: DiscardMode,
     aio: AioMode,
     snapshot: bool,
+    copy_on_read: bool,
 }
 
 impl Settings {
@@ -72,7 +75,15 @@ impl Settings {
             discard,
             aio,
             snapshot: args.has(&flags::SNAPSHOT),
+            copy_on_read: args.has(&flags::COPY_ON_READ),
         })
+    }
+}
+
+impl Settings {
+    /// Whether the node on top is one that the user did not name.
+    pub(super) fn copies_on_read(&self) -> bool {
+        self.copy_on_read
     }
 }
 
@@ -95,16 +106,27 @@ pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Resul
         true => anyhow!("can't open: {e}"),
         false => anyhow!("can't open device {name}: {e}"),
     };
-    let image = open_bare(cx, &how).await.map_err(refused)?;
+    let mut image = open_bare(cx, &how).await.map_err(refused)?;
+    if settings.copy_on_read && settings.access == Access::ReadOnly {
+        return Err(refused(Error::new(ErrorKind::PermissionDenied, NowhereToCopy)));
+    }
     if settings.snapshot {
         let node = overlay(image.node()).await.map_err(refused)?;
-        return Ok(Image { root: Root::new(node), ..image });
-    }
-    if image.probed_raw && settings.access == Access::ReadWrite {
+        image.root = Root::new(node);
+    } else if image.probed_raw && settings.access == Access::ReadWrite {
         warn_probed_raw(name);
+    }
+    if settings.copy_on_read {
+        let copying = CopyOnRead::new(Child::new(image.node()), None).map_err(|e| refused(e.into()))?;
+        image.root = Root::new(Arc::new(FilterNode::new(copying)));
     }
     Ok(image)
 }
+
+/// `-C` together with `-r`.
+#[derive(Debug, thiserror::Error)]
+#[error("Can't use copy-on-read on read-only device")]
+struct NowhereToCopy;
 
 /// A temporary overlay on `backing`. Its file has no name any more when this returns, so that nothing of it
 /// is left, however the program ends.

@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use anyhow::Result;
-use cowbell_block::{Completion, Op, Request};
+use cowbell_block::{Completion, ErrorKind, Node, Op, Operation, Request};
 use cowbell_host::task::JoinHandle;
 use cowbell_host::{spawn_local, terminal};
 
@@ -23,6 +24,8 @@ pub(super) struct Session<'a> {
     /// Buffers are placed badly on purpose.
     pub(super) misalign: bool,
     image: Option<Image>,
+    /// The node on top is the filter that the user did not name (`-C`).
+    copies_on_read: bool,
     printer: Printer,
     /// Somebody watches: each command's output is shown at once.
     live: bool,
@@ -44,6 +47,7 @@ impl<'a> Session<'a> {
             cx,
             misalign,
             image: None,
+            copies_on_read: false,
             printer: cx.printer.clone(),
             live: terminal::stdout_is_terminal(),
             in_flight: Vec::new(),
@@ -78,6 +82,12 @@ impl<'a> Session<'a> {
         self.image.as_ref()
     }
 
+    /// The node that the user named.
+    pub(super) fn named_node(&self) -> Option<Arc<dyn Node>> {
+        let node = self.image()?.node();
+        if self.copies_on_read { node.primary() } else { Some(node) }
+    }
+
     /// The open image, writable.
     pub(super) fn image_mut(&mut self) -> Option<&mut Image> {
         self.image.as_mut()
@@ -89,6 +99,7 @@ impl<'a> Session<'a> {
     /// `can't open device NAME: REASON`.
     pub(super) async fn open(&mut self, name: &str, settings: &Settings) -> Result<()> {
         self.image = Some(opening::open(self.cx, name, settings).await?);
+        self.copies_on_read = settings.copies_on_read();
         Ok(())
     }
 
@@ -117,6 +128,14 @@ impl<'a> Session<'a> {
     /// Submits a request to the open image.
     pub(super) fn submit(&self, request: Request) -> Op {
         let image = self.image().expect("commands that send requests need an open image");
+        // Storage grows by writes, but not by a user's.
+        let on_disk = matches!(
+            request.op,
+            Operation::Read | Operation::Write | Operation::WriteZeroes | Operation::Discard
+        );
+        if on_disk && request.end() > image.node().len() {
+            return Op::failed(request.bufs, ErrorKind::Io);
+        }
         image.submit(request)
     }
 
