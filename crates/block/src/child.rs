@@ -13,6 +13,7 @@ use crate::buf::{Buf, Bufs};
 use crate::error::Result;
 use crate::event::{DebugEvent, Suspension};
 use crate::node::{Limits, Node};
+use crate::orphans::{Abandoned, Orphans};
 use crate::range_lock::{LockMode, RangeLock};
 use crate::request::{Cause, Extent, Op, Operation, Request};
 
@@ -53,8 +54,10 @@ pub struct Child(Arc<Edge>);
 struct Edge {
     target: RwLock<Target>,
     listens: AtomicBool,
-    /// Keeps read-modify-write cycles apart from every overlapping write. Unused when nothing needs aligning.
+    /// Keeps read-modify-write cycles apart from every overlapping change. Unused when nothing needs aligning.
     serial: RangeLock,
+    /// Changes that nobody waits for any more; what they locked stays locked until they have ended.
+    orphans: Orphans,
 }
 
 struct Target {
@@ -80,7 +83,8 @@ impl Child {
     /// An edge to `node`.
     pub fn new(node: Arc<dyn Node>) -> Self {
         let listens = AtomicBool::new(node.listens());
-        Self(Arc::new(Edge { target: RwLock::new(Target::new(node)), listens, serial: RangeLock::new() }))
+        let (serial, orphans) = (RangeLock::new(), Orphans::default());
+        Self(Arc::new(Edge { target: RwLock::new(Target::new(node)), listens, serial, orphans }))
     }
 
     /// The node at the other end.
@@ -162,14 +166,42 @@ impl Child {
     fn submit_fitting(&self, request: Request) -> Op {
         let target = self.0.target.read();
         if target.plain || target.accepts(&request) {
-            let tracked = target.limits.request_alignment > 1 && matches!(request.op, Operation::Write);
+            let changes =
+                matches!(request.op, Operation::Write | Operation::WriteZeroes | Operation::Discard);
+            let tracked = target.limits.request_alignment > 1 && changes;
             if !tracked {
                 return target.node.submit(request);
             }
-            return submit_tracked(&self.0.serial, &target, request);
+            return self.submit_tracked(&target, request);
         }
         let (node, limits, serial) = (target.node.clone(), target.limits, self.0.serial.clone());
-        Op::wait(async move { Fit { node, limits, serial }.run(request).await })
+        let abandoned = match request.op {
+            Operation::Write | Operation::WriteZeroes | Operation::Discard => Abandoned::Kept,
+            _ => Abandoned::Dropped,
+        };
+        Op::Wait(self.0.orphans.attend(Fit { node, limits, serial }.run(request), abandoned))
+    }
+
+    /// A change that fits, kept apart from writes that must be made to fit.
+    fn submit_tracked(&self, target: &Target, request: Request) -> Op {
+        let Edge { serial, orphans, .. } = &*self.0;
+        let range = request.offset..request.end();
+        if let Some(guard) = serial.try_lock(range.clone(), LockMode::Shared) {
+            return match target.node.submit(request) {
+                Op::Done(completion) => Op::Done(completion),
+                Op::Wait(future) => Op::Wait(orphans.keep(Box::pin(async move {
+                    let completion = future.await;
+                    drop(guard);
+                    completion
+                }))),
+            };
+        }
+        let (node, lock) = (target.node.clone(), serial.lock(range, LockMode::Shared));
+        let work = async move {
+            let _guard = lock.await;
+            node.submit(request).finish().await
+        };
+        Op::Wait(orphans.attend(work, Abandoned::Kept))
     }
 
     /// Announces an event, waits if a breakpoint was hit, and starts the request that it belongs to.
@@ -255,25 +287,6 @@ fn write_event(request: &Request) -> DebugEvent {
 
 fn within(value: u64, limit: u64) -> bool {
     limit == 0 || value <= limit
-}
-
-fn submit_tracked(serial: &RangeLock, target: &Target, request: Request) -> Op {
-    let range = request.offset..request.end();
-    if let Some(guard) = serial.try_lock(range.clone(), LockMode::Shared) {
-        return match target.node.submit(request) {
-            Op::Done(completion) => Op::Done(completion),
-            Op::Wait(future) => Op::wait(async move {
-                let completion = future.await;
-                drop(guard);
-                completion
-            }),
-        };
-    }
-    let (node, lock) = (target.node.clone(), serial.lock(range, LockMode::Shared));
-    Op::wait(async move {
-        let _guard = lock.await;
-        node.submit(request).finish().await
-    })
 }
 
 impl Bufs {

@@ -54,6 +54,7 @@ pub mod node;
 pub mod null;
 pub mod open;
 pub mod options;
+pub mod orphans;
 pub mod outside;
 pub mod policy;
 pub mod preallocate;

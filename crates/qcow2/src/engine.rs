@@ -1,17 +1,14 @@
 //! The engine's shared parts: what is open, who waits for whom, and what happens to abandoned work.
 
 use std::future::Future;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
 
 use bitflags::bitflags;
 use cowbell_block::context::Clock;
+use cowbell_block::orphans::{Abandoned, Orphans};
 use cowbell_block::range_lock::{LockMode, RangeLock};
-use cowbell_block::{
-    BoxFuture, Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result, Spawner, mutant,
-};
+use cowbell_block::{Buf, Cause, Child, Completion, Error, ErrorKind, Op, Result, Spawner, mutant};
 use parking_lot::Mutex;
 
 use crate::bitmap::Tracker;
@@ -86,11 +83,8 @@ pub(crate) struct Engine {
     views: Arc<()>,
     /// This engine shows a snapshot; its children belong to the disk's engine.
     pub is_view: bool,
-    orphans: Mutex<Vec<BoxFuture<Completion>>>,
-    orphan_count: AtomicUsize,
-    /// Requests that wait, and could drive orphans.
-    waiters: Mutex<Vec<(u64, Waker)>>,
-    next_waiter: AtomicU64,
+    /// Mutations that nobody waits for any more.
+    pub orphans: Orphans,
 }
 
 /// Queues for things that are loaded or made once.
@@ -199,10 +193,7 @@ impl Engine {
             around,
             views: Arc::new(()),
             is_view: false,
-            orphans: Mutex::default(),
-            orphan_count: AtomicUsize::new(0),
-            waiters: Mutex::default(),
-            next_waiter: AtomicU64::new(0),
+            orphans: Orphans::default(),
         }
     }
 
@@ -314,165 +305,26 @@ impl Engine {
 
     /// Wraps a mutation so that dropping it stops the waiting, not the work.
     pub fn keep(self: &Arc<Self>, work: impl Future<Output = Completion> + Send + 'static) -> Op {
-        self.attend(work, Abandoned::Kept)
+        Op::Wait(self.orphans.attend(work, Abandoned::Kept))
     }
 
     /// Wraps a request that changes nothing: dropping it drops the work as well.
     pub fn wait(self: &Arc<Self>, work: impl Future<Output = Completion> + Send + 'static) -> Op {
-        self.attend(work, Abandoned::Dropped)
+        Op::Wait(self.orphans.attend(work, Abandoned::Dropped))
     }
 
     /// Wraps a mutation whose I/O is on its way already: it waits for nothing else, and dropping it stops the waiting
     /// only. What it holds is held until the I/O has ended.
     pub fn keep_started(self: &Arc<Self>, work: impl Future<Output = Completion> + Send + 'static) -> Op {
-        Op::Wait(Box::pin(Started { engine: self.clone(), work: Some(Box::pin(work)) }))
-    }
-
-    fn attend(
-        self: &Arc<Self>,
-        work: impl Future<Output = Completion> + Send + 'static,
-        abandoned: Abandoned,
-    ) -> Op {
-        let id = self.next_waiter.fetch_add(1, Ordering::Relaxed);
-        let engine = self.clone();
-        Op::Wait(Box::pin(Attended { engine, id, work: Some(Box::pin(work)), abandoned, started: false }))
-    }
-
-    /// Whether abandoned work waits to be finished.
-    #[inline]
-    pub fn has_orphans(&self) -> bool {
-        self.orphan_count.load(Ordering::Relaxed) != 0
-    }
-
-    /// Finishes abandoned work.
-    pub async fn settle(self: &Arc<Self>) {
-        let id = self.next_waiter.fetch_add(1, Ordering::Relaxed);
-        std::future::poll_fn(|cx| {
-            self.await_orphans(id, cx.waker());
-            self.poll_orphans(cx);
-            match self.has_orphans() {
-                true => Poll::Pending,
-                false => Poll::Ready(()),
-            }
-        })
-        .await;
-        self.leave(id);
-    }
-
-    fn await_orphans(&self, id: u64, waker: &Waker) {
-        let mut waiters = self.waiters.lock();
-        match waiters.iter_mut().find(|(other, _)| *other == id) {
-            Some((_, known)) => known.clone_from(waker),
-            None => waiters.push((id, waker.clone())),
+        match mutant::is_active("abandoned-overwrite") {
+            true => Op::wait(work),
+            false => Op::Wait(self.orphans.keep(Box::pin(work))),
         }
-    }
-
-    /// A waiter is gone. It may have been the one that orphans would wake, so the others take over.
-    fn leave(&self, id: u64) {
-        let mut waiters = self.waiters.lock();
-        waiters.retain(|(other, _)| *other != id);
-        if self.has_orphans() {
-            waiters.iter().for_each(|(_, waker)| waker.wake_by_ref());
-        }
-    }
-
-    /// Takes over work that nobody waits for any more, and wakes those who can drive it.
-    fn adopt(&self, work: BoxFuture<Completion>) {
-        {
-            let mut orphans = self.orphans.lock();
-            orphans.push(work);
-            self.orphan_count.store(orphans.len(), Ordering::Relaxed);
-        }
-        self.waiters.lock().iter().for_each(|(_, waker)| waker.wake_by_ref());
-    }
-
-    fn poll_orphans(&self, cx: &mut Context<'_>) {
-        if !self.has_orphans() {
-            return;
-        }
-        let mut orphans = std::mem::take(&mut *self.orphans.lock());
-        orphans.retain_mut(|orphan| orphan.as_mut().poll(cx).is_pending());
-        let mut kept = self.orphans.lock();
-        kept.append(&mut orphans);
-        self.orphan_count.store(kept.len(), Ordering::Relaxed);
     }
 
     /// Nothing is half done: no ranges are held, nothing is abandoned.
     pub fn is_quiet(&self) -> bool {
-        self.ranges.in_use() == 0 && !self.has_orphans()
-    }
-}
-
-/// What happens to work whose future is dropped.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Abandoned {
-    /// It goes on as an orphan.
-    Kept,
-    /// It ends.
-    Dropped,
-}
-
-/// A request on its way. While it waits it drives abandoned work, which may hold what it waits for.
-struct Attended {
-    engine: Arc<Engine>,
-    id: u64,
-    work: Option<BoxFuture<Completion>>,
-    abandoned: Abandoned,
-    started: bool,
-}
-
-impl Future for Attended {
-    type Output = Completion;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
-        self.started = true;
-        // Known as a waiter first: whoever abandons work from now on wakes this one.
-        self.engine.await_orphans(self.id, cx.waker());
-        self.engine.poll_orphans(cx);
-        let work = self.work.as_mut().expect("not polled after completion");
-        let result = work.as_mut().poll(cx);
-        if result.is_ready() {
-            self.work = None;
-        }
-        result
-    }
-}
-
-impl Drop for Attended {
-    fn drop(&mut self) {
-        if let (Some(work), Abandoned::Kept, true) = (self.work.take(), self.abandoned, self.started) {
-            self.engine.adopt(work);
-        }
-        self.engine.leave(self.id);
-    }
-}
-
-/// A request whose I/O is on its way.
-struct Started {
-    engine: Arc<Engine>,
-    work: Option<BoxFuture<Completion>>,
-}
-
-impl Future for Started {
-    type Output = Completion;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
-        let work = self.work.as_mut().expect("not polled after completion");
-        let result = work.as_mut().poll(cx);
-        if result.is_ready() {
-            self.work = None;
-        }
-        result
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        if let Some(work) = self.work.take()
-            && !mutant::is_active("abandoned-overwrite")
-        {
-            self.engine.adopt(work);
-        }
+        self.ranges.in_use() == 0 && self.orphans.is_empty()
     }
 }
 

@@ -265,7 +265,7 @@ async fn complete_last_cluster(engine: &Engine) {
 
 /// Settles the image and closes its files; the second time nothing is left to do.
 pub(crate) async fn close(engine: &Arc<Engine>) -> Result<()> {
-    engine.settle().await;
+    engine.orphans.settle().await;
     let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
     if engine.closed.swap(true, Ordering::SeqCst) {
         return Ok(());

@@ -27,7 +27,7 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
         return Op::failed(request.bufs, ErrorKind::Io);
     }
     let whole = match state.map_run(request.offset, request.len) {
-        Ok(run) if run.len == request.len && !engine.has_orphans() => Some((run, state.epochs.pin())),
+        Ok(run) if run.len == request.len && engine.orphans.is_empty() => Some((run, state.epochs.pin())),
         _ => None,
     };
     drop(state);

@@ -39,7 +39,7 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
         return Op::failed(request.bufs, ErrorKind::Io);
     }
     let clusters = engine.clusters_of(request.offset, request.len);
-    let simple = !request.flags.contains(Flags::FUA) && !engine.has_orphans();
+    let simple = !request.flags.contains(Flags::FUA) && engine.orphans.is_empty();
     if simple && let Some(guard) = engine.ranges.try_lock(clusters.clone(), LockMode::Shared) {
         let mode = engine.bitmaps.mode();
         let pieces = match mode {

@@ -35,6 +35,8 @@ pub mod model;
 pub mod mutants;
 pub mod pairs;
 pub mod pool;
+#[cfg(test)]
+mod raw_tests;
 pub mod recorded;
 pub mod reference;
 pub mod repair;

@@ -56,6 +56,7 @@ impl Fit {
                 continue;
             }
             if aligned {
+                let _guard = self.serial.lock(from..to, LockMode::Shared).await;
                 if self.misses_grain(request) || self.limits.portions.is_some() {
                     self.announce(DebugEvent::PwritevZero, request.cause).await;
                 }
@@ -99,6 +100,7 @@ impl Fit {
 
     /// In the portions that the node asks for; parts that it cannot discard stay as they are.
     async fn discard(&self, request: &Request) -> Result<()> {
+        let _guard = self.serial.lock(request.offset..request.end(), LockMode::Shared).await;
         let Some(portions) = self.limits.portions else {
             let whole = Request::discard(request.offset, request.len).with_flags(request.flags);
             return self.node.submit(whole.caused_by(request.cause)).finish().await.result.map(drop);

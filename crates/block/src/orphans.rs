@@ -1,0 +1,185 @@
+//! Work that nobody waits for any more: dropping a future stops the waiting, not the work.
+//!
+//! What was begun holds things (ranges of a lock, clusters) that must not be let go of before its I/O has ended. So an
+//! abandoned future becomes an orphan, and whoever waits next drives it beside its own work. Nothing is spawned.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+use crate::request::{BoxFuture, Completion};
+
+/// The orphans of one node or edge. Cloning gives another handle on the same ones.
+#[derive(Clone, Default)]
+pub struct Orphans(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    list: Mutex<Vec<BoxFuture<Completion>>>,
+    count: AtomicUsize,
+    /// Requests that wait, and could drive orphans.
+    waiters: Mutex<Vec<(u64, Waker)>>,
+    next_waiter: AtomicU64,
+}
+
+/// What happens to work whose future is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abandoned {
+    /// It goes on as an orphan, if it was ever polled.
+    Kept,
+    /// It ends.
+    Dropped,
+}
+
+impl Orphans {
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// The work, which drives orphans while it waits: they may hold what it waits for.
+    pub fn attend(
+        &self,
+        work: impl Future<Output = Completion> + Send + 'static,
+        abandoned: Abandoned,
+    ) -> BoxFuture<Completion> {
+        let id = self.0.next_waiter.fetch_add(1, Ordering::Relaxed);
+        let orphans = self.clone();
+        Box::pin(Attended { orphans, id, work: Some(Box::pin(work)), abandoned, started: false })
+    }
+
+    /// Work whose I/O is on its way already: it waits for nothing else, and is kept even if it was never polled.
+    pub fn keep(&self, work: BoxFuture<Completion>) -> BoxFuture<Completion> {
+        Box::pin(Started { orphans: self.clone(), work: Some(work) })
+    }
+
+    /// Drives all orphans to their end.
+    pub async fn settle(&self) {
+        let id = self.0.next_waiter.fetch_add(1, Ordering::Relaxed);
+        std::future::poll_fn(|cx| {
+            self.await_them(id, cx.waker());
+            self.poll(cx);
+            match self.is_empty() {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+        self.leave(id);
+    }
+
+    fn await_them(&self, id: u64, waker: &Waker) {
+        let mut waiters = self.0.waiters.lock();
+        match waiters.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, known)) => known.clone_from(waker),
+            None => waiters.push((id, waker.clone())),
+        }
+    }
+
+    /// A waiter is gone. It may have been the one that orphans would wake, so the others take over.
+    fn leave(&self, id: u64) {
+        self.0.waiters.lock().retain(|(other, _)| *other != id);
+        if !self.is_empty() {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        self.0.waiters.lock().iter().for_each(|(_, waker)| waker.wake_by_ref());
+    }
+
+    /// Takes over work that nobody waits for any more, and wakes those who can drive it.
+    fn adopt(&self, work: BoxFuture<Completion>) {
+        {
+            let mut list = self.0.list.lock();
+            list.push(work);
+            self.0.count.store(list.len(), Ordering::Relaxed);
+        }
+        self.wake();
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) {
+        if self.is_empty() {
+            return;
+        }
+        let mut taken = std::mem::take(&mut *self.0.list.lock());
+        taken.retain_mut(|orphan| orphan.as_mut().poll(cx).is_pending());
+        let none_left = {
+            let mut list = self.0.list.lock();
+            list.append(&mut taken);
+            self.0.count.store(list.len(), Ordering::Relaxed);
+            list.is_empty()
+        };
+        if none_left {
+            // Who settles waits for just that.
+            self.wake();
+        }
+    }
+}
+
+/// A request on its way.
+struct Attended {
+    orphans: Orphans,
+    id: u64,
+    work: Option<BoxFuture<Completion>>,
+    abandoned: Abandoned,
+    started: bool,
+}
+
+impl Future for Attended {
+    type Output = Completion;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
+        self.started = true;
+        // Known as a waiter first: whoever abandons work from now on wakes this one.
+        self.orphans.await_them(self.id, cx.waker());
+        self.orphans.poll(cx);
+        let work = self.work.as_mut().expect("not polled after completion");
+        let result = work.as_mut().poll(cx);
+        if result.is_ready() {
+            self.work = None;
+        }
+        result
+    }
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        if let (Some(work), Abandoned::Kept, true) = (self.work.take(), self.abandoned, self.started) {
+            self.orphans.adopt(work);
+        }
+        self.orphans.leave(self.id);
+    }
+}
+
+/// A request whose I/O is on its way.
+struct Started {
+    orphans: Orphans,
+    work: Option<BoxFuture<Completion>>,
+}
+
+impl Future for Started {
+    type Output = Completion;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
+        let work = self.work.as_mut().expect("not polled after completion");
+        let result = work.as_mut().poll(cx);
+        if result.is_ready() {
+            self.work = None;
+        }
+        result
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            self.orphans.adopt(work);
+        }
+    }
+}
