@@ -1,4 +1,4 @@
-//! Images to try: from the corpus, made by the engine, damaged in named fields; and a few that are hostile by
+//! Inputs to try: from the corpus, made by the engine, damaged in named fields; and a few images that are hostile by
 //! construction, with limits of their own.
 
 use std::path::Path;
@@ -9,27 +9,40 @@ use cowbell_difftest::layout::{Layout, put};
 use cowbell_difftest::rng::Rng;
 use cowbell_qcow2::{CompressionType, CreateOptions, OpenOptions, Qcow2};
 
-use crate::file::CountingFile;
-use crate::target::drive;
+use crate::mutate::is_mapped;
+use crate::scene::Scene;
+use crate::target::{Run, TARGETS, Target, drive};
 
 /// Largest image of the corpus and of those made here.
 const BYTES_MAX: usize = 1 << 20;
+/// Subdirectories of the corpus: whole images, and scenes. What targets of bytes read lies under their names.
+const IMAGES: &str = "images";
+const SCENES: &str = "scenes";
 
-/// An image.
+/// An input.
 pub struct Input {
     /// What it is, for a person.
     pub name: String,
     /// What a target that needs random numbers starts from.
     pub seed: u64,
-    content: Content,
+    /// What it holds.
+    pub content: Content,
     /// Limits beside those for all.
     pub limits: Limits,
 }
 
-enum Content {
-    Bytes(Vec<u8>),
-    /// A long file with little in it, as pieces.
-    Sparse(u64, Vec<(u64, Vec<u8>)>),
+/// What an input holds.
+#[derive(Clone)]
+pub enum Content {
+    /// An image, and perhaps what is done with it.
+    File(Scene),
+    /// What a parser reads.
+    Bytes {
+        /// The name of the target.
+        of: &'static str,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
 }
 
 /// Limits of a hostile image on what looks at it only.
@@ -63,78 +76,94 @@ impl Limits {
 
 impl Input {
     /// An image read from a file.
-    pub fn of_file(name: String, bytes: Vec<u8>) -> Self {
-        Self { name, seed: 0, content: Content::Bytes(bytes), limits: Limits::default() }
+    pub fn of_image(name: String, bytes: &[u8]) -> Self {
+        Self::new(name, Content::File(Scene::of_file(&[], bytes)))
     }
 
-    /// A new file with this content.
-    pub fn file(&self) -> CountingFile {
-        let memory = match &self.content {
-            Content::Bytes(bytes) => MemNode::with_content(bytes),
-            Content::Sparse(len, pieces) => {
-                let memory = MemNode::new(*len);
-                for (offset, bytes) in pieces {
-                    drive(memory.submit(Request::write(*offset, Buf::copy_of(bytes))));
-                }
-                memory
-            }
-        };
-        CountingFile::new(memory)
+    /// What a file of the corpus, or a fuzzer, has for a target.
+    pub fn of_corpus(target: &Target, name: String, bytes: &[u8]) -> Self {
+        Self::new(
+            name,
+            match target.run {
+                Run::Image(_) => Content::File(Scene::decode(bytes)),
+                Run::Bytes(_) => Content::Bytes { of: target.name, bytes: bytes.to_vec() },
+            },
+        )
     }
 
-    /// Memory that the file takes before anything is done.
-    pub fn allocated(&self) -> u64 {
-        self.file().allocated()
+    fn new(name: String, content: Content) -> Self {
+        Self { name, seed: 0, content, limits: Limits::default() }
     }
 
-    /// Its bytes, if they are few enough to keep.
-    pub fn bytes(&self) -> Option<&[u8]> {
+    /// Its bytes, as they would lie in the corpus.
+    pub fn bytes(&self) -> Vec<u8> {
         match &self.content {
-            Content::Bytes(bytes) => Some(bytes),
-            Content::Sparse(..) => None,
+            Content::File(scene) => scene.encode(),
+            Content::Bytes { bytes, .. } => bytes.clone(),
         }
     }
 
     /// Most I/Os of one execution: what the limits allow for an image of that many clusters, at the smallest
     /// cluster size, plus what the targets ask for themselves.
     pub fn ios_max(&self) -> u64 {
-        let bytes = match &self.content {
-            Content::Bytes(bytes) => bytes.len(),
-            Content::Sparse(_, pieces) => pieces.iter().map(|(_, bytes)| bytes.len()).sum(),
+        let bytes: usize = match &self.content {
+            Content::File(scene) if scene.len <= BYTES_MAX as u64 => scene.len as usize,
+            Content::File(scene) => scene.pieces.iter().map(|(_, bytes)| bytes.len()).sum(),
+            Content::Bytes { .. } => 0,
         };
         10_000 + 8 * (bytes as u64).div_ceil(512)
     }
 }
 
-/// Valid images to start from.
+/// What to start from.
 #[derive(Default)]
 pub struct Corpus {
     images: Vec<(String, Vec<u8>)>,
+    /// Everything, as it is.
+    all: Vec<(String, Content)>,
 }
 
 impl Corpus {
-    /// The images of a directory, in the order of their names.
+    /// The corpus in a directory, in the order of its names.
+    ///
+    /// # Errors
+    /// The file or directory that cannot be read.
     pub fn load(directory: &Path) -> Result<Self, String> {
-        let entries = std::fs::read_dir(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
-        let mut images = Vec::new();
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let bytes = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-            if bytes.len() <= BYTES_MAX {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                images.push((name, bytes));
+        let images = files(&directory.join(IMAGES))?;
+        let scene =
+            |(name, bytes): &(String, Vec<u8>)| (name.clone(), Content::File(Scene::of_file(&[], bytes)));
+        let mut all: Vec<_> = images.iter().map(scene).collect();
+        for (name, bytes) in files(&directory.join(SCENES))? {
+            all.push((name, Content::File(Scene::decode(&bytes))));
+        }
+        for target in TARGETS.iter().filter(|target| matches!(target.run, Run::Bytes(_))) {
+            for (name, bytes) in files(&directory.join(target.name))? {
+                all.push((name, Content::Bytes { of: target.name, bytes }));
             }
         }
-        images.sort();
-        Ok(Self { images })
+        Ok(Self { images, all })
     }
 
-    /// The images as they are.
-    pub fn inputs(&self) -> Vec<Input> {
-        self.images.iter().map(|(name, bytes)| Input::of_file(name.clone(), bytes.clone())).collect()
+    /// Everything as it is.
+    pub fn inputs(&self) -> impl Iterator<Item = Input> + '_ {
+        self.all.iter().map(|(name, content)| Input::new(name.clone(), content.clone()))
     }
 
-    /// An image of the corpus, or a new one, with one to four fields damaged.
+    /// Something of the corpus, or a new image, with one to four fields damaged.
     pub fn damaged(&self, seed: u64, rng: &mut Rng) -> Input {
+        match self.all.get(rng.below(2 * self.all.len() as u64) as usize) {
+            Some((name, Content::Bytes { of, bytes })) => {
+                let (mut name, mut bytes) = (format!("seed {seed}, {name}"), bytes.clone());
+                for _ in 0..1 + rng.below(4) {
+                    name += &damage_bytes(&mut bytes, rng);
+                }
+                Input { seed, ..Input::new(name, Content::Bytes { of, bytes }) }
+            }
+            _ => self.damaged_image(seed, rng),
+        }
+    }
+
+    fn damaged_image(&self, seed: u64, rng: &mut Rng) -> Input {
         let fresh = self.images.is_empty() || rng.percent(40);
         let (from, mut bytes) = if fresh {
             ("made".to_owned(), made(rng))
@@ -142,9 +171,8 @@ impl Corpus {
             self.images[rng.below(self.images.len() as u64) as usize].clone()
         };
         let mut name = format!("seed {seed}, {from}");
-        let is_image = bytes.get(..4).is_some_and(|magic| magic == b"QFI\xfb");
         let original = bytes.clone();
-        let layout = is_image.then(|| Layout::of(&original));
+        let layout = is_mapped(&original).then(|| Layout::of(&original));
         for _ in 0..1 + rng.below(4) {
             let field = layout.as_ref().and_then(|layout| layout.damage(rng));
             if let Some((field, value, how)) = field
@@ -153,18 +181,49 @@ impl Corpus {
                 put(&mut bytes, &field, value);
                 name += &format!(", {} {how} {value:#x}", field.name);
             } else {
-                let at = rng.below(bytes.len() as u64) as usize;
-                let value = rng.below(256) as u8;
-                bytes[at] = value;
-                name += &format!(", byte {at:#x} {value:#x}");
+                name += &damage_bytes(&mut bytes, rng);
             }
         }
         if rng.percent(5) {
             bytes.truncate(rng.below(bytes.len() as u64 + 1) as usize);
             name += &format!(", cut to {}", bytes.len());
         }
-        Input { name, seed, content: Content::Bytes(bytes), limits: Limits::default() }
+        Input { seed, ..Input::of_image(name, &bytes) }
     }
+}
+
+/// Where the corpus of a target lies, for a fuzzer: the name of the subdirectory.
+pub fn corpus_of(target: &Target) -> &'static str {
+    match target.run {
+        Run::Image(_) => SCENES,
+        Run::Bytes(_) => target.name,
+    }
+}
+
+/// Gives one byte another value; says which.
+fn damage_bytes(bytes: &mut [u8], rng: &mut Rng) -> String {
+    let at = rng.below(bytes.len() as u64) as usize;
+    let value = rng.below(256) as u8;
+    match bytes.get_mut(at) {
+        Some(byte) => *byte = value,
+        None => return String::new(),
+    }
+    format!(", byte {at:#x} {value:#x}")
+}
+
+/// The files of a directory that are not too large.
+fn files(directory: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
+    let entries = std::fs::read_dir(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
+    let mut files = Vec::new();
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let bytes = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        if bytes.len() <= BYTES_MAX {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.push((name, bytes));
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// An image made and written by the engine.
@@ -262,7 +321,7 @@ pub fn hostile() -> Vec<Input> {
     let sparse = |name: &str, len, pieces, limits| Input {
         name: name.into(),
         seed: 0,
-        content: Content::Sparse(len, pieces),
+        content: Content::File(Scene { choices: Vec::new(), len, pieces }),
         limits,
     };
     vec![

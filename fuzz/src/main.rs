@@ -1,22 +1,9 @@
-//! Fuzzing in a seeded loop, on the stable toolchain: a valid image, its fields damaged, and what the engine makes
-//! of it.
-//!
-//! | module | duty |
-//! |---|---|
-//! | [`input`] | images: from the corpus, made by the engine, damaged; a few hostile ones by construction |
-//! | [`target`] | what is done to an image, and what must hold |
-//! | [mod@file] | the file below, in memory: counts I/Os |
-//! | [`heap`] | counts memory (the only `unsafe` here) |
-//!
-//! The limits of `reliability.md`, 4.9, hold for each execution: heap, I/Os, time. The same seed does the same.
+//! Fuzzing in a seeded loop, on the stable toolchain with nothing else installed: something valid, its fields damaged,
+//! and what is made of it. The same seed does the same.
 #![deny(unsafe_code)]
 
-mod file;
-mod heap;
-mod input;
-mod target;
-
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,15 +12,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cowbell_difftest::rng::Rng;
-use input::{Corpus, Input};
-use target::{TARGETS, Target};
+use cowbell_fuzz::execute::{Executed, execute, suits};
+use cowbell_fuzz::heap;
+use cowbell_fuzz::input::{self, Corpus, Input};
+use cowbell_fuzz::scene::Scene;
+use cowbell_fuzz::target::{TARGETS, Target};
 
 #[global_allocator]
 static HEAP: heap::Counting = heap::Counting;
 
 const USAGE: &str = "\
 usage: cowbell-fuzz [--seconds N] [--seed N] [--count N] [--target NAME] [--corpus DIR] [--out DIR] [FILE]...
-With FILEs, only these are tried, on every target.";
+       cowbell-fuzz --targets
+       cowbell-fuzz --scene IMAGE DECISIONS
+With FILEs, only these are tried: what begins as an image does on every target of images, other files on the target
+that is named, as a file of the corpus. --targets lists them with the names of their corpora. --scene writes an image, and decisions in hexadecimal, as such a file.";
 
 /// Findings that are known and open: one signature per line, with what is to become of it. They are counted and
 /// named, and do not fail the run.
@@ -44,10 +37,6 @@ fn is_known(signature: &str) -> bool {
     lines.filter(|line| !line.is_empty()).any(|known| signature == known)
 }
 
-/// Most bytes of heap one execution may take, beside the file itself.
-const HEAP_BYTES_MAX: u64 = 64 << 20;
-/// Longest execution.
-const TIME_MAX: Duration = Duration::from_secs(1);
 /// An execution that takes this long never ends: the program says which it was, and stops.
 const HANG_S: u64 = 20;
 
@@ -88,10 +77,39 @@ impl Options {
         }
         Some(options)
     }
+
+    fn wants(&self, target: &Target) -> bool {
+        self.target.as_deref().is_none_or(|only| only == target.name)
+    }
+}
+
+/// Writes an image and decisions as a file of the corpus to the standard output.
+fn write_scene(image: &str, decisions: &str) -> Result<(), String> {
+    let bytes = std::fs::read(image).map_err(|e| format!("{image}: {e}"))?;
+    let pair = |at: usize| decisions.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    let choices: Option<Vec<u8>> = (0..decisions.len()).step_by(2).map(pair).collect();
+    let choices = choices.ok_or_else(|| format!("{decisions}: pairs of hexadecimal digits expected"))?;
+    let scene = Scene::of_file(&choices, &bytes).encode();
+    std::io::stdout().write_all(&scene).map_err(|e| format!("standard output: {e}"))
 }
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|flag| flag == "--targets") {
+        TARGETS.iter().for_each(|target| println!("{} {}", target.name, input::corpus_of(target)));
+        return ExitCode::SUCCESS;
+    }
+    if let [flag, image, decisions] = args.as_slice()
+        && flag == "--scene"
+    {
+        return match write_scene(image, decisions) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("cowbell-fuzz: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let Some(options) = Options::parse(&args) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
@@ -165,7 +183,7 @@ impl Session {
         } else {
             for path in self.options.files.clone() {
                 let bytes = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-                self.run_all(&Input::of_file(path.display().to_string(), bytes));
+                self.run_file(path.display().to_string(), &bytes);
             }
         }
         let seconds = began.elapsed().as_secs_f64();
@@ -188,7 +206,8 @@ impl Session {
 
     /// The corpus as it is, and the images that are hostile by construction.
     fn run_fixed(&mut self) {
-        for input in self.corpus.inputs() {
+        let whole: Vec<Input> = self.corpus.inputs().collect();
+        for input in whole {
             self.run_all(&input);
         }
         for input in input::hostile() {
@@ -209,9 +228,20 @@ impl Session {
         }
     }
 
+    fn run_file(&mut self, name: String, bytes: &[u8]) {
+        if bytes.starts_with(b"QFI\xfb") {
+            return self.run_all(&Input::of_image(name, bytes));
+        }
+        for target in TARGETS {
+            if self.options.wants(target) {
+                self.execute(target, &Input::of_corpus(target, name.clone(), bytes));
+            }
+        }
+    }
+
     fn run_all(&mut self, input: &Input) {
         for target in TARGETS {
-            if self.options.target.as_deref().is_none_or(|only| only == target.name) {
+            if self.options.wants(target) && suits(target, input) {
                 self.execute(target, input);
             }
         }
@@ -221,25 +251,17 @@ impl Session {
         if let Ok(mut present) = PRESENT.lock() {
             *present = format!("{} on {}", target.name, input.name);
         }
-        let file = input.file();
-        let before = heap::start();
-        let began = Instant::now();
         EXECUTING.store(true, Ordering::Relaxed);
-        let result = catch_unwind(AssertUnwindSafe(|| (target.run)(&file, input.seed)));
+        let result = catch_unwind(AssertUnwindSafe(|| execute(target, input)));
         EXECUTING.store(false, Ordering::Relaxed);
-        let took = began.elapsed();
-        let grown = file.allocated().saturating_sub(input.allocated());
-        let heap_bytes = heap::peak().saturating_sub(before).saturating_sub(grown);
         EXECUTIONS.fetch_add(1, Ordering::Relaxed);
-        let slowest = self.slowest.entry(target.name).or_default();
-        *slowest = (*slowest).max(took);
         let complaint = match result {
             Err(_) => Some(LAST_PANIC.lock().map(|text| text.clone()).unwrap_or_default()),
-            Ok(Err(complaint)) => Some(complaint),
-            Ok(Ok(())) if heap_bytes > HEAP_BYTES_MAX => Some(format!("heap: {} MiB", heap_bytes >> 20)),
-            Ok(Ok(())) if file.ios() > input.ios_max() => Some("I/Os: more than the limit".into()),
-            Ok(Ok(())) if took > TIME_MAX => Some("time: more than a second".into()),
-            Ok(Ok(())) => input.limits.broken(target.name, took, heap_bytes),
+            Ok(Executed { took, complaint }) => {
+                let slowest = self.slowest.entry(target.name).or_default();
+                *slowest = (*slowest).max(took);
+                complaint
+            }
         };
         if let Some(complaint) = complaint {
             self.report(target, input, &complaint);
@@ -257,16 +279,16 @@ impl Session {
             return;
         }
         println!("FINDING {} on {}: {complaint}", target.name, input.name);
-        let name = format!("{}-{}.img", target.name, self.found.len());
+        let name = format!("{}-{}", target.name, self.found.len());
         let path = self.options.out.join(name);
-        let saved = match input.bytes() {
-            Some(bytes) => {
-                std::fs::create_dir_all(&self.options.out).and_then(|()| std::fs::write(&path, bytes))
-            }
-            None => Ok(()),
-        };
+        let bytes = input.bytes();
+        let saved = std::fs::create_dir_all(&self.options.out).and_then(|()| std::fs::write(&path, bytes));
         match saved {
-            Ok(()) => println!("    again: cargo run --release -p cowbell-fuzz -- {}", path.display()),
+            Ok(()) => println!(
+                "    again: cargo run --release -p cowbell-fuzz --bin cowbell-fuzz -- --target {} {}",
+                target.name,
+                path.display()
+            ),
             Err(error) => println!("    (not saved: {error})"),
         }
     }

@@ -9,10 +9,7 @@ use crate::cargo;
 use crate::reference::Reference;
 use crate::sim::{self, Share};
 use crate::step::{Outcome, Steps};
-use crate::{demo, guest, packages, startup, tidy};
-
-/// Damaged images that CI tries, the same each time: what is new is for the soak to find. About half a minute.
-const FUZZ_COUNT: &str = "15000";
+use crate::{demo, fuzz, guest, packages, startup, tidy};
 
 /// What becomes of a check that cannot run here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +52,7 @@ pub fn run(strictness: Strictness) -> Result<bool> {
     steps.run("linux guest", guest::linux);
     steps.run("README and demo", demo::run);
     steps.run("differential tests", || difftest(&[]));
-    steps.run("fuzz smoke", || fuzz_with(&["--count", FUZZ_COUNT, "--seconds", "180"]));
+    steps.run("fuzz smoke", fuzz::smoke);
     sim::steps(&mut steps, Share::CI, sim::CI_SEEDS);
     Ok(conclude(&steps, strictness))
 }
@@ -100,14 +97,4 @@ pub fn difftest(args: &[String]) -> Result<Outcome> {
     let mut call = vec!["--cowbell", &ours];
     call.extend(args.iter().map(String::as_str));
     cargo::program(&program, &call)
-}
-
-/// Fuzzing in a seeded loop.
-pub fn fuzz(seconds: u64) -> Result<Outcome> {
-    fuzz_with(&["--seconds", &seconds.to_string()])
-}
-
-fn fuzz_with(args: &[&str]) -> Result<Outcome> {
-    let program = cargo::release_program("cowbell-fuzz", "cowbell-fuzz", &[])?;
-    cargo::program(&program, args)
 }

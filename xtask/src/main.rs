@@ -8,6 +8,7 @@
 //! | [`sim`] | the simulation: short in CI, long in a soak |
 //! | [mod@reference] | finds the reference's tools and judges their version |
 //! | [`startup`] | what starting the program costs |
+//! | [`mod@fuzz`] | hostile input: a seeded loop, and libFuzzer where it can be compiled |
 //! | [`demo`] | the README's commands exist, and the demo runs |
 //! | [`guest`] | a real Linux for the machine, and what must hold with it |
 //! | [`tidy`] | rules on the tree that are worth a test |
@@ -19,6 +20,7 @@ mod bench;
 mod cargo;
 mod ci;
 mod demo;
+mod fuzz;
 mod guest;
 mod packages;
 mod reference;
@@ -41,7 +43,7 @@ usage: cargo xtask COMMAND
   sim                        the simulation, with CI's share of minutes
   soak [--minutes N]         the simulation, fuzzing and differential tests for longer (default 60)
   difftest [ARGUMENT]...     differential tests against the reference's tools
-  fuzz [--seconds N]         fuzzing in a seeded loop (default 60)
+  fuzz [--seconds N]         fuzzing in a seeded loop, then guided by coverage (default 60)
   guest linux                gets Debian's riscv64 kernel by apt, and checks the machine with it
   guest programs             builds the small guests again and compares
   bench [FILTER] [--output json] [--pairs N]
@@ -74,7 +76,7 @@ fn run(args: &[String]) -> Result<bool> {
         "difftest" => ci::alone("differential tests", || ci::difftest(rest)),
         "fuzz" => {
             let seconds = number(rest, "--seconds", 60)?;
-            ci::alone("fuzz", || ci::fuzz(seconds))
+            ci::alone("fuzz", || fuzz::run(seconds))
         }
         "guest" => guest::run(rest),
         "bench" if rest.first().is_some_and(|first| first == "machine") => guest::bench::run(&rest[1..]),

@@ -9,8 +9,10 @@ use anyhow::Result;
 use crate::step::Outcome;
 
 /// Program, Debian package, and what needs it.
-const PROGRAMS: [(&str, &str, &str); 1] =
-    [("cryptsetup", "cryptsetup-bin", "LUKS volumes both ways with cryptsetup")];
+const PROGRAMS: [(&str, &str, &str); 2] = [
+    ("cryptsetup", "cryptsetup-bin", "LUKS volumes both ways with cryptsetup"),
+    ("c++", "g++", "fuzzing that is guided by coverage: libFuzzer is C++"),
+];
 
 /// Installs what is missing.
 pub fn run() -> Result<Outcome> {

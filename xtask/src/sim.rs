@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::cargo;
 use crate::ci::{self, Strictness};
+use crate::fuzz;
 use crate::step::{Outcome, Steps};
 use crate::targets::Reached;
 
@@ -70,7 +71,7 @@ pub fn run(share: Share) -> Result<bool> {
 pub fn soak(minutes: u64) -> Result<bool> {
     let mut all = Steps::default();
     steps(&mut all, Share::scaled_to(minutes as f64 / 2.0), &[]);
-    all.run("fuzz", || ci::fuzz(minutes * 60 / 4));
+    all.run("fuzz", || fuzz::run(minutes * 60 / 4));
     let seconds = (minutes * 60 / 4).to_string();
     all.run("differential tests", || {
         ci::difftest(&["--sequences".into(), "10000".into(), "--seconds".into(), seconds])

@@ -119,7 +119,9 @@ impl<'a> Layout<'a> {
         let clusters = self.bytes.len() as u64 / self.cluster;
         let block = get(self.bytes, self.table_offset, 8) & !511;
         let bytes = (clusters * bits).div_ceil(8).min(self.cluster);
-        (block..block + bytes).map(|offset| Field { name: "refcount", offset, width: 1 }).collect()
+        (block..block.saturating_add(bytes))
+            .map(|offset| Field { name: "refcount", offset, width: 1 })
+            .collect()
     }
 
     /// Fields of the first entry of the snapshot table.
@@ -190,14 +192,14 @@ impl<'a> Layout<'a> {
 /// A big-endian number; zero beyond the end.
 pub fn get(bytes: &[u8], offset: u64, width: usize) -> u64 {
     let start = offset as usize;
-    let field = bytes.get(start..start + width).unwrap_or_default();
+    let field = bytes.get(start..start.saturating_add(width)).unwrap_or_default();
     field.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 /// Overwrites a field; nothing happens beyond the end.
 pub fn put(bytes: &mut [u8], field: &Field, value: u64) {
     let start = field.offset as usize;
-    if let Some(place) = bytes.get_mut(start..start + field.width) {
+    if let Some(place) = bytes.get_mut(start..start.saturating_add(field.width)) {
         place.copy_from_slice(&value.to_be_bytes()[8 - field.width..]);
     }
 }

@@ -34,7 +34,7 @@ pub use create::{Algorithms, CreateOptions, NewVolume, create};
 pub use driver::LuksDriver;
 pub use header::{Header, HeaderError, Placement};
 pub use keys::{Area, MasterKey, WrongPassphrase};
-pub use node::Luks;
+pub use node::{Luks, OpenOptions};
 pub use sector::{SECTOR, SectorCipher, SpecError};
 
 /// The driver's name.

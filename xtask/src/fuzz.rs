@@ -1,0 +1,137 @@
+//! Fuzzing: a seeded loop that needs nothing, and libFuzzer, which is guided by the coverage that it sees.
+//!
+//! libFuzzer is C++. Where that cannot be compiled the guided part is left out with a message and the step passes: the
+//! seeded loop has run every target over the whole corpus by then.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::cargo;
+use crate::step::Outcome;
+
+/// Damaged inputs that CI tries in the seeded loop, the same each time: what is new is for the soak to find. About half
+/// a minute.
+const CI_COUNT: &str = "15000";
+/// Seconds of guided fuzzing in CI, all targets together.
+const CI_GUIDED_SECONDS: u64 = 22;
+/// Counts coverage of our code, and tells libFuzzer what is compared. All of it is for the stable compiler.
+const COVERAGE_FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing";
+/// What CI runs.
+pub fn smoke() -> Result<Outcome> {
+    match seeded(&["--count", CI_COUNT, "--seconds", "180"])? {
+        Outcome::Passed => guided(CI_GUIDED_SECONDS, Chance::Same),
+        other => Ok(other),
+    }
+}
+
+/// Both ways of fuzzing, for so many seconds in all.
+pub fn run(seconds: u64) -> Result<Outcome> {
+    match seeded(&["--seconds", &(seconds / 2).to_string()])? {
+        Outcome::Passed => guided(seconds.div_ceil(2), Chance::New),
+        other => Ok(other),
+    }
+}
+
+fn seeded(args: &[&str]) -> Result<Outcome> {
+    let program = cargo::release_program("cowbell-fuzz", "cowbell-fuzz", &[])?;
+    cargo::program(&program, args)
+}
+
+/// Where libFuzzer's random numbers come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Chance {
+    /// The same each time.
+    Same,
+    /// New ones.
+    New,
+}
+
+/// Every target over its corpus, and its share of the seconds beyond.
+fn guided(seconds: u64, chance: Chance) -> Result<Outcome> {
+    if !compiles_cpp() {
+        println!("!!! no C++ compiler (Debian: g++): the coverage-guided part is left out");
+        return Ok(Outcome::Passed);
+    }
+    let host = host()?;
+    println!("$ cargo build --profile fuzz --target {host} -p cowbell-fuzz --features guided");
+    let args = ["build", "--quiet", "--profile", "fuzz", "--target", &host, "-p", "cowbell-fuzz", "--bin"];
+    let args = [&args[..], &["cowbell-fuzz-guided", "--features", "guided"]].concat();
+    match cargo::call_with(&args, &[("RUSTFLAGS", COVERAGE_FLAGS)])? {
+        Outcome::Passed => {}
+        other => return Ok(other),
+    }
+    let program = cargo::target_directory()?.join(&host).join("fuzz/cowbell-fuzz-guided");
+    let targets = targets()?;
+    let each = (seconds / targets.len().max(1) as u64).max(1);
+    for (target, corpus) in &targets {
+        if !fuzz_one(&program, target, corpus, each, chance)? {
+            return Ok(Outcome::Failed(format!("the target {target} has a finding: target/fuzz/{target}-*")));
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Every target, and the directory of its corpus.
+fn targets() -> Result<Vec<(String, String)>> {
+    let program = cargo::release_program("cowbell-fuzz", "cowbell-fuzz", &[])?;
+    let output = Command::new(&program).arg("--targets").output().context("starting cowbell-fuzz")?;
+    let text = String::from_utf8(output.stdout).context("what cowbell-fuzz --targets printed")?;
+    let pair =
+        |line: &str| line.split_once(' ').map(|(target, corpus)| (target.to_owned(), corpus.to_owned()));
+    text.lines().map(pair).collect::<Option<_>>().context("what cowbell-fuzz --targets printed")
+}
+
+/// Whether one target holds. What is found on the way stays in a corpus of its own.
+fn fuzz_one(program: &Path, target: &str, corpus: &str, seconds: u64, chance: Chance) -> Result<bool> {
+    let found = format!("target/fuzz/corpus/{target}");
+    std::fs::create_dir_all(&found).with_context(|| found.clone())?;
+    let mut command = Command::new(program);
+    command.env("COWBELL_FUZZ_TARGET", target).args([
+        format!("-max_total_time={seconds}"),
+        "-max_len=65536".into(),
+        "-timeout=20".into(),
+        "-rss_limit_mb=1024".into(),
+        "-reload=0".into(),
+        "-verbosity=0".into(),
+        "-print_final_stats=1".into(),
+        format!("-artifact_prefix=target/fuzz/{target}-"),
+    ]);
+    if chance == Chance::Same {
+        command.arg("-seed=1");
+    }
+    let dictionary = format!("fuzz/dictionaries/{target}.txt");
+    if Path::new(&dictionary).exists() {
+        command.arg(format!("-dict={dictionary}"));
+    }
+    command.args([found, format!("fuzz/corpus/{corpus}")]);
+    let output = command.output().with_context(|| format!("starting {}", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let stat = |name: &str| {
+        let line = text.lines().find(|line| line.contains(name));
+        line.and_then(|line| line.rsplit(' ').next()).unwrap_or("?").to_owned()
+    };
+    let (runs, speed) = (stat("number_of_executed_units"), stat("average_exec_per_sec"));
+    println!("guided {target:<10} {runs:>8} executions, {speed:>6}/s");
+    if !output.status.success() {
+        println!("{text}");
+    }
+    Ok(output.status.success())
+}
+
+/// What C++ is compiled with, as the `cc` crate finds it.
+fn compiles_cpp() -> bool {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    Command::new(compiler).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// The triple of this machine, as the compiler calls it. Named, so that what runs while building is not instrumented.
+fn host() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("starting rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(line.context("rustc names no host")?.to_owned())
+}
