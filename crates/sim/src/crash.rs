@@ -30,6 +30,8 @@ impl Depth {
         Self { exhaustive_ios: 16, random_subsets: 1000, random_masks: 256, tears_per_io: 16 };
     /// For random workloads, where breadth pays more.
     pub const QUICK: Self = Self { exhaustive_ios: 6, random_subsets: 32, random_masks: 16, tears_per_io: 4 };
+    /// For a second cut that is one of many.
+    pub const GLANCE: Self = Self { exhaustive_ios: 3, random_subsets: 4, random_masks: 2, tears_per_io: 1 };
 }
 
 #[derive(Clone, Copy)]

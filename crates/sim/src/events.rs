@@ -9,7 +9,6 @@ pub const NOT_ANNOUNCED: &[(DebugEvent, &str)] = &[
     (DebugEvent::None, "no event: what a request without one is tagged with"),
     (DebugEvent::RefblockUpdate, "refcount blocks are written in parts: refblock_update_part"),
     (DebugEvent::ClusterFree, "freeing is memory's until a flush, which has events of its own"),
-    (DebugEvent::EmptyImagePrepare, "an image is not emptied in place"),
     (DebugEvent::L1ShrinkWriteTable, "shrinking leaves the L1 table as long as it is"),
     (DebugEvent::L1ShrinkFreeL2Clusters, "shrinking leaves the L1 table as long as it is"),
     (DebugEvent::CorWrite, "copy-on-read is a filter, above the image"),
@@ -24,6 +23,7 @@ pub const NOT_REACHED: &[(DebugEvent, &str)] = &[
         DebugEvent::FlushToOs,
         "announced by the edge above an image, and the guest submits to the image itself",
     ),
+    (DebugEvent::EmptyImagePrepare, "an image is emptied by a commit, which the guest has no operation for"),
     (DebugEvent::PwritevZero, "zeroes are written by preallocation and to data files only"),
 ];
 

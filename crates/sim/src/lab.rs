@@ -62,6 +62,8 @@ pub struct Effort {
     pub recover_one_in: u64,
     /// Most recoveries from one run.
     pub recoveries_max: usize,
+    /// One in so many of the others is recovered from as well, and what follows is cut at a few places only; 0 for none.
+    pub glance_one_in: u64,
     /// Whether the power is cut again during what follows a recovery.
     pub second_cut: bool,
     /// Whether what was recovered is also checked and repaired when it has no leaks.
@@ -70,15 +72,54 @@ pub struct Effort {
 
 impl Effort {
     /// Everything, with recovery from 2 % of the states.
-    pub const FULL: Self =
-        Self { depth: Depth::FULL, recover_one_in: 40, recoveries_max: 12, second_cut: true, repair: true };
+    pub const FULL: Self = Self {
+        depth: Depth::FULL,
+        recover_one_in: 40,
+        recoveries_max: 12,
+        glance_one_in: 60,
+        second_cut: true,
+        repair: true,
+    };
     /// For random workloads.
-    pub const QUICK: Self =
-        Self { depth: Depth::QUICK, recover_one_in: 30, recoveries_max: 6, second_cut: true, repair: false };
+    pub const QUICK: Self = Self {
+        depth: Depth::QUICK,
+        recover_one_in: 30,
+        recoveries_max: 6,
+        glance_one_in: 60,
+        second_cut: true,
+        repair: false,
+    };
     /// No recovery.
-    pub const STATES: Self =
-        Self { depth: Depth::FULL, recover_one_in: 0, recoveries_max: 0, second_cut: false, repair: false };
+    pub const STATES: Self = Self {
+        depth: Depth::FULL,
+        recover_one_in: 0,
+        recoveries_max: 0,
+        glance_one_in: 0,
+        second_cut: false,
+        repair: false,
+    };
 }
+
+/// A cut that is recovered from.
+struct Recovery {
+    start: Start,
+    cut: Cut,
+    again: Again,
+}
+
+/// How the power is cut again during what follows a recovery.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// Wherever it may be.
+    Everywhere,
+    /// At a few places, in a few ways.
+    Here,
+}
+
+/// Most recoveries from one run that are followed by a glance.
+const GLANCES_MAX: usize = 40;
+/// Places of a glance.
+const GLANCED_AT: usize = 2;
 
 /// Where a run is cut.
 #[derive(Clone, Copy)]
@@ -161,9 +202,20 @@ impl Lab {
         effort: Effort,
         leaks_before: u64,
     ) -> Result<(), Found> {
+        self.explore_at(scenario, run, effort, leaks_before, &cut_times(run))
+    }
+
+    fn explore_at(
+        &mut self,
+        scenario: &Scenario,
+        run: &Run,
+        effort: Effort,
+        leaks_before: u64,
+        times: &[u64],
+    ) -> Result<(), Found> {
         let mut cuts = Vec::new();
         self.judge.begin_run();
-        for time in cut_times(run) {
+        for time in times.iter().copied() {
             let place = Place { time, survivors: None, leaks_before };
             self.one_cut(scenario, run, place, effort, &mut cuts)?;
         }
@@ -177,7 +229,7 @@ impl Lab {
         run: &Run,
         place: Place<'_>,
         effort: Effort,
-        cuts: &mut Vec<(Start, Cut)>,
+        cuts: &mut Vec<Recovery>,
     ) -> Result<(), Found> {
         let Place { time, survivors, leaks_before } = place;
         let built = self.built(&scenario.config);
@@ -209,10 +261,15 @@ impl Lab {
                         return ControlFlow::Break(());
                     }
                 }
-                Ok(true) if wants_recovery(effort, set, cuts.len()) || survivors.is_some() => {
-                    cuts.push((judge.start(set, &case), cut(set)));
+                Ok(new) => {
+                    let wanted = match survivors {
+                        Some(_) => Some(Again::Everywhere),
+                        None => wanted_recovery(effort, set, cuts).filter(|_| new),
+                    };
+                    if let Some(again) = wanted {
+                        cuts.push(Recovery { start: judge.start(set, &case), cut: cut(set), again });
+                    }
                 }
-                Ok(_) => {}
             }
             ControlFlow::Continue(())
         };
@@ -229,14 +286,9 @@ impl Lab {
     }
 
     /// Opens what cuts left, reads everything, goes on with the workload, and cuts the power again.
-    fn recover_all(
-        &mut self,
-        scenario: &Scenario,
-        cuts: Vec<(Start, Cut)>,
-        effort: Effort,
-    ) -> Result<(), Found> {
+    fn recover_all(&mut self, scenario: &Scenario, cuts: Vec<Recovery>, effort: Effort) -> Result<(), Found> {
         let built = self.built(&scenario.config);
-        for (start, cut) in cuts {
+        for Recovery { start, cut, again: place } in cuts {
             let leaks = start.leaks;
             let again = Scenario { faults: Vec::new(), cut: None, ..scenario.clone() };
             self.figures.recoveries += 1;
@@ -245,14 +297,24 @@ impl Lab {
                 found.cut = Some(cut.clone());
                 found
             };
-            if self.subject.can_check() && (effort.repair || start.leaks > 0) {
+            let everywhere = place == Again::Everywhere;
+            if everywhere && self.subject.can_check() && (effort.repair || start.leaks > 0) {
                 self.figures.repairs += 1;
                 repair::check_and_repair(self, &again, &built, &start).map_err(|f| at_cut(f.into()))?;
             }
             let run = self.session(&again, &built, start).map_err(at_cut)?;
             if effort.second_cut {
-                let second = Effort { depth: Depth { random_masks: 4, ..Depth::QUICK }, ..Effort::STATES };
-                self.explore(&again, &run, second, leaks).map_err(at_cut)?;
+                let depth =
+                    if everywhere { Depth { random_masks: 4, ..Depth::QUICK } } else { Depth::GLANCE };
+                let mut times = cut_times(&run);
+                if !everywhere {
+                    let mut rng = Rng::stream(scenario.seed ^ cut.step, Concern::Crash);
+                    while times.len() > GLANCED_AT {
+                        times.swap_remove(rng.below(times.len() as u64) as usize);
+                    }
+                }
+                let second = Effort { depth, ..Effort::STATES };
+                self.explore_at(&again, &run, second, leaks, &times).map_err(at_cut)?;
             }
         }
         Ok(())
@@ -264,8 +326,15 @@ fn asks_reference(set: &CrashSet) -> bool {
     set.state().key.rotate_left(32).is_multiple_of(1000)
 }
 
-fn wants_recovery(effort: Effort, set: &CrashSet, taken: usize) -> bool {
-    effort.recover_one_in > 0
-        && taken < effort.recoveries_max
-        && set.state().key.is_multiple_of(effort.recover_one_in)
+fn wanted_recovery(effort: Effort, set: &CrashSet, taken: &[Recovery]) -> Option<Again> {
+    let key = set.state().key;
+    let one_in = |n: u64| n > 0 && key.is_multiple_of(n);
+    let taken = |again: Again| taken.iter().filter(|recovery| recovery.again == again).count();
+    if one_in(effort.recover_one_in) && taken(Again::Everywhere) < effort.recoveries_max {
+        Some(Again::Everywhere)
+    } else if one_in(effort.glance_one_in) && taken(Again::Here) < GLANCES_MAX {
+        Some(Again::Here)
+    } else {
+        None
+    }
 }

@@ -32,7 +32,8 @@ pub fn shrink(lab: &mut Lab, scenario: &Scenario, found: &Found, effort: Effort)
     let kind = kind(found.failure.oracle);
     let open = Scenario { cut: None, ..scenario.clone() };
     // Which states are recovered from is drawn by their hashes, which change with every operation taken away.
-    let effort = Effort { recover_one_in: effort.recover_one_in.min(1), recoveries_max: 40, ..effort };
+    let one_in = effort.recover_one_in.max(effort.glance_one_in).min(1);
+    let effort = Effort { recover_one_in: one_in, recoveries_max: 40, ..effort };
     let mut shrinker = Shrinker { lab, kind, effort, tries: 0, best: open, found: found.clone() };
     // The schedule as a list of choices survives changes of the operations better than a seed does.
     shrinker.plain_schedule();
