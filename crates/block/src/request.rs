@@ -122,7 +122,8 @@ bitflags! {
         const PREFETCH = 1 << 4;
         /// Wait for, and hold off, every overlapping request.
         const SERIALISING = 1 << 5;
-        /// The content does not change (commit and stream write what reads already return).
+        /// The content does not change (rebase and stream write what reads already return): the node is to hold it
+        /// itself, also where it would not have to.
         const WRITE_UNCHANGED = 1 << 6;
         /// A status question whose answer may cost more: holes are looked for below what a format calls data.
         const PRECISE = 1 << 7;

@@ -12,6 +12,7 @@ pub(crate) mod facts;
 mod info;
 mod map;
 mod measure;
+mod rebase;
 mod resize;
 mod snapshot;
 pub(crate) mod target;
@@ -75,6 +76,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         "info" => info::run,
         "map" => map::run,
         "measure" => measure::run,
+        "rebase" => rebase::run,
         "resize" => resize::run,
         "snapshot" => snapshot::run,
         other => bail!("{other}: not available in this version of cowbell"),

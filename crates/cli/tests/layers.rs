@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -22,6 +22,19 @@ fn good(dir: &Path, args: &[&str]) -> String {
     let output = run(dir, args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
+}
+
+/// Ends a child at once, and waits until the kernel has let go of its files: what a ring still has in flight holds
+/// them for a moment longer than the process lives.
+fn kill(dir: &Path, mut child: Child) {
+    // It may have ended.
+    let _ = child.kill();
+    child.wait().expect("it ends");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !run(dir, &["img", "info", "top.q"]).status.success() {
+        assert!(Instant::now() < deadline, "the image stays locked");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn bad(dir: &Path, args: &[&str]) -> String {
@@ -74,10 +87,9 @@ fn a_killed_commit_loses_nothing() {
     for after_ms in [100, 700, 1500, 2600] {
         let dir = chain();
         let before = content(dir.path(), "top.q");
-        let mut child = slow_commit(dir.path());
+        let child = slow_commit(dir.path());
         std::thread::sleep(Duration::from_millis(after_ms));
-        child.kill().expect("killed");
-        child.wait().expect("it ends");
+        kill(dir.path(), child);
         assert!(content(dir.path(), "top.q") == before, "killed after {after_ms} ms");
         check(dir.path(), "base.q");
         check(dir.path(), "top.q");
@@ -160,4 +172,54 @@ fn what_was_committed_is_told() {
     assert_eq!(value["grown-bytes"], 4 << 20);
     assert_eq!((&value["base"], &value["emptied"]), (&"base.q".into(), &true.into()));
     assert_eq!(value["zero-bytes"], 64 << 10);
+}
+
+/// Rebases `top.q` from `base.q` to `other.q`, with a cut at each of a number of times.
+#[test]
+fn a_killed_rebase_loses_nothing() {
+    for after_ms in [0, 5, 10, 15, 20, 30, 50] {
+        let dir = chain();
+        create(dir.path(), &["other.q", "9M"]);
+        write(dir.path(), "other.q", &["write -q -P 7 256k 8M"]);
+        let before = content(dir.path(), "top.q");
+        let mut rebase = command(dir.path(), &["img", "rebase", "-b", "other.q", "-F", "qcow2", "top.q"]);
+        let child = rebase.spawn().expect("the program runs");
+        std::thread::sleep(Duration::from_millis(after_ms));
+        kill(dir.path(), child);
+        assert!(content(dir.path(), "top.q") == before, "killed after {after_ms} ms");
+        check(dir.path(), "top.q");
+        good(dir.path(), &["img", "rebase", "-b", "other.q", "-F", "qcow2", "top.q"]);
+        let info = good(dir.path(), &["img", "info", "top.q"]);
+        assert!(info.contains("backing file: other.q"), "{info}");
+        assert!(content(dir.path(), "top.q") == before);
+        check(dir.path(), "top.q");
+    }
+}
+
+#[test]
+fn a_rebase_that_runs_out_of_space_changes_no_name() {
+    for event in ["write_aio", "l2_update", "refblock_alloc", "cluster_alloc", "flush_to_os"] {
+        let dir = chain();
+        let before = content(dir.path(), "top.q");
+        let text = format!(
+            "driver=qcow2,file.driver=blkdebug,file.image.driver=file,file.image.filename=top.q,\
+             file.inject-error.0.event={event},file.inject-error.0.errno=28,\
+             backing.driver=qcow2,backing.file.driver=file,backing.file.filename=base.q"
+        );
+        let output = run(dir.path(), &["img", "rebase", "-b", "", "--image-opts", &text]);
+        let info = good(dir.path(), &["img", "info", "top.q"]);
+        assert_eq!(output.status.success(), !info.contains("backing file:"), "{event}: {info}");
+        assert!(content(dir.path(), "top.q") == before, "{event}");
+        check(dir.path(), "top.q");
+    }
+}
+
+#[test]
+fn what_was_rebased_is_told() {
+    let dir = chain();
+    let text = good(dir.path(), &["img", "rebase", "-b", "", "--output=json", "top.q"]);
+    let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    // Up to 512 KiB, and from the end of the zeroes, but for the rest of their clusters, to 1 MiB.
+    assert_eq!(value["data-bytes"], (512 << 10) + (384 << 10));
+    assert_eq!(value["backing-filename"], serde_json::Value::Null);
 }

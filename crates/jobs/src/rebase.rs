@@ -173,8 +173,10 @@ impl Job<'_> {
 
     async fn read_new(&self, piece: &Piece) -> Result<Buf> {
         let offset = piece.offset;
-        let Some(root) = self.new else { return Ok(Buf::zeroed(piece.len as usize)) };
-        let real = root.node().len().saturating_sub(offset).min(piece.len) as usize;
+        let real = |root: &Root| root.node().len().saturating_sub(offset).min(piece.len) as usize;
+        let Some((root, real)) = self.new.map(|root| (root, real(root))).filter(|(_, real)| *real > 0) else {
+            return Ok(Buf::zeroed(piece.len as usize));
+        };
         let read = root.submit(Request::read(offset, Buf::scratch(real))).finish().await.into_bufs();
         let data = read.map_err(|source| Error::ReadNew { offset, source })?.to_contiguous_or_self();
         if real as u64 == piece.len {
@@ -194,14 +196,15 @@ impl Job<'_> {
             Store::Compressed if whole => Flags::COMPRESSED,
             _ => Flags::empty(),
         };
-        let request = Request::write(offset, data).with_flags(flags);
+        let request = Request::write(offset, data).with_flags(flags | Flags::WRITE_UNCHANGED);
         let written = self.top.submit(request).finish().await.into_bufs();
         written.map_err(|source| Error::Write { offset, source })?.recycle();
         Ok(())
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        match self.top.submit(Request::write_zeroes(offset, len)).finish().await.result {
+        let request = Request::write_zeroes(offset, len).with_flags(Flags::WRITE_UNCHANGED);
+        match self.top.submit(request).finish().await.result {
             Ok(_) => Ok(()),
             Err(e) if e.kind() == ErrorKind::Unsupported => {
                 let mut at = 0;

@@ -91,7 +91,8 @@ pub(crate) async fn write_zeroes(
     let from = offset.next_multiple_of(grain);
     // A cluster that the disk ends in counts as whole.
     let to = if end == size { end.next_multiple_of(geometry.cluster_size()) } else { end / grain * grain };
-    let capable = version >= 3 || engine.backing.is_none();
+    let must_hold = flags.contains(Flags::WRITE_UNCHANGED);
+    let capable = version >= 3 || (engine.backing.is_none() && !must_hold);
     if from >= to || !capable {
         return zero_ends(engine, offset, end, flags, cause).await;
     }
@@ -127,13 +128,14 @@ impl Engine {
     }
 }
 
-/// Zeroes a range that no change of mapping can zero: skips what is zero already, writes the rest.
+/// Zeroes a range that no change of mapping can zero: skips what is zero already, writes the rest. Zeroes that the
+/// disk is to hold itself, because what lies below is about to change, are always written.
 async fn zero_ends(engine: &Arc<Engine>, from: u64, to: u64, flags: Flags, cause: Cause) -> Result<()> {
     let mut at = from;
     while at < to {
         let cluster_end = (at | (engine.geometry.cluster_size() - 1)) + 1;
         let n = (cluster_end - at).min(to - at).min(ZEROES_PIECE);
-        if !engine.reads_as_zero(at, n, cause).await? {
+        if flags.contains(Flags::WRITE_UNCHANGED) || !engine.reads_as_zero(at, n, cause).await? {
             if flags.contains(Flags::NO_FALLBACK) {
                 return Err(ErrorKind::Unsupported.into());
             }

@@ -3,7 +3,7 @@
 //! Long names are the union of those the plain release and the distributions' builds accept.
 
 use super::bitmap::BITMAP;
-use super::layers::COMMIT;
+use super::layers::{COMMIT, REBASE};
 use super::{Command, Flag, State, Value, absent, cowbell, flag, refused};
 
 pub(super) const FORMATS: &[&str] = &["raw", "qcow2"];
@@ -495,7 +495,7 @@ pub static IMG: Command = Command {
         &INFO,
         &MAP,
         &MEASURE,
-        &absent("rebase", "Change an image's backing file"),
+        &REBASE,
         &RESIZE,
         &SNAPSHOT,
     ],

@@ -33,6 +33,8 @@ pub(super) struct Piece {
 /// A chain of backing files, or none, as long as the overlay: behind its end there are zeroes.
 struct Below {
     chain: Option<Chain>,
+    /// What it means that it cannot be asked.
+    failure: fn(u64, cowbell_block::Error) -> Error,
 }
 
 impl Below {
@@ -44,7 +46,7 @@ impl Below {
             return Ok(zeroes(end - at));
         };
         let most = end.min(chain.len()) - at;
-        chain.status(at, most).await.map_err(|source| Error::Status { offset: at, source })
+        chain.status(at, most).await.map_err(|source| (self.failure)(at, source))
     }
 }
 
@@ -67,9 +69,15 @@ impl Walk {
         let above = old.clone().zip(new.below.as_ref()).and_then(|(old, new)| Chain::above(old, new));
         let stops_above_new = above.is_some();
         Self {
-            old: Below { chain: above.or_else(|| old.map(Chain::of)) },
+            old: Below {
+                chain: above.or_else(|| old.map(Chain::of)),
+                failure: |offset, source| Error::Read { offset, source },
+            },
             stops_above_new,
-            new: Below { chain: new.root.map(|root| Chain::of(root.node())) },
+            new: Below {
+                chain: new.root.map(|root| Chain::of(root.node())),
+                failure: |offset, source| Error::ReadNew { offset, source },
+            },
             top: Chain::only(top),
             grain,
             at: 0,
@@ -123,28 +131,35 @@ impl Walk {
             self.open_until = at + extent.len;
         }
         let limit = self.open_until;
+        let (end, kind) = self.compare(at, limit).await?;
+        // A cluster of the overlay is dealt with as a whole, also where the backing files have smaller ones.
+        let whole = end - end % self.grain;
+        if end == limit || whole == end {
+            Ok((end, kind))
+        } else if whole > at {
+            Ok((whole, kind))
+        } else {
+            let end = (whole + self.grain).min(limit);
+            Ok((end, Kind::Differs { old: Content::Data, new: Content::Data }))
+        }
+    }
+
+    /// To where `at..limit`, which reads from below, is of one kind.
+    async fn compare(&self, at: u64, limit: u64) -> Result<(u64, Kind)> {
         let old = self.old.ask(at, limit).await?;
         if self.stops_above_new && !old.is_allocated() {
             return Ok((at + old.len, Kind::Settled));
         }
         let new = self.new.ask(at, at + old.len).await?;
-        let end = at + old.len.min(new.len);
-        if let (Some(a), Some(b)) = (&old.map, &new.map)
-            && is_same_place(a, b)
-        {
-            return Ok((end, Kind::Settled));
-        }
         let content = |extent: &ChainExtent| if extent.is_zero() { Content::Zero } else { Content::Data };
         let kind = match (content(&old), content(&new)) {
-            (Content::Zero, Content::Zero) => return Ok((end, Kind::Settled)),
+            (Content::Zero, Content::Zero) => Kind::Settled,
+            _ if old.map.as_ref().zip(new.map.as_ref()).is_some_and(|(a, b)| is_same_place(a, b)) => {
+                Kind::Settled
+            }
             (old, new) => Kind::Differs { old, new },
         };
-        // A cluster of the overlay is dealt with as a whole, also where the backing files have smaller ones.
-        let whole = end.next_multiple_of(self.grain).min(limit);
-        match whole == end {
-            true => Ok((end, kind)),
-            false => Ok((whole, Kind::Differs { old: Content::Data, new: Content::Data })),
-        }
+        Ok((at + old.len.min(new.len), kind))
     }
 }
 

@@ -119,6 +119,7 @@ impl From<HeaderError> for Error {
             HeaderError::L1Size | HeaderError::SizeTooLarge | HeaderError::ReftableSize => {
                 ErrorKind::TooLarge
             }
+            HeaderError::DoesNotFit { .. } => ErrorKind::NoSpace,
             _ => ErrorKind::InvalidInput,
         };
         Error::new(kind, e)
