@@ -13,7 +13,7 @@ use cowbell_block::{Buf, Error, ErrorKind, Preallocation, Result, names};
 use crate::engine::{Dropped, Engine, NO_CAUSE};
 use crate::header::{BACKING_NAME_MAX, Header, Incompatible, LAZY_REFCOUNTS};
 use crate::map::Kind;
-use crate::snapshot::SnapshotTable;
+use crate::snapshot::{self, SnapshotTable};
 use crate::table::Cell;
 use crate::{resize, write};
 
@@ -55,8 +55,6 @@ enum AmendError {
     Incompatible,
     #[error("Internal snapshots prevent downgrade of image")]
     Snapshots,
-    #[error("the {0} internal snapshots lack fields that version 3 demands; repair the image first")]
-    SnapshotsIncomplete(usize),
     #[error("Backing file name too long")]
     BackingName,
     #[error("a backing file and a raw external data file exclude each other")]
@@ -110,14 +108,13 @@ pub(crate) async fn amend(engine: &Arc<Engine>, wanted: Amendment) -> Result<()>
     let snapshots = SnapshotTable::read(&engine.file, &header).await?;
     // A new refcount structure is built from the file's; and a reopened image shall find them good.
     engine.store_bitmaps().await?;
-    if version > header.version {
-        let incomplete = snapshots.entries.iter().filter(|s| s.is_incomplete(version)).count();
-        if incomplete > 0 {
-            return Err(AmendError::SnapshotsIncomplete(incomplete).into());
-        }
-    }
-    if version < header.version && header.snapshot_count > 0 {
+    let size = wanted.size.unwrap_or(header.size);
+    if version < header.version && !snapshot::fit_version_2(&snapshots, size) {
         return Err(AmendError::Snapshots.into());
+    }
+    if version > header.version && snapshots.entries.iter().any(|s| s.is_incomplete(version)) {
+        // Older versions know what is added, and pass over it.
+        snapshot::complete(engine).await?;
     }
     if let Some(size) = wanted.size {
         resize::resize(engine, size, Preallocation::Off).await?;
@@ -125,7 +122,9 @@ pub(crate) async fn amend(engine: &Arc<Engine>, wanted: Amendment) -> Result<()>
     if version < header.version {
         // Version 2 has none, and the reference loses them as well.
         engine.drop_bitmaps().await?;
+        // The disk first: what it shares with snapshots and keeps is never theirs alone afterwards without its flag.
         engine.expand_zero_clusters().await?;
+        snapshot::expand_zero_clusters(engine).await?;
     }
     // The header tells nothing of refcounts or entries that are not in the file.
     engine.settle_refcounts().await?;

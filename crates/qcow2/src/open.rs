@@ -149,9 +149,8 @@ pub(crate) async fn open_engine(
     let surroundings = Surroundings { notice, cleaning, spawn, work_bytes, crypto };
     let engine = Arc::new(Engine::new(file, backing, data_file, state, surroundings));
     bitmap::tell_stale(&engine);
-    if !options.skip_repair {
-        bitmap::check_stored(&engine).await?;
-    }
+    // Also for a check: what a broken directory does not name, it would take for leaks.
+    bitmap::check_stored(&engine).await?;
     if options.access == Access::ReadWrite {
         engine.start_writing(SkipRepair(options.skip_repair)).await?;
     }

@@ -8,6 +8,7 @@
 //! | `shadow` | new refcounts and tables beside the old ones, switched by one write |
 //! | `blocks` | the refcount blocks of a shadow |
 //! | `create`, `apply`, `delete`, `rename` | one operation each |
+//! | `expand` | what other versions of the format want |
 //! | `flags` | COPIED flags after references were dropped |
 //! | `view` | a snapshot opened read-only |
 //!
@@ -24,6 +25,7 @@ mod blocks;
 mod create;
 mod delete;
 mod deltas;
+mod expand;
 mod flags;
 mod rename;
 mod rows;
@@ -268,5 +270,6 @@ pub(crate) async fn change(engine: &Arc<Engine>, change: SnapshotChange) -> Resu
     }
 }
 
+pub(crate) use expand::{complete, expand_zero_clusters, fit_version_2};
 pub(crate) use rows::EXTRA_BYTES_MAX;
 pub(crate) use view::open_view;

@@ -6,7 +6,9 @@ mod support;
 use std::sync::Arc;
 
 use cowbell_block::mem::MemNode;
-use cowbell_block::{Access, Amend, Child, Fix, Node, OptionTree, Request};
+use cowbell_block::{
+    Access, Amend, Child, Fix, Flags, NewSnapshot, Node, OptionTree, Request, SnapshotChange, SnapshotName,
+};
 use cowbell_qcow2::{CreateOptions, L2Format, OpenOptions, Qcow2};
 use serde_json::{Value, json};
 use support::filmed::Filmed;
@@ -197,4 +199,108 @@ fn a_name_that_does_not_fit_leaves_the_old_one() {
     write(&*node, 0, &[1; 512]);
     run(node.close()).expect("closed");
     assert_clean(&file);
+}
+
+/// Snapshots with data, with zeroes of both kinds, and with less than the disk has; over a backing file if there is one.
+fn with_snapshots(create_options: CreateOptions, backing: Option<Arc<dyn Node>>) -> Arc<MemNode> {
+    let file = create(&CreateOptions { size: SIZE, ..create_options });
+    let node = open(&file, backing, OpenOptions::default());
+    let (keep, unmap) = (Flags::empty(), Flags::MAY_UNMAP);
+    write(&*node, 0, &[1; 300_000]);
+    zero(&*node, 50_000, 100_000, keep);
+    zero(&*node, 200_000, 50_000, unmap);
+    snapshot(&node, "a");
+    zero(&*node, 500_000, 200_000, keep);
+    write(&*node, 90_000, &[2; 20_000]);
+    snapshot(&node, "b");
+    snapshot(&node, "c");
+    zero(&*node, 0, 70_000, unmap);
+    write(&*node, 900_000, &[3; 100_000]);
+    run(node.close()).expect("closed");
+    file
+}
+
+fn snapshot(node: &Qcow2, name: &str) {
+    let new = NewSnapshot { name: name.into(), ..NewSnapshot::default() };
+    run(node.change_snapshots(SnapshotChange::Create(new))).expect("made");
+}
+
+/// What the disk and its snapshots show; nothing in the image is wrong.
+fn everything(file: &Arc<MemNode>, backing: Option<Arc<dyn Node>>) -> Vec<Vec<u8>> {
+    let node = open(file, backing, OpenOptions::default());
+    let mut all = vec![read(&*node, 0, SIZE as usize)];
+    for name in ["a", "b", "c"] {
+        let view = run(node.at_snapshot(SnapshotName::Name(name.into()))).expect("there");
+        all.push(read(&*view, 0, SIZE as usize));
+        run(view.close()).expect("closed");
+    }
+    let report = run(node.check(Fix::None)).expect("checkable");
+    assert_eq!(report.corruptions, 0, "{:?}", report.findings);
+    all
+}
+
+#[test]
+fn snapshots_follow_to_other_versions() {
+    let below: Arc<dyn Node> = Arc::new(MemNode::with_content(&[7; SIZE as usize]));
+    for backing in [None, Some(below)] {
+        for cluster_bits in [12, 14] {
+            let options = CreateOptions {
+                cluster_bits,
+                backing_file: backing.as_ref().map(|_| "below".into()),
+                backing_format: backing.as_ref().map(|_| "raw".into()),
+                ..Default::default()
+            };
+            let file = with_snapshots(options, backing.clone());
+            let shown = everything(&file, backing.clone());
+            for compat in ["0.10", "1.1"] {
+                let filmed = Arc::new(Filmed::new(&file));
+                let options = OpenOptions { access: Access::ReadWrite, ..Default::default() };
+                let node = run(Qcow2::open(filmed.clone(), backing.clone(), options)).expect("a valid image");
+                run(node.amend(self::options(json!({ "compat": compat })), Amend::default()))
+                    .expect("possible");
+                run(node.close()).expect("closed");
+                assert_clean(&file);
+                assert!(everything(&file, backing.clone()) == shown, "{compat}: something else is shown");
+                for frame in filmed.frames() {
+                    let cut = Arc::new(MemNode::with_content(&frame));
+                    assert!(everything(&cut, backing.clone()) == shown, "{compat}: lost in a cut");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn snapshots_that_version_2_cannot_describe_prevent_it() {
+    let file = with_snapshots(CreateOptions { cluster_bits: 12, ..Default::default() }, None);
+    let node = open(&file, None, OpenOptions::default());
+    for wanted in [json!({"compat": "0.10", "size": SIZE * 2}), json!({"compat": "0.10", "size": SIZE / 2})] {
+        let error = run(node.amend(options(wanted), Amend::default())).expect_err("sizes differ");
+        assert_eq!(error.to_string(), "Internal snapshots prevent downgrade of image");
+    }
+    assert_eq!(node.len(), SIZE);
+}
+
+#[test]
+fn incomplete_entries_are_completed_by_an_upgrade() {
+    let file = with_snapshots(CreateOptions { cluster_bits: 12, version: 2, ..Default::default() }, None);
+    let shown = everything(&file, None);
+    // The entries of version 2 have 24 bytes of extra data each: make the first one's a part of its name.
+    let mut image = file.content();
+    let table = u64::from_be_bytes(image[64..72].try_into().expect("eight bytes")) as usize;
+    image[table + 14..table + 16].copy_from_slice(&25u16.to_be_bytes());
+    image[table + 36..table + 40].copy_from_slice(&0u32.to_be_bytes());
+    image.copy_within(table + 64..table + 66, table + 40);
+    image[table + 42..table + 66].fill(b'n');
+    image[table + 41] = b'a';
+    let file = Arc::new(MemNode::with_content(&image));
+    let node = open(&file, None, OpenOptions::default());
+    run(node.amend(options(json!({"compat": "1.1"})), Amend::default())).expect("possible");
+    run(node.close()).expect("closed");
+    assert_clean(&file);
+    let node = open(&file, None, OpenOptions::default());
+    let report = run(node.check(Fix::None)).expect("checkable");
+    assert_eq!(report.corruptions, 0, "{:?}", report.findings);
+    let view = run(node.at_snapshot(SnapshotName::Id("1".into()))).expect("there");
+    assert!(read(&*view, 0, SIZE as usize) == shown[1]);
 }

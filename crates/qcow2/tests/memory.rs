@@ -2,52 +2,21 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::any::Any;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cowbell_block::{
     Access, BoxFuture, Child, Completion, Error, ErrorKind, Extent, ExtentFlags, Fix, ImageInfo, NewSnapshot,
     Node, Op, Operation, Request, Result, SnapshotChange, SnapshotName,
 };
 use cowbell_qcow2::{CreateOptions, OpenOptions, Qcow2};
+use support::peak::{Peak, peak_of};
 use support::{Rng, read, run, write};
-
-struct Peak;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: forwards to the system's allocator; counting touches atomics only.
-unsafe impl GlobalAlloc for Peak {
-    // SAFETY: the caller's obligations are passed on unchanged.
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(live, Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.alloc(layout) }
-    }
-    // SAFETY: the caller's obligations are passed on unchanged.
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Peak = Peak;
-
-/// Bytes that `work` held at most beyond what was held before.
-fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
-    let before = LIVE.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
-    let value = work();
-    (value, PEAK.load(Ordering::Relaxed) - before)
-}
 
 /// A sparse file of the host: its content is not in our memory.
 struct Sparse(File);

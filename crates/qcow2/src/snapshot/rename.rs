@@ -20,20 +20,28 @@ pub(super) async fn rename(engine: &Arc<Engine>, which: &SnapshotName, name: &st
     let header = engine.state.lock().header.clone();
     let (index, _) = SnapshotTable::find(&engine.file, &header, which).await?;
     let mut shadow = Shadow::new(engine, Dropped::Replaced);
-    let done = run(&mut shadow, &header, index, name).await;
+    let done = rewrite(&mut shadow, &header, |at, row| {
+        if at == index {
+            row.name = names::to_bytes(name).into_owned();
+        }
+    })
+    .await;
     if done.is_err() {
         shadow.abandon().await;
     }
     done
 }
 
-async fn run(shadow: &mut Shadow, header: &Header, renamed: u32, name: &str) -> Result<()> {
+/// Writes the table anew, all entries complete, and each as `change` makes it.
+pub(super) async fn rewrite(
+    shadow: &mut Shadow,
+    header: &Header,
+    change: impl Fn(u32, &mut Row),
+) -> Result<()> {
     let engine = shadow.engine.clone();
     let change = |index: u32, row: Row| {
         let mut row = row.completed(header.size);
-        if index == renamed {
-            row.name = names::to_bytes(name).into_owned();
-        }
+        change(index, &mut row);
         row
     };
     let (mut bytes, mut index) = (0, 0);

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod filmed;
+pub mod peak;
 
 use std::future::Future;
 use std::sync::Arc;
