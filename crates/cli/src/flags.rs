@@ -8,6 +8,7 @@
 //! (`args.value(&flags::img::FORMAT)`), so a misspelt option does not compile.
 
 pub mod bitmap;
+pub mod blocks;
 pub mod completions;
 pub mod help;
 pub mod img;
@@ -118,11 +119,6 @@ pub const fn refused(short: u8, long: &'static [&'static str], value: Value, hel
 /// A flag of `cowbell` alone.
 pub const fn cowbell(long: &'static [&'static str], value: Value, help: &'static str) -> Flag {
     Flag { short: 0, long, value, help, state: State::CowbellOnly }
-}
-
-/// A command that is known and refused by name.
-pub const fn absent(name: &'static str, summary: &'static str) -> Command {
-    Command { name, summary, operands: "", about: "", flags: &[], commands: &[], state: State::Refused }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `img`: the commands over whole images, one file each.
 
 mod amend;
+mod bench;
 mod bitmap;
 mod check;
 mod commit;
@@ -8,6 +9,7 @@ mod compare;
 mod convert;
 mod convert_bitmaps;
 mod create;
+mod dd;
 pub(crate) mod facts;
 mod info;
 mod map;
@@ -67,12 +69,14 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
     }
     let run = match command.name {
         "amend" => amend::run,
+        "bench" => bench::run,
         "bitmap" => bitmap::run,
         "check" => check::run,
         "commit" => commit::run,
         "compare" => compare::run,
         "convert" => convert::run,
         "create" => create::run,
+        "dd" => dd::run,
         "info" => info::run,
         "map" => map::run,
         "measure" => measure::run,

@@ -76,6 +76,15 @@ pub enum Store {
     },
 }
 
+/// A range of a source, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The first byte.
+    pub offset: u64,
+    /// How many.
+    pub len: u64,
+}
+
 /// How to convert.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -93,6 +102,8 @@ pub struct Options {
     pub transfer: Transfer,
     /// Its form in the target.
     pub store: Store,
+    /// Which part of the sources is copied, counted from the beginning of the first; `None`: everything.
+    pub part: Option<Part>,
 }
 
 impl Default for Options {
@@ -106,6 +117,7 @@ impl Default for Options {
             on_read_error: OnReadError::default(),
             transfer: Transfer::default(),
             store: Store::default(),
+            part: None,
         }
     }
 }
@@ -130,9 +142,9 @@ pub fn total_len(sources: &[Root]) -> u64 {
     sources.iter().map(|root| walk::rounded(root.node().len())).sum()
 }
 
-/// Copies `sources`, one after the other, to the beginning of `target`, and flushes it.
+/// Copies `sources`, one after the other, or a part of them, to the beginning of `target`, and flushes it.
 ///
-/// The target is at least [`total_len`] long.
+/// The target is at least [`total_len`], or the part's length, long.
 ///
 /// # Errors
 /// The first failure, or [`Error::Cancelled`]. The target's content is incomplete then.
@@ -160,7 +172,7 @@ pub async fn convert(
         turns: Turns::new(),
         offload: AtomicBool::new(options.transfer == Transfer::Offload),
         done: AtomicU64::new(0),
-        total: total_len(sources),
+        total: options.part.map_or_else(|| total_len(sources), |part| part.len),
     };
     progress.advanced(0, job.total);
     let mut sum = Copied::default();

@@ -5,6 +5,7 @@
 //! Dropping a job's future stops it between two requests; what was submitted is finished by the nodes.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod commit;
 pub mod compare;
 pub mod convert;

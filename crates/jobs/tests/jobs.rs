@@ -12,7 +12,7 @@ use cowbell_block::{
     BoxFuture, Buf, Completion, ErrorKind, ImageInfo, Limits, Node, Op, Operation, Request, Result, Root,
 };
 use cowbell_jobs::compare::{Mode, Verdict, compare};
-use cowbell_jobs::convert::{Copied, OnReadError, Options, TargetStart, WriteOrder, convert};
+use cowbell_jobs::convert::{Copied, OnReadError, Options, Part, TargetStart, WriteOrder, convert};
 use cowbell_jobs::{Counters, Error, Progress, Silent, Unpaced};
 
 /// Polls until the future is ready. Every wait here ends by itself, so that no wake-up is needed.
@@ -245,6 +245,31 @@ fn a_cancelled_job_stops() {
     assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
     let (done, total) = stop.0.get();
     assert!(done < total, "{done} of {total}");
+}
+
+fn bytes(node: &Arc<dyn Node>) -> Vec<u8> {
+    let request = Request::read(0, Buf::zeroed(node.len() as usize));
+    block_on(node.submit(request).finish()).into_bufs().expect("readable").to_contiguous().to_vec()
+}
+
+#[test]
+fn a_part_is_copied_to_the_beginning() {
+    let sources = [Root::new(source(20 * MIB)), Root::new(source(12 * MIB))];
+    let whole: Vec<u8> = sources.iter().flat_map(|root| bytes(&root.node())).collect();
+    for (offset, len) in
+        [(0, 100), (513, 30 * MIB), (20 * MIB - 7, 9), (20 * MIB + 3, MIB), (32 * MIB, 0), (31 * MIB, MIB)]
+    {
+        let target = Root::new(Arc::new(MemNode::new(4 * MIB)));
+        let options =
+            Options { part: Some(Part { offset, len }), start: TargetStart::Zero, ..Options::default() };
+        block_on(convert(&sources, &target, &options, &Silent, &Unpaced)).expect("copied");
+        let got = bytes(&target.node());
+        let (from, n) = (offset as usize, len as usize);
+        assert!(
+            got[..n] == whole[from..from + n] && got[n..].iter().all(|byte| *byte == 0),
+            "{offset} {len}"
+        );
+    }
 }
 
 #[test]

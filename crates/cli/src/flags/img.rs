@@ -3,8 +3,9 @@
 //! Long names are the union of those the plain release and the distributions' builds accept.
 
 use super::bitmap::BITMAP;
+use super::blocks::{BENCH, DD};
 use super::layers::{COMMIT, REBASE};
-use super::{Command, Flag, State, Value, absent, cowbell, flag, refused};
+use super::{Command, Flag, State, Value, cowbell, flag, refused};
 
 pub(super) const FORMATS: &[&str] = &["raw", "qcow2"];
 pub(super) const CACHES: &[&str] = &["writeback", "none", "off", "directsync", "writethrough", "unsafe"];
@@ -483,21 +484,8 @@ pub static IMG: Command = Command {
     about: "",
     flags: &[&HELP, &VERSION, &TRACE],
     commands: &[
-        &AMEND,
-        &absent("bench", "Measure the speed of requests"),
-        &BITMAP,
-        &CHECK,
-        &COMMIT,
-        &COMPARE,
-        &CONVERT,
-        &CREATE,
-        &absent("dd", "Copy part of an image"),
-        &INFO,
-        &MAP,
-        &MEASURE,
-        &REBASE,
-        &RESIZE,
-        &SNAPSHOT,
+        &AMEND, &BENCH, &BITMAP, &CHECK, &COMMIT, &COMPARE, &CONVERT, &CREATE, &DD, &INFO, &MAP, &MEASURE,
+        &REBASE, &RESIZE, &SNAPSHOT,
     ],
     state: State::Ready,
 };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cowbell_block::{ExtentFlags, Mapping, Node, Root};
 
-use super::{Options, Store, TargetStart};
+use super::{Options, Part, Store, TargetStart};
 use crate::crew::{DATA_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::layers::{self, Reach};
@@ -45,11 +45,13 @@ pub(super) struct Walk {
     start: TargetStart,
     /// Pieces are whole multiples of this in the target, but for the last one; 1 where that does not matter.
     unit: u64,
+    /// Bytes that are copied, after so many that are not.
     total: u64,
+    skipped: u64,
     source: usize,
     /// Position in the current source.
     at: u64,
-    /// Where the current source begins in the target.
+    /// Where the current source begins among all of them.
     base: u64,
     /// What is known about the range from `at` on.
     known: Option<Known>,
@@ -74,8 +76,10 @@ impl Walk {
             Store::Plain => 1,
             Store::Compressed { cluster } => cluster,
         };
-        let total = super::total_len(sources);
-        Self { nodes, start: options.start, unit, total, source: 0, at: 0, base: 0, known: None, number: 0 }
+        let all = Part { offset: 0, len: super::total_len(sources) };
+        let Part { offset: skipped, len: total } = options.part.unwrap_or(all);
+        let start = options.start;
+        Self { nodes, start, unit, total, skipped, source: 0, at: skipped, base: 0, known: None, number: 0 }
     }
 
     /// The next piece with its number, counted from 0.
@@ -83,7 +87,8 @@ impl Walk {
         while self.source < self.nodes.len() {
             let len = rounded(self.nodes[self.source].len());
             if self.at < len {
-                return self.piece(len).await.map(Some);
+                let ends = self.target_offset() >= self.total;
+                return if ends { Ok(None) } else { self.piece(len).await.map(Some) };
             }
             self.base += len;
             self.source += 1;
@@ -94,13 +99,18 @@ impl Walk {
         Ok(None)
     }
 
+    /// Where the current position comes in the target.
+    fn target_offset(&self) -> u64 {
+        self.base + self.at - self.skipped
+    }
+
     async fn piece(&mut self, len: u64) -> Result<(u64, Piece)> {
         if self.known.as_ref().is_none_or(|known| known.end <= self.at) {
             self.known = Some(self.ask(len).await?);
         }
         let known = self.known.as_ref().expect("asked just now");
-        let target_offset = self.base + self.at;
-        let left = known.end - self.at;
+        let target_offset = self.target_offset();
+        let left = (known.end - self.at).min(self.total - target_offset);
         let (mut len, mut kind) = match &known.kind {
             KnownKind::Data(map) => {
                 // Cut at multiples of the step, so that later pieces are aligned whatever the first one was.
@@ -143,7 +153,7 @@ impl Walk {
         };
         let reach = if backing.is_some() { Reach::Top } else { Reach::Chain };
         let mut most = real - self.at;
-        let target_offset = self.base + self.at;
+        let target_offset = self.target_offset();
         if let Some(backing) = backing
             && target_offset < backing
         {
