@@ -259,7 +259,7 @@ fn a_part_is_copied_to_the_beginning() {
     for (offset, len) in
         [(0, 100), (513, 30 * MIB), (20 * MIB - 7, 9), (20 * MIB + 3, MIB), (32 * MIB, 0), (31 * MIB, MIB)]
     {
-        let target = Root::new(Arc::new(MemNode::new(4 * MIB)));
+        let target = Root::new(Arc::new(MemNode::new(32 * MIB)));
         let options =
             Options { part: Some(Part { offset, len }), start: TargetStart::Zero, ..Options::default() };
         block_on(convert(&sources, &target, &options, &Silent, &Unpaced)).expect("copied");
