@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::child::NamedEdge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{DebugEvent, Suspension};
+use crate::finding::Finding;
 use crate::graph::Needs;
 use crate::options::{CacheMode, OptionTree};
 use crate::request::{BoxFuture, Cause, Op, Request};
@@ -344,8 +345,8 @@ pub enum Fix {
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
-    /// Findings in the order they were made, as lines for people.
-    pub findings: Vec<String>,
+    /// Findings in the order they were made.
+    pub findings: Vec<Finding>,
     /// Findings beyond the ones listed, when there were too many to keep.
     pub findings_omitted: u64,
     /// Refcounts below their references, broken tables, wrong flags.

@@ -9,7 +9,7 @@
 //! | `flags` | COPIED flags, when some are known to be wrong |
 //! | `repair`, `rebuild` | writing |
 //! | `snapshots` | the snapshot table, and its repair |
-//! | `log` | counters and lines |
+//! | `log`, `topics` | counters and findings; what kinds of findings mean |
 //!
 //! The passes, their counters and their lines are the reference's, so that scripts find what they know. Invariants:
 //! metadata is read in large sequential pieces past the caches, each L2 table once, whatever names it; a repair
@@ -26,6 +26,7 @@ mod rebuild;
 mod repair;
 mod scan;
 mod snapshots;
+mod topics;
 mod walk;
 
 use std::sync::Arc;

@@ -69,6 +69,13 @@ pub enum DataPlace {
 }
 
 impl Geometry {
+    /// The first byte of the disk that an entry of the L2 table with this L1 index maps; more than a disk can have where
+    /// a damaged table says so.
+    pub fn guest_of_entry(&self, l1_index: u32, entry: u32) -> u64 {
+        let per_table = self.cluster_size() / self.l2_entry_bytes();
+        (u64::from(l1_index) * per_table + u64::from(entry)).saturating_mul(self.cluster_size())
+    }
+
     /// The geometry of an image; `slice_bytes` is brought into `512..=cluster_size`.
     pub fn new(cluster_bits: u32, refcount_order: u32, slice_bytes: u32) -> Self {
         assert!((CLUSTER_BITS_MIN..=CLUSTER_BITS_MAX).contains(&cluster_bits), "the header parser checks");

@@ -64,7 +64,7 @@ fn reserved_bits_of_an_empty_l1_entry_are_found() {
     let report = check(&file, Fix::None);
     assert!(report.corruptions >= 1);
     assert_eq!(
-        report.findings.first().map(String::as_str),
+        report.findings.first().map(|finding| &**finding),
         Some("ERROR found L1 entry with reserved bits set: ff")
     );
 }

@@ -51,7 +51,7 @@ pub fn check_and_repair(
             first.corruptions,
             first.leaks,
             start.leaks,
-            first.findings.join("; ")
+            first.findings.iter().map(|line| &**line).collect::<Vec<_>>().join("; ")
         );
         return Err(Failure::new("O4", what));
     }

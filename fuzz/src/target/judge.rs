@@ -17,7 +17,8 @@ pub fn check(file: &CountingFile, _: &mut Choices<'_>) -> Result<(), String> {
     let Ok(report) = report else { return Ok(()) };
     let Some(other) = verdict(file, BYTES_MAX) else { return Ok(()) };
     let ours_clean = report.corruptions == 0 && report.check_errors == 0;
-    let ours_bad = |line: &String| line.starts_with("ERROR") && !line.contains("OFLAG_COPIED");
+    let ours_bad =
+        |line: &cowbell_block::Finding| line.starts_with("ERROR") && !line.contains("OFLAG_COPIED");
     match other.verdict() {
         Verdict::Corrupt if ours_clean => {
             match other.findings().iter().find(|finding| counts(finding, &other, file)) {

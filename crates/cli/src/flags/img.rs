@@ -101,6 +101,18 @@ pub static REPAIR: Flag = flag(
     Value::OneOf("WHAT", &["leaks", "all"]),
     "Repair leaked clusters, or everything.",
 );
+/// `--explain` of check.
+pub static EXPLAIN: Flag = cowbell(
+    &["explain"],
+    Value::None,
+    "Say of each finding where it is, what it means and what a repair does.",
+);
+/// `--data` of check.
+pub static DATA: Flag = cowbell(
+    &["data"],
+    Value::None,
+    "Read all that the image stores, decompressed and decrypted, also for its snapshots.",
+);
 /// `-b` of info.
 pub static BACKING_CHAIN: Flag =
     flag(b'b', &["backing-chain"], Value::None, "Show the images below as well.");
@@ -258,7 +270,20 @@ pub static CHECK: Command = Command {
     operands: "FILE",
     about: "Ends with status 0 when the image is consistent (now), 1 when the check could not be finished, \
             2 when corruptions remain, 3 when only leaks remain, 63 when the format has no check.",
-    flags: &[&HELP, &QUIET, &FORMAT, &IMAGE_OPTS, &CACHE, &REPAIR, &FORCE_SHARE, &OUTPUT, &OBJECT, &POLICY],
+    flags: &[
+        &HELP,
+        &QUIET,
+        &FORMAT,
+        &IMAGE_OPTS,
+        &CACHE,
+        &REPAIR,
+        &FORCE_SHARE,
+        &OUTPUT,
+        &OBJECT,
+        &POLICY,
+        &EXPLAIN,
+        &DATA,
+    ],
     commands: &[],
     state: State::Ready,
 };

@@ -1,5 +1,8 @@
 //! `img check`.
 
+mod data;
+mod explain;
+
 use std::fmt::Write;
 
 use anyhow::{Result, anyhow};
@@ -44,14 +47,32 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         purpose: Purpose::Check,
         ..How::reading(name, format)
     };
-    let quiet = args.has(&flags::QUIET);
-    block_on(check(cx, &how, fix, form, quiet))
+    if fix != Fix::None && args.has(&flags::DATA) {
+        return Err(usage("--data looks and changes nothing: it cannot be used with -r".to_owned()));
+    }
+    let wanted = Wanted {
+        fix,
+        form,
+        quiet: args.has(&flags::QUIET),
+        explain: args.has(&flags::EXPLAIN),
+        data: args.has(&flags::DATA),
+    };
+    block_on(check(cx, &how, &wanted))
 }
 
-async fn check(cx: &Context, how: &How<'_>, fix: Fix, form: Form, quiet: bool) -> Result<u8> {
+/// What the user asked for.
+struct Wanted {
+    fix: Fix,
+    form: Form,
+    quiet: bool,
+    explain: bool,
+    data: bool,
+}
+
+async fn check(cx: &Context, how: &How<'_>, wanted: &Wanted) -> Result<u8> {
     let image = open(cx, how).await?;
     let mut out = Out::new();
-    let status = pass_by_pass(cx, &image, fix, form, quiet, &mut out).await;
+    let status = pass_by_pass(cx, &image, wanted, &mut out).await;
     out.flush();
     let closed = image.close().await;
     let status = status?;
@@ -59,14 +80,8 @@ async fn check(cx: &Context, how: &How<'_>, fix: Fix, form: Form, quiet: bool) -
     Ok(status)
 }
 
-async fn pass_by_pass(
-    cx: &Context,
-    image: &Image,
-    fix: Fix,
-    form: Form,
-    quiet: bool,
-    out: &mut Out,
-) -> Result<u8> {
+async fn pass_by_pass(cx: &Context, image: &Image, wanted: &Wanted, out: &mut Out) -> Result<u8> {
+    let Wanted { fix, form, quiet, explain, data } = *wanted;
     let first = match pass(image, fix).await {
         Ok(report) => report,
         // A format that cannot be repaired in this way may still have a check.
@@ -78,6 +93,7 @@ async fn pass_by_pass(
     };
     let fixed = (first.corruptions_fixed, first.leaks_fixed);
     let mut report = first;
+    let mut findings = std::mem::take(&mut report.findings);
     if fixed != (0, 0) {
         if form == Form::Human && !quiet {
             out.put(&format!(
@@ -91,13 +107,39 @@ async fn pass_by_pass(
         // What was repaired is looked at once more: a repair is proven by a check that ends clean.
         report = pass(image, Fix::None).await.map_err(|e| failed(cx, &e))?;
         (report.corruptions_fixed, report.leaks_fixed) = fixed;
+        findings.append(&mut report.findings);
     }
+    let data = match data {
+        true => Some(data::read_all(&image.node()).await.map_err(|e| failed(cx, &e))?),
+        false => None,
+    };
+    for finding in data.iter().flat_map(|data| &data.findings) {
+        eprintln!("{finding}");
+        findings.push(finding.clone());
+    }
+    let findings = explain::latest(findings);
     if !quiet {
         match form {
-            Form::Human => out.put(&human_text(&report)),
+            Form::Human => {
+                out.put(&human_text(&report));
+                if let Some(data) = &data {
+                    out.line(&format!("Data: {} bytes read, {} errors", data.bytes, data.errors));
+                }
+                if explain {
+                    out.put(&explain::text(&findings));
+                }
+            }
             Form::Json => {
                 let format = image.node().driver();
-                out.put(&json::text(&json_value(&report, &image.node().filename(), format)));
+                let mut value = json_value(&report, &image.node().filename(), format);
+                if let Some(data) = &data {
+                    value["data-bytes"] = data.bytes.into();
+                    value["data-errors"] = data.errors.into();
+                }
+                if explain {
+                    value["findings"] = explain::json(&findings);
+                }
+                out.put(&json::text(&value));
             }
         }
     }
@@ -107,7 +149,7 @@ async fn pass_by_pass(
         return Ok(1);
     }
     Ok(match &report {
-        r if r.corruptions > 0 => STATUS_CORRUPT,
+        r if r.corruptions > 0 || data.is_some_and(|data| data.errors > 0) => STATUS_CORRUPT,
         r if r.leaks > 0 => STATUS_LEAKS,
         _ => 0,
     })

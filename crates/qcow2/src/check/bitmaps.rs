@@ -2,11 +2,12 @@
 //!
 //! qcow2 specification, *Bitmaps extension*. Their content is not looked at: this version does not maintain it.
 
-use cowbell_block::Result;
+use cowbell_block::{Finding, Result};
 
 use super::counts::Mark;
 use super::log::Log;
 use super::scan::Pass;
+use super::topics;
 use crate::geometry::HostOffset;
 use crate::header::{BitmapsExtension, Header};
 
@@ -21,9 +22,8 @@ impl Pass {
         let Some(extension) = self.header.bitmaps() else { return Ok(()) };
         let BitmapsExtension { count, directory_bytes, directory } = extension;
         if directory_bytes > DIRECTORY_BYTES_MAX || !self.format.geometry.is_aligned(directory) {
-            log.corruption(format!(
-                "ERROR bitmap directory at {directory} ({directory_bytes} bytes) is invalid"
-            ));
+            let line = format!("ERROR bitmap directory at {directory} ({directory_bytes} bytes) is invalid");
+            log.corruption(Finding::new(topics::BITMAP, line));
             return Ok(());
         }
         if self.format.is_outside(directory.0, directory_bytes) {
@@ -38,13 +38,15 @@ impl Pass {
         let mut room = self.format.file_len;
         for index in 0..count {
             let Some((entry, len)) = Entry::parse(rest) else {
-                log.corruption(format!("ERROR bitmap directory entry {index} is invalid"));
+                let line = format!("ERROR bitmap directory entry {index} is invalid");
+                log.corruption(Finding::new(topics::BITMAP, line).in_file(directory.0, directory_bytes));
                 return Ok(());
             };
             match room.checked_sub(u64::from(entry.table_entries) * 8) {
                 Some(left) => room = left,
                 None => {
-                    log.corruption(format!("ERROR bitmap {index}: its table does not fit the file"));
+                    let line = format!("ERROR bitmap {index}: its table does not fit the file");
+                    log.corruption(Finding::new(topics::BITMAP, line));
                     return Ok(());
                 }
             }
@@ -58,7 +60,8 @@ impl Pass {
         let geometry = self.format.geometry;
         let bytes = u64::from(entry.table_entries) * 8;
         if !geometry.is_aligned(entry.table) || entry.table.0 >= 1 << 56 {
-            log.corruption(format!("ERROR bitmap {index}: table at {} is invalid", entry.table));
+            let line = format!("ERROR bitmap {index}: table at {} is invalid", entry.table);
+            log.corruption(Finding::new(topics::BITMAP, line));
             return Ok(());
         }
         self.count_region(log, entry.table.0, bytes);
@@ -70,7 +73,8 @@ impl Pass {
         engine.each_entry(entry.table, bytes, |_, raw| data.extend(Header::bitmap_data(raw))).await?;
         for host in data {
             if !geometry.is_aligned(host) {
-                log.corruption(format!("ERROR bitmap {index}: data at {host} is not cluster aligned"));
+                let line = format!("ERROR bitmap {index}: data at {host} is not cluster aligned");
+                log.corruption(Finding::new(topics::BITMAP, line).in_file(entry.table.0, bytes));
             } else if self.format.is_outside(host.0, geometry.cluster_size()) {
                 self.count_region(log, host.0, geometry.cluster_size());
             } else {

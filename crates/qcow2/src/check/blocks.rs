@@ -1,10 +1,11 @@
 //! The refcount structure: where its blocks lie, and what is wrong with the table that names them.
 
-use cowbell_block::{Fix, Result};
+use cowbell_block::{Finding, Fix, Result, Topic};
 
 use super::counts::Mark;
 use super::log::Log;
 use super::scan::Pass;
+use super::topics;
 use crate::table;
 
 /// The refcount blocks as the table names them.
@@ -54,7 +55,8 @@ impl Pass {
         let geometry = self.format.geometry;
         let reserved = table::reftable_has_reserved_bits(raw);
         if reserved {
-            log.corruption(format!("ERROR refcount table entry {index} has reserved bits set"));
+            let line = format!("ERROR refcount table entry {index} has reserved bits set");
+            log.corruption(self.about_entry(topics::REFCOUNT_TABLE, index, line));
             blocks.rebuild = true;
         }
         let Some(block) = table::refblock_offset(raw) else { return };
@@ -68,9 +70,10 @@ impl Pass {
             return;
         }
         if !geometry.is_aligned(block) {
-            log.corruption(format!(
+            let line = format!(
                 "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
-            ));
+            );
+            log.corruption(self.about_entry(topics::REFCOUNT_TABLE, index, line));
             blocks.rebuild = true;
         } else if cluster >= self.clusters_known() {
             self.block_outside(log, blocks, index);
@@ -81,7 +84,10 @@ impl Pass {
             blocks.rebuild |= count != 1;
             let count = count.min(geometry.refcount_max());
             if count != 1 {
-                log.corruption(format!("ERROR refcount block {index} refcount={count}"));
+                let line = format!("ERROR refcount block {index} refcount={count}");
+                log.corruption(
+                    Finding::new(topics::REFCOUNT_BLOCK, line).in_file(block.0, geometry.cluster_size()),
+                );
             }
         }
     }
@@ -90,12 +96,19 @@ impl Pass {
     /// be made to fill a disk.
     fn block_outside(&mut self, log: &mut Log, blocks: &mut Blocks, index: u64) {
         if self.fix == Fix::All {
-            log.line(format!("Repairing refcount block {index} is outside image"));
+            let line = format!("Repairing refcount block {index} is outside image");
+            log.line(self.about_entry(topics::REFCOUNT_TABLE, index, line));
             log.report.corruptions_fixed += 1;
             blocks.rebuild = true;
         } else {
-            log.corruption(format!("ERROR refcount block {index} is outside image"));
+            let line = format!("ERROR refcount block {index} is outside image");
+            log.corruption(self.about_entry(topics::REFCOUNT_TABLE, index, line));
         }
+    }
+
+    /// A finding about an entry of the refcount table.
+    fn about_entry(&self, topic: &'static Topic, index: u64, line: String) -> Finding {
+        Finding::new(topic, line).in_file(self.header.reftable_offset.0 + index * 8, 8)
     }
 
     /// Clusters of the file, or up to the last one referenced.
@@ -110,11 +123,16 @@ impl Pass {
             let times = count - max;
             log.report.corruptions = log.report.corruptions.saturating_add(times);
             let offset = cluster << self.format.geometry.cluster_bits;
-            log.line_with(|| format!("ERROR: overflow cluster offset=0x{offset:x}"));
+            let size = self.format.geometry.cluster_size();
+            log.line_with(|| {
+                let line = format!("ERROR: overflow cluster offset=0x{offset:x}");
+                Finding::new(topics::REFCOUNT_OVERFLOW, line).in_file(offset, size)
+            });
             log.line_with(|| {
                 "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if \
                  the image cannot be opened for writing"
                     .to_owned()
+                    .into()
             });
         }
     }

@@ -8,12 +8,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use cowbell_block::{Buf, Fix, Result};
+use cowbell_block::{Buf, Finding, Fix, Result};
 
 use super::blocks::Blocks;
 use super::counts::{CHUNK, Cell, Counts};
 use super::log::Log;
 use super::scan::Pass;
+use super::topics;
 use crate::geometry::Geometry;
 use crate::refcount;
 
@@ -294,7 +295,8 @@ impl Comparison {
 
     /// Counts and tells the mismatches; those that `fix` covers as repaired.
     pub fn tell(&self, log: &mut Log, fix: Fix, counts: &Counts, geometry: &Geometry) {
-        self.tell_unreadable(log);
+        let bits = geometry.cluster_bits;
+        self.tell_unreadable(log, bits);
         let report = &mut log.report;
         match fix {
             Fix::None => report.leaks += self.high,
@@ -316,13 +318,15 @@ impl Comparison {
                     log.report.findings_omitted += untold;
                     return;
                 }
-                log.line(format!("{word} cluster {cluster} refcount={refcount} reference={count}"));
+                let line = format!("{word} cluster {cluster} refcount={refcount} reference={count}");
+                let topic = if refcount > count { topics::LEAK } else { topics::REFCOUNT_LOW };
+                log.line(Finding::new(topic, line).in_file(cluster << bits, 1 << bits));
                 untold -= 1;
             }
         }
     }
 
-    fn tell_unreadable(&self, log: &mut Log) {
+    fn tell_unreadable(&self, log: &mut Log, bits: u32) {
         if let Some((index, offset)) = self.unreadable_first {
             let zero = if index == 0 { "" } else { "0x" };
             log.line(format!(
@@ -337,7 +341,8 @@ impl Comparison {
                     log.report.findings_omitted += clusters.end - cluster;
                     break;
                 }
-                log.line(format!("Can't get refcount for cluster {cluster}: Input/output error"));
+                let line = format!("Can't get refcount for cluster {cluster}: Input/output error");
+                log.line(Finding::new(topics::REFCOUNT_UNREADABLE, line).in_file(cluster << bits, 1 << bits));
             }
         }
     }

@@ -1,6 +1,9 @@
 //! What one L2 table says, made ready for counting: a pure function over its bytes, so that tables can be looked at
 //! on all cores.
 
+use cowbell_block::Topic;
+
+use super::topics;
 use crate::geometry::{DataPlace, Geometry, HostOffset};
 use crate::header::Header;
 use crate::table::{Compressed, L2Entry};
@@ -77,6 +80,21 @@ impl Problem {
     /// Whether a repair makes the entry read as zeroes without storage, which loses nothing.
     pub fn is_mended_by_zero(self) -> bool {
         matches!(self, Self::PreallocatedUnaligned { .. } | Self::Bitmap { .. })
+    }
+
+    /// What kind of finding it is.
+    pub fn topic(self) -> &'static Topic {
+        match self {
+            Self::Reserved { .. } => topics::RESERVED_BITS,
+            Self::ZeroInVersion2 => topics::ZERO_IN_VERSION_2,
+            Self::CompressedCopied { .. }
+            | Self::CompressedWithDataFile { .. }
+            | Self::CompressedWithBitmap { .. } => topics::COMPRESSED,
+            Self::Outside { .. } => topics::OUTSIDE,
+            Self::DataUnaligned { .. } => topics::DATA_UNALIGNED,
+            Self::PreallocatedUnaligned { .. } => topics::RESERVE_UNALIGNED,
+            Self::Bitmap { .. } | Self::UnallocatedWithBitmap => topics::SUBCLUSTERS,
+        }
     }
 
     /// The line about it; `verb` is `ERROR` or `Repairing`.

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use cowbell_block::Result;
+use cowbell_block::{Finding, Result};
 
 use super::compare::Comparison;
 use super::digest::Lie;
 use super::log::{Log, Place, Unsorted};
 use super::scan::Pass;
+use super::topics;
 use super::walk::{self, Table, Tables};
 use crate::geometry::HostOffset;
 use crate::table::{L1Entry, L2Entry, Ownership};
@@ -39,6 +40,7 @@ impl Pass {
         };
         let (mut wrong, mut unsorted, mut tables) =
             (WrongFlags::default(), Unsorted::default(), Tables::default());
+        let l1_offset = self.header.l1_offset.0;
         let l1_bytes = u64::from(self.header.l1_entries) * 8;
         let in_file = l1_bytes.min(format.file_len.saturating_sub(self.header.l1_offset.0));
         let each = |index: u64, raw: u64| {
@@ -50,9 +52,12 @@ impl Pass {
                 wrong.l1.push((index, right));
                 wrong.count += 1;
                 unsorted.add(place, 1, &|| {
-                    format!(
+                    let line = format!(
                         "{verb} OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={raw:x} refcount={refcount}"
-                    )
+                    );
+                    Finding::new(topics::COPIED_FLAG, line)
+                        .in_file(l1_offset + index * 8, 8)
+                        .on_disk(geometry.guest_of_entry(l1_index, 0))
                 });
             }
         };
@@ -69,7 +74,11 @@ impl Pass {
                     wrong.count += 1;
                     let place = Place { owner: 0, l1_index: table.l1_index, entry: index + 1 };
                     unsorted.add(place, 1, &|| {
-                        format!("{verb} OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={found}")
+                        let line =
+                            format!("{verb} OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={found}");
+                        Finding::new(topics::COPIED_FLAG, line)
+                            .in_file(table.offset + u64::from(index) * geometry.l2_entry_bytes(), 8)
+                            .on_disk(geometry.guest_of_entry(table.l1_index, index))
                     });
                 }
             }

@@ -1,6 +1,6 @@
 //! What a check found: counters, and lines for people in the order of the reference.
 
-use cowbell_block::CheckReport;
+use cowbell_block::{CheckReport, Finding};
 
 /// Findings kept as lines; beyond that they are only counted.
 const LINES_MAX: usize = 100_000;
@@ -27,13 +27,13 @@ pub(super) struct Place {
 /// Findings that are made in the order of the file and told in the order of the tables.
 #[derive(Default)]
 pub(super) struct Unsorted {
-    lines: Vec<(Place, String)>,
+    lines: Vec<(Place, Finding)>,
     omitted: u64,
 }
 
 impl Unsorted {
     /// Adds a line that is told `times` times.
-    pub fn add(&mut self, place: Place, times: u64, line: &dyn Fn() -> String) {
+    pub fn add(&mut self, place: Place, times: u64, line: &dyn Fn() -> Finding) {
         let room = (LINES_MAX - self.lines.len()) as u64;
         for _ in 0..times.min(room) {
             self.lines.push((place, line()));
@@ -80,12 +80,12 @@ impl Log {
     }
 
     /// A line that counts as nothing.
-    pub fn line(&mut self, line: String) {
-        self.line_with(|| line);
+    pub fn line(&mut self, line: impl Into<Finding>) {
+        self.line_with(|| line.into());
     }
 
     /// A line that is made only if there is room for it.
-    pub fn line_with(&mut self, line: impl FnOnce() -> String) {
+    pub fn line_with(&mut self, line: impl FnOnce() -> Finding) {
         match self.is_full() {
             false => self.report.findings.push(line()),
             true => self.report.findings_omitted += 1,
@@ -93,13 +93,13 @@ impl Log {
     }
 
     /// A corruption.
-    pub fn corruption(&mut self, line: String) {
+    pub fn corruption(&mut self, line: impl Into<Finding>) {
         self.report.corruptions += 1;
         self.line(line);
     }
 
     /// Something that could not be checked.
-    pub fn error(&mut self, line: String) {
+    pub fn error(&mut self, line: impl Into<Finding>) {
         self.report.check_errors += 1;
         self.line(line);
     }

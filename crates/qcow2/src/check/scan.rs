@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cowbell_block::{Fix, Result};
+use cowbell_block::{Finding, Fix, Result, Topic};
 
 use super::counts::{Counts, Mark};
 use super::digest::{self, Digest, Format, Lie, Problem};
 use super::log::{Log, Place, Unsorted};
 use super::snapshots::Snapshots;
+use super::topics;
 use super::walk::{self, Table, Tables};
 use crate::engine::Engine;
 use crate::geometry::HostOffset;
@@ -81,7 +82,7 @@ impl Pass {
     /// Counts a region of the file, in one go, if it lies there.
     pub fn count_region(&mut self, log: &mut Log, offset: u64, bytes: u64) {
         if let Some(line) = self.count_or_say(offset, bytes, 1) {
-            log.corruption(line);
+            log.corruption(Finding::new(topics::OUTSIDE, line).in_file(offset, bytes));
         }
     }
 
@@ -122,7 +123,7 @@ impl Pass {
             let place = Place { owner: number, l1_index: 0, entry: 0 };
             if let Some(fault) = snapshot.fault(&self.format.geometry) {
                 log.report.corruptions += 1;
-                unsorted.add(place, 1, &|| describe(snapshot, fault));
+                unsorted.add(place, 1, &|| describe(number, snapshot, fault));
                 continue;
             }
             let region = Region {
@@ -145,7 +146,11 @@ impl Pass {
     fn note_region(&mut self, log: &mut Log, unsorted: &mut Unsorted, region: Region) {
         if let Some(line) = self.count_or_say(region.offset, region.bytes, 1) {
             log.report.corruptions += 1;
-            unsorted.add(Place { owner: region.owner, l1_index: 0, entry: 0 }, 1, &|| line.clone());
+            let place = Place { owner: region.owner, l1_index: 0, entry: 0 };
+            unsorted.add(place, 1, &|| {
+                let found = Finding::new(topics::OUTSIDE, line.clone());
+                found.in_file(region.offset, region.bytes).of_snapshot(region.owner)
+            });
         }
     }
 
@@ -184,14 +189,20 @@ impl Pass {
     ) {
         let Region { owner, times, .. } = region;
         let place = Place { owner, l1_index, entry: 0 };
-        let mut wrong = |line: String| {
+        let geometry = self.format.geometry;
+        let entry_offset = region.offset + u64::from(l1_index) * 8;
+        let mut wrong = |topic: &'static Topic, line: String| {
             log.report.corruptions += times;
-            unsorted.add(place, times, &|| line.clone());
+            unsorted.add(place, times, &|| {
+                Finding::new(topic, line.clone())
+                    .in_file(entry_offset, 8)
+                    .on_disk(geometry.guest_of_entry(l1_index, 0))
+                    .of_snapshot(owner)
+            });
         };
         if L1Entry::has_reserved_bits(raw) {
-            wrong(format!("ERROR found L1 entry with reserved bits set: {raw:x}"));
+            wrong(topics::RESERVED_BITS, format!("ERROR found L1 entry with reserved bits set: {raw:x}"));
         }
-        let geometry = self.format.geometry;
         let (offset, mark) = match L1Entry::decode(raw) {
             L1Entry::Empty => (HostOffset(0), Mark::None),
             L1Entry::Table(offset, _) if owner != 0 => (offset, Mark::None),
@@ -201,16 +212,15 @@ impl Pass {
         match self.count_or_say(offset.0, geometry.cluster_size(), times) {
             // Whoever looks its refcount up finds none.
             Some(line) => {
-                wrong(line);
+                wrong(topics::OUTSIDE, line);
                 self.wrong_flags |= mark == Mark::Copied;
             }
             None => self.counts.add(geometry.host_cluster(offset).0, 0, mark),
         }
         if !geometry.is_aligned(offset) {
-            wrong(format!(
-                "ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted",
-                offset.0
-            ));
+            let line =
+                format!("ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted", offset.0);
+            wrong(topics::TABLE_UNALIGNED, line);
         }
         let active = u32::from(owner == 0);
         tables.add(Table { offset: offset.0, times, active, owner, l1_index });
@@ -275,7 +285,16 @@ impl Pass {
         let (verb, times) = if mends { ("Repairing", 1) } else { ("ERROR", table.times) };
         log.report.corruptions = log.report.corruptions.saturating_add(times);
         let place = Place { owner: table.owner, l1_index: table.l1_index, entry: index + 1 };
-        unsorted.add(place, times, &|| problem.line(verb, index));
+        let geometry = self.format.geometry;
+        unsorted.add(place, times, &|| {
+            Finding::new(problem.topic(), problem.line(verb, index))
+                .in_file(
+                    table.offset + u64::from(index) * geometry.l2_entry_bytes(),
+                    geometry.l2_entry_bytes(),
+                )
+                .on_disk(geometry.guest_of_entry(table.l1_index, index))
+                .of_snapshot(table.owner)
+        });
         if let Problem::Outside { offset, bytes } = problem {
             self.keep_clear(offset, bytes);
         }
@@ -316,7 +335,7 @@ fn split(regions: Vec<Region>) -> Vec<Region> {
     pieces
 }
 
-fn describe(snapshot: &Snapshot, fault: Fault) -> String {
+fn describe(number: u32, snapshot: &Snapshot, fault: Fault) -> Finding {
     let (id, name) = (&snapshot.info.id, &snapshot.info.name);
     let what = match fault {
         Fault::L1Unaligned => {
@@ -324,7 +343,8 @@ fn describe(snapshot: &Snapshot, fault: Fault) -> String {
         }
         Fault::L1TooLarge => format!("l1_size={:#x}: L1 table is too large", snapshot.l1_entries),
     };
-    format!("ERROR snapshot {id} ({name}) {what}; snapshot table entry corrupted")
+    let line = format!("ERROR snapshot {id} ({name}) {what}; snapshot table entry corrupted");
+    Finding::new(topics::SNAPSHOT_L1, line).of_snapshot(number)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cowbell_block::{Error, ErrorKind, Fix, Result};
+use cowbell_block::{Error, ErrorKind, Finding, Fix, Result};
 
 use super::blocks::Blocks;
 use super::compare::{Comparison, Mismatch};
@@ -21,6 +21,7 @@ use super::log::Log;
 use super::rebuild::merged;
 use super::repair::set_refcounts;
 use super::scan::Pass;
+use super::topics;
 use crate::engine::Engine;
 use crate::geometry::{HostCluster, HostOffset};
 use crate::header::Header;
@@ -78,7 +79,8 @@ impl Snapshots {
             if fix != Fix::All {
                 return Err(TableError::TooMany(overhang).into());
             }
-            log.line(format!("Discarding {overhang} overhanging snapshots"));
+            let line = format!("Discarding {overhang} overhanging snapshots");
+            log.line(Finding::new(topics::SNAPSHOT_COUNT, line));
             header.snapshot_count = SNAPSHOTS_MAX;
         }
         if !header.can_place_snapshots() {
@@ -105,7 +107,10 @@ impl Snapshots {
         }
         let verb = if fix == Fix::All { "Repairing" } else { "ERROR" };
         for (index, _) in entries.iter().enumerate().filter(|(_, s)| s.is_incomplete(header.version)) {
-            log.line_with(|| format!("{verb} snapshot table entry {index} is incomplete"));
+            log.line_with(|| {
+                let line = format!("{verb} snapshot table entry {index} is incomplete");
+                Finding::new(topics::SNAPSHOT_ENTRY, line).of_snapshot(index as u32 + 1)
+            });
             wrong += 1;
         }
         // Names serve the lines about snapshots that cannot be used; all of them may take a lot.
@@ -128,15 +133,17 @@ fn tell_excess(log: &mut Log, excess: Excess) -> u64 {
     match excess {
         Excess::Extra { index, bytes } => {
             log.line_with(|| {
-                format!(
+                let line = format!(
                     "Discarding too much extra metadata in snapshot table entry {index} \
                      ({bytes} > {EXTRA_BYTES_MAX})"
-                )
+                );
+                Finding::new(topics::SNAPSHOT_ENTRY, line).of_snapshot(index + 1)
             });
             1
         }
         Excess::Snapshots(count) => {
-            log.line(format!("Discarding {count} overhanging snapshots (snapshot table is too big)"));
+            let line = format!("Discarding {count} overhanging snapshots (snapshot table is too big)");
+            log.line(Finding::new(topics::SNAPSHOT_COUNT, line));
             // The count in the header says so.
             0
         }
