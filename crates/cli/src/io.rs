@@ -98,11 +98,11 @@ async fn drive(cx: &Context, args: &Args, settings: opening::Settings) -> Result
             }
         }
     }
-    let ended = session.end().await;
-    if let Err(e) = &ended {
-        cx.report_error(e);
-    }
-    Ok(u8::from(failed || ended.is_err()))
+    let closed = session.close().await;
+    // Told before what was printed is written out, as by the reference, whose output is collected in the same way.
+    failed |= opening::tell_closed(cx, closed).is_err();
+    session.flush();
+    Ok(u8::from(failed))
 }
 
 /// Reads commands from standard input; whether one failed.

@@ -106,9 +106,10 @@ impl Image {
         self.root.node()
     }
 
-    /// Adds what the cache mode asks of mutations.
+    /// Adds what the cache mode asks of writes.
     fn prepare(&self, request: Request) -> Request {
-        match self.write_through && request.op.is_mutation() {
+        let is_write = matches!(request.op, Operation::Write | Operation::WriteZeroes);
+        match self.write_through && is_write {
             true => request.with_flags(Flags::FUA),
             false => request,
         }
@@ -130,10 +131,20 @@ impl Image {
     ///
     /// # Errors
     /// What could not be written.
-    pub async fn close(self) -> Result<()> {
+    pub async fn close(self) -> Result<(), CloseError> {
         let node = self.root.node();
-        node.close().await.map_err(|e| anyhow!("{}: {e}", self.name))
+        node.close().await.map_err(|reason| CloseError { name: self.name, reason })
     }
+}
+
+/// An image could not be closed: some of what was written to it may be lost.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {reason}")]
+pub struct CloseError {
+    /// How the user named it.
+    pub name: String,
+    /// Why.
+    pub reason: cowbell_block::Error,
 }
 
 /// The end of a request that need not have had an effect.

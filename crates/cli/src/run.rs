@@ -141,7 +141,7 @@ async fn close_all(images: Vec<Image>) -> Result<()> {
         let closed = image.close().await;
         result = result.and(closed);
     }
-    result
+    Ok(result?)
 }
 
 fn status(cx: &Context, end: End) -> u8 {

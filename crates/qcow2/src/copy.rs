@@ -6,9 +6,7 @@
 use std::sync::Arc;
 
 use cowbell_block::range_lock::LockMode;
-use cowbell_block::{
-    Bufs, Cause, Child, Completion, DebugEvent, ErrorKind, Flags, Node, Op, Operation, Request, Result,
-};
+use cowbell_block::{Bufs, Cause, Child, Completion, ErrorKind, Flags, Node, Op, Operation, Request, Result};
 
 use crate::engine::Engine;
 use crate::geometry::{DataPlace, HostOffset};
@@ -113,7 +111,7 @@ async fn copy_run(
             Ok(len)
         }
         WriteRun::Fresh { clusters } => {
-            engine.file.announce(DebugEvent::ClusterAlloc, cause).await;
+            engine.announce_allocation(cause).await;
             let owned = engine.decide(cause, |state| state.allocate(clusters)).await?;
             let host = HostOffset(owned.first << geometry.cluster_bits);
             let len = owned.count << geometry.cluster_bits;

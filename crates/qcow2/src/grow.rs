@@ -27,6 +27,13 @@ struct ReftableFull {
 }
 
 impl Engine {
+    /// Clusters are about to be owned. The second event is the reference's look for their refcount block, which it announces
+    /// whether or not there is one.
+    pub(crate) async fn announce_allocation(&self, cause: Cause) {
+        self.file.announce(DebugEvent::ClusterAlloc, cause).await;
+        self.file.announce(DebugEvent::RefblockAlloc, cause).await;
+    }
+
     /// Makes the refcount block with this number in the refcount table.
     pub(crate) async fn new_refblock(self: &Arc<Self>, index: u64, cause: Cause) -> Result<()> {
         let _turn = self.loading.grow.lock(0..1, LockMode::Exclusive).await;

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cowbell_block::{Buf, DebugEvent, Error, ErrorKind, Preallocation, Request, Result};
+use cowbell_block::{Buf, Error, ErrorKind, Preallocation, Request, Result};
 
 use crate::engine::{Engine, NO_CAUSE};
 use crate::geometry::{DataPlace, GuestCluster, HostOffset, L2Format};
@@ -73,7 +73,7 @@ impl Engine {
             self.decide(NO_CAUSE, |state| state.link_storage(first, clusters, host, unused)).await?;
             return Ok(clusters);
         }
-        self.file.announce(DebugEvent::ClusterAlloc, NO_CAUSE).await;
+        self.announce_allocation(NO_CAUSE).await;
         let owned = self.decide(NO_CAUSE, |state| state.allocate(clusters)).await?;
         let host = HostOffset(owned.first << geometry.cluster_bits);
         let fill = match (mode, owned.virgin) {

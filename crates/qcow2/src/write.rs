@@ -190,7 +190,7 @@ async fn write_run(engine: &Arc<Engine>, at: u64, bufs: &mut Bufs, cause: Cause)
             fill.write(engine, HostOffset(start), stale, bufs, cause).await
         }
         WriteRun::Fresh { clusters } => {
-            engine.file.announce(DebugEvent::ClusterAlloc, cause).await;
+            engine.announce_allocation(cause).await;
             let owned = engine.decide(cause, |state| state.allocate(clusters)).await?;
             let host = HostOffset(owned.first << engine.geometry.cluster_bits);
             let stale = if owned.virgin && !engine.is_encrypted() {

@@ -86,7 +86,7 @@ const fn writes(name: &'static str, goal: f64, script: &'static str, from: &'sta
         target: Some("out"),
         target_from: Some(from),
         proof: Proof::Targets,
-        ..io(name, goal, &["-f", "qcow2", "out"], script)
+        ..io(name, goal, &["-t", "writeback", "-f", "qcow2", "out"], script)
     }
 }
 
@@ -171,7 +171,7 @@ pub const CASES: &[Case] = &[
         target: Some("out"),
         target_from: Some("overlay.qcow2"),
         proof: Proof::Targets,
-        ..io("copy-on-write 4 KiB", 1.5, &["-f", "qcow2", "out"], "allocate-1.io")
+        ..io("copy-on-write 4 KiB", 1.5, &["-t", "writeback", "-f", "qcow2", "out"], "allocate-1.io")
     },
     io("read through to backing", 3.0, &["-f", "qcow2", "overlay.qcow2"], "read-1.io"),
     snapshots("snapshot create sequential", 10.0, &["snapshot", "-c", "new", "out"], "sequential.qcow2"),

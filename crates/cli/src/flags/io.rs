@@ -37,7 +37,7 @@ pub static CACHE: Flag = flag(
     b't',
     &["cache"],
     Value::OneOf("CACHE", &["writeback", "none", "off", "directsync", "writethrough", "unsafe"]),
-    "Cache mode of the image (default: writeback).",
+    "Cache mode of the image (default: writethrough).",
 );
 /// `-d`.
 pub static DISCARD: Flag = flag(

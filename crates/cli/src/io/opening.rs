@@ -10,12 +10,14 @@ use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
 use cowbell_block::{Child, Error, ErrorKind, Root};
 use cowbell_host::{Create, FileNode, FileOptions, Locking};
 
+use super::requests::errno;
 use super::session::Session;
 use super::shell::{Done, Failed};
 use crate::context::Context;
+use crate::face::Face;
 use crate::flags::io::{self as flags, IoCommand};
 use crate::flags::{Args, img};
-use crate::open::{How, Image, open_bare, warn_probed_raw};
+use crate::open::{CloseError, How, Image, open_bare, warn_probed_raw};
 
 /// How images are opened, resolved from options.
 #[derive(Clone, Debug)]
@@ -47,7 +49,8 @@ impl Settings {
     }
 
     fn common(args: &Args) -> Result<Self> {
-        let mut cache = CacheMode::WRITEBACK;
+        // The tool exercises images: without a mode each write is durable when it is reported.
+        let mut cache = CacheMode::WRITETHROUGH;
         if args.has(&flags::NOCACHE) {
             cache = CacheMode::NONE;
         }
@@ -201,10 +204,23 @@ pub(super) async fn open_command(session: &mut Session<'_>, command: &IoCommand,
 
 /// The command `close`.
 pub(super) async fn close(session: &mut Session<'_>) -> Done {
-    match session.close().await {
-        Ok(()) => Ok(()),
-        Err(e) => {
-            session.cx.report(e);
+    let closed = session.close().await;
+    tell_closed(session.cx, closed)
+}
+
+/// Tells why an image could not be closed as it should. Under the drop-in name the words and the status are the reference's,
+/// which counts failed requests only.
+pub(super) fn tell_closed(cx: &Context, closed: Result<(), CloseError>) -> Done {
+    match (closed, cx.face) {
+        (Ok(()), _) => Ok(()),
+        (Err(e), Face::QemuIo) => {
+            for cache in ["L2 table", "refcount block"] {
+                cx.report(format_args!("Failed to flush the {cache} cache: {}", errno(&e.reason)));
+            }
+            Ok(())
+        }
+        (Err(e), _) => {
+            cx.report(e);
             Err(Failed)
         }
     }

@@ -9,6 +9,7 @@ use super::figures::{Figures, Style, dump, text};
 use super::session::Session;
 use super::shell::{Done, Failed};
 use super::words::{aligned, number, pattern};
+use crate::face::Face;
 use crate::flags::Args;
 use crate::flags::io::{self as flags, IoCommand};
 use cowbell_host::path_of;
@@ -184,7 +185,7 @@ async fn read_and_show(session: &mut Session<'_>, request: Request, look: &Look,
 }
 
 /// The reference knows only the number of an error.
-fn errno(error: &cowbell_block::Error) -> String {
+pub(super) fn errno(error: &cowbell_block::Error) -> String {
     cowbell_block::error::errno_text(error.errno())
 }
 
@@ -326,7 +327,10 @@ pub(super) async fn flush(session: &mut Session<'_>) -> Done {
     match session.request(Request::flush()).await.result {
         Ok(_) => Ok(()),
         Err(e) => {
-            session.cx.report(format_args!("flush failed: {}", errno(&e)));
+            // The reference says it by its status alone.
+            if session.cx.face == Face::Cowbell {
+                session.cx.report(format_args!("flush failed: {}", errno(&e)));
+            }
             Err(Failed)
         }
     }

@@ -12,7 +12,7 @@ use cowbell_host::{spawn_local, terminal};
 
 use super::opening::{self, Settings};
 use crate::context::Context as Surroundings;
-use crate::open::Image;
+use crate::open::{CloseError, Image};
 use crate::out::Printer;
 
 /// Tells what came of a request.
@@ -107,22 +107,12 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// What could not be written.
-    pub(super) async fn close(&mut self) -> Result<()> {
+    pub(super) async fn close(&mut self) -> Result<(), CloseError> {
         self.wait_for_all().await;
         match self.image.take() {
             Some(image) => image.close().await,
             None => Ok(()),
         }
-    }
-
-    /// The end of the program: everything in flight is waited for.
-    ///
-    /// # Errors
-    /// As [`Session::close`].
-    pub(super) async fn end(&mut self) -> Result<()> {
-        let closed = self.close().await;
-        self.flush();
-        closed
     }
 
     /// Submits a request to the open image.
