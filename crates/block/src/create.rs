@@ -17,12 +17,30 @@ pub struct CreateOption {
     pub help: &'static str,
     /// The value when none is given, if it is a fixed one.
     pub default: Option<&'static str>,
+    /// Whether the reference has it, or only this program under its own name.
+    pub origin: Origin,
+}
+
+/// Who knows an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The reference, too.
+    Reference,
+    /// Only this program.
+    Ours,
 }
 
 impl CreateOption {
     /// An option without a fixed default.
     pub const fn new(name: &'static str, kind: OptionKind, help: &'static str) -> Self {
-        Self { name, kind, help, default: None }
+        Self { name, kind, help, default: None, origin: Origin::Reference }
+    }
+
+    /// The same option, which the reference does not have.
+    #[must_use]
+    pub const fn ours(mut self) -> Self {
+        self.origin = Origin::Ours;
+        self
     }
 
     /// The same option with a default.

@@ -25,6 +25,11 @@ pub trait Outside: Send + Sync {
     /// The host has none.
     fn fill_random(&self, bytes: &mut [u8]) -> Result<()>;
 
+    /// Seconds since 1970, for stamps in images; 0 where nobody knows.
+    fn unix_sec(&self) -> u64 {
+        0
+    }
+
     /// How long the calling thread has worked, for measuring how long something takes.
     fn thread_time(&self) -> Duration;
 }

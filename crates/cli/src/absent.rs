@@ -24,7 +24,6 @@ const FORMATS: &[Absent] = &[
     Absent { name: "vdi", magics: &[(64, b"\x7f\x10\xda\xbe")] },
     Absent { name: "vhdx", magics: &[(0, b"vhdxfile")] },
     Absent { name: "vmdk", magics: &[(0, b"KDMV"), (0, b"COWD"), (0, b"# Disk DescriptorFile")] },
-    Absent { name: "vpc", magics: &[(0, b"conectix")] },
 ];
 
 /// Adds them all.

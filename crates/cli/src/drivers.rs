@@ -8,6 +8,7 @@ use cowbell_block::quorum::QuorumDriver;
 use cowbell_block::registry::Registry;
 use cowbell_luks::LuksDriver;
 use cowbell_qcow2::Qcow2Driver;
+use cowbell_vpc::VpcDriver;
 
 use crate::out::Printer;
 
@@ -18,6 +19,7 @@ pub fn registry(printer: &Printer) -> Arc<Registry> {
     cowbell_host::add_drivers(&mut registry);
     registry.add(Qcow2Driver::with_notice(Arc::new(|line: &str| eprintln!("{line}"))));
     registry.add(LuksDriver);
+    registry.add(VpcDriver);
     let own = printer.clone();
     registry.add(BlkdebugDriver::with_notice(Arc::new(move |line: &str| own.put(&format!("{line}\n")))));
     let own = printer.clone();

@@ -28,6 +28,10 @@ impl Outside for Kernel {
         Ok(())
     }
 
+    fn unix_sec(&self) -> u64 {
+        u64::try_from(clock_gettime(ClockId::Realtime).tv_sec).unwrap_or(0)
+    }
+
     fn thread_time(&self) -> Duration {
         let time = clock_gettime(ClockId::ThreadCPUTime);
         let sec = u64::try_from(time.tv_sec).unwrap_or(0);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use cowbell_block::create::{CreateArgs, CreateOption, parse_create_options};
+use cowbell_block::create::{CreateArgs, CreateOption, Origin, parse_create_options};
 use cowbell_block::naming::{has_protocol, storage_tree};
 use cowbell_block::options::OptionTree;
 use cowbell_block::registry::{Driver, RAW};
@@ -16,6 +16,7 @@ use cowbell_block::{EdgeKind, Root};
 use serde_json::Value;
 
 use crate::context::Context;
+use crate::face::Face;
 use crate::open::{Image, Unfinished, reason};
 use cowbell_host::{name_of, path_of};
 
@@ -39,6 +40,7 @@ impl Format {
             bail!("Format driver '{name}' does not support image creation");
         }
         let mut known = driver.create_options().to_vec();
+        known.retain(|option| option.origin == Origin::Reference || cx.face == Face::Cowbell);
         if let Some(filename) = filename {
             let tree = storage_tree(&registry, filename)?;
             let protocol = tree.get("driver").and_then(Value::as_str).unwrap_or_default();
