@@ -17,12 +17,24 @@ struct Inner {
     memory: MemNode,
     ios: AtomicU64,
     mutated: AtomicBool,
+    /// Changes that are still taken; the ones after them fail and have no effect.
+    changes_left: AtomicU64,
 }
 
 impl CountingFile {
     /// A file over this memory.
     pub fn new(memory: MemNode) -> Self {
-        Self(Arc::new(Inner { memory, ios: AtomicU64::new(0), mutated: AtomicBool::new(false) }))
+        Self(Arc::new(Inner {
+            memory,
+            ios: AtomicU64::new(0),
+            mutated: AtomicBool::new(false),
+            changes_left: AtomicU64::new(u64::MAX),
+        }))
+    }
+
+    /// Takes so many more changes, as if the power failed then.
+    pub fn cut_after(&self, changes: u64) {
+        self.0.changes_left.store(changes, Ordering::Relaxed);
     }
 
     /// Requests so far.
@@ -55,6 +67,13 @@ impl Node for CountingFile {
     fn submit(&self, request: Request) -> Op {
         if request.op.is_mutation() {
             self.0.mutated.store(true, Ordering::Relaxed);
+            let left = self.0.changes_left.load(Ordering::Relaxed);
+            if left == 0 {
+                return Op::failed(request.bufs, ErrorKind::Io);
+            }
+            if left != u64::MAX {
+                self.0.changes_left.store(left - 1, Ordering::Relaxed);
+            }
         }
         if self.0.ios.fetch_add(1, Ordering::Relaxed) > GIVE_UP {
             return Op::failed(request.bufs, ErrorKind::NoSpace);

@@ -39,6 +39,7 @@ use crate::engine::Engine;
 use crate::header::Incompatible;
 use blocks::Blocks;
 use compare::Comparison;
+use flags::Then;
 use log::Log;
 use repair::Leaks;
 use scan::Pass;
@@ -201,17 +202,16 @@ async fn rebuild_and_look(mut pass: Pass, blocks: &Blocks, log: &mut Log) -> Res
 
 async fn check_flags(pass: &mut Pass, comparison: &Comparison, log: &mut Log) -> Result<()> {
     let report = &log.report;
-    let repair = match pass.fix {
-        Fix::None => false,
+    let then = match pass.fix {
         // Only where the refcounts are known to be right by now.
-        Fix::Leaks => report.check_errors + report.corruptions + report.leaks == 0,
-        Fix::All => true,
+        Fix::Leaks if report.check_errors + report.corruptions + report.leaks == 0 => Then::Repair,
+        Fix::All => Then::Repair,
+        Fix::None | Fix::Leaks => Then::Tell,
     };
-    let verb = if repair { "Repairing" } else { "ERROR" };
-    let wrong = pass.check_flags(log, comparison, verb).await?;
-    match repair {
-        true => pass.fix_flags(log, &wrong).await,
-        false => {
+    let wrong = pass.check_flags(log, comparison, then).await?;
+    match then {
+        Then::Repair => pass.fix_flags(log, &wrong).await,
+        Then::Tell => {
             log.report.corruptions += wrong.count;
             Ok(())
         }

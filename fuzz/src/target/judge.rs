@@ -1,6 +1,6 @@
 //! Check and repair, held against the independent checker.
 
-use cowbell_block::{Access, Fix, Node};
+use cowbell_block::{Access, CheckReport, Fix, MemNode, Node};
 use cowbell_checker::{Finding, Limits, Report, Severity, Verdict};
 use cowbell_qcow2::OpenOptions;
 
@@ -89,27 +89,57 @@ fn without_numbers(line: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// A second repair finds nothing left that the first could have repaired.
-pub fn repair(file: &CountingFile, _: &mut Choices<'_>) -> Result<(), String> {
-    let options = OpenOptions { skip_repair: true, ..OpenOptions::default() };
-    let Some(image) = opened(file, Access::ReadWrite, options.clone())? else { return Ok(()) };
-    let first = wait("repair", image.check(Fix::All))?;
-    let _ = wait("close", image.close())?;
-    if first.is_err() {
-        return Ok(());
-    }
-    let Some(image) = opened(file, Access::ReadWrite, options)? else {
-        return Err("a repaired image does not open".into());
-    };
-    let second = wait("second repair", image.check(Fix::All))?;
-    let _ = wait("close", image.close())?;
-    match second {
-        Ok(report) if report.corruptions_fixed + report.leaks_fixed > 0 => Err(format!(
+/// A second repair finds nothing left that the first could have repaired, and one that is cut can be run again and ends
+/// as right.
+pub fn repair(file: &CountingFile, choices: &mut Choices<'_>) -> Result<(), String> {
+    let copy = (file.len() <= BYTES_MAX).then(|| file.memory().content());
+    let Some(Ok(first)) = repaired(file)? else { return Ok(()) };
+    let Some(second) = repaired(file)? else { return Err("a repaired image does not open".into()) };
+    if let Ok(report) = second
+        && report.corruptions_fixed + report.leaks_fixed > 0
+    {
+        return Err(format!(
             "a second repair still repairs [{} corruptions, {} leaks; {:?}]",
             report.corruptions_fixed,
             report.leaks_fixed,
             report.findings.first()
-        )),
+        ));
+    }
+    match copy {
+        Some(content) if is_right(&first) => repair_cut(&content, choices.below(CHANGES_MAX)),
         _ => Ok(()),
+    }
+}
+
+/// Repairs are cut within so many changes: most have fewer.
+const CHANGES_MAX: u64 = 16;
+
+/// What a repair of an image says; `None` when the image does not open.
+fn repaired(file: &CountingFile) -> Result<Option<cowbell_block::Result<CheckReport>>, String> {
+    let options = OpenOptions { skip_repair: true, ..OpenOptions::default() };
+    let Some(image) = opened(file, Access::ReadWrite, options)? else { return Ok(None) };
+    let report = wait("repair", image.check(Fix::All))?;
+    let _ = wait("close", image.close())?;
+    Ok(Some(report))
+}
+
+fn is_right(report: &CheckReport) -> bool {
+    report.corruptions + report.leaks + report.check_errors == 0
+}
+
+/// Cuts the repair of an image that can be repaired, and repairs again.
+fn repair_cut(content: &[u8], changes: u64) -> Result<(), String> {
+    let file = CountingFile::new(MemNode::with_content(content));
+    file.cut_after(changes);
+    let _ = repaired(&file)?;
+    file.cut_after(u64::MAX);
+    match repaired(&file)? {
+        Some(Ok(report)) if is_right(&report) => Ok(()),
+        Some(Ok(report)) => Err(format!(
+            "a repair after a cut leaves something [after {changes} changes: {:?}]",
+            report.findings.last()
+        )),
+        Some(Err(e)) => Err(format!("a repair after a cut fails [after {changes} changes: {e}]")),
+        None => Err(format!("an image whose repair was cut does not open [after {changes} changes]")),
     }
 }

@@ -24,14 +24,24 @@ pub(super) struct WrongFlags {
     pub count: u64,
 }
 
+/// What becomes of wrong flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// They are told, as often as an L1 entry leads to them.
+    Tell,
+    /// They are set right, and told once.
+    Repair,
+}
+
 impl Pass {
-    /// Finds the wrong flags and tells them, as `verb` (`ERROR` or `Repairing`).
+    /// Finds the wrong flags and tells them.
     pub async fn check_flags(
         &mut self,
         log: &mut Log,
         comparison: &Comparison,
-        verb: &str,
+        then: Then,
     ) -> Result<WrongFlags> {
+        let verb = if then == Then::Repair { "Repairing" } else { "ERROR" };
         let (engine, format) = (self.engine.clone(), self.format);
         let geometry = format.geometry;
         let refcount = |cluster: u64| {
@@ -71,9 +81,10 @@ impl Pass {
                         continue;
                     };
                     wrong.l2.entry(table.offset).or_insert((*table, Vec::new())).1.push((index, right));
-                    wrong.count += 1;
+                    let times = if then == Then::Repair { 1 } else { u64::from(table.active) };
+                    wrong.count = wrong.count.saturating_add(times);
                     let place = Place { owner: 0, l1_index: table.l1_index, entry: index + 1 };
-                    unsorted.add(place, 1, &|| {
+                    unsorted.add(place, times, &|| {
                         let line =
                             format!("{verb} OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={found}");
                         Finding::new(topics::COPIED_FLAG, line)

@@ -97,6 +97,10 @@ impl Pass {
             fixed += piece.len() as u64;
         }
         for (table, edits) in wrong.l2.values() {
+            if !geometry.is_aligned(HostOffset(table.offset)) {
+                // What is there is no table: nothing is written to it.
+                continue;
+            }
             let cluster = geometry.host_cluster(HostOffset(table.offset)).0;
             if !self.is_sound_table(table) || self.counts.get(cluster) < u64::from(table.active) {
                 log.error(
