@@ -4,7 +4,7 @@
 //! same way, and where a block has so many runs that they would take more than itself, the block is kept instead and
 //! compared again when its runs are asked for. So a hostile image cannot make the list longer than its file.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ pub(super) struct Comparison {
     /// Blocks with too many runs, by number: as stored.
     whole: Vec<(u64, Arc<[u8]>)>,
     /// The stored content of blocks that are kept, by offset: a table may name one again and again.
-    kept: HashMap<u64, Arc<[u8]>>,
+    kept: BTreeMap<u64, Arc<[u8]>>,
     /// One past the last cluster in use.
     end: u64,
     /// Nothing is looked at from here on.
