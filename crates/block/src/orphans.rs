@@ -4,7 +4,7 @@
 //! abandoned future becomes an orphan, and whoever waits next drives it beside its own work. Nothing is spawned.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -58,19 +58,22 @@ impl Orphans {
         Box::pin(Started { orphans: self.clone(), work: Some(work) })
     }
 
+    /// Does the work, and drives orphans while it waits: for work that is no request, and ends when it is dropped.
+    pub async fn beside<T>(&self, work: impl Future<Output = T>) -> T {
+        let waiter = Waiter { orphans: self, id: self.0.next_waiter.fetch_add(1, Ordering::Relaxed) };
+        let mut work = pin!(work);
+        std::future::poll_fn(|cx| {
+            self.await_them(waiter.id, cx.waker());
+            self.poll(cx);
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+
     /// Drives all orphans to their end.
     pub async fn settle(&self) {
-        let id = self.0.next_waiter.fetch_add(1, Ordering::Relaxed);
-        std::future::poll_fn(|cx| {
-            self.await_them(id, cx.waker());
-            self.poll(cx);
-            match self.is_empty() {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
-        })
-        .await;
-        self.leave(id);
+        let none_left = || if self.is_empty() { Poll::Ready(()) } else { Poll::Pending };
+        self.beside(std::future::poll_fn(|_| none_left())).await;
     }
 
     fn await_them(&self, id: u64, waker: &Waker) {
@@ -119,6 +122,18 @@ impl Orphans {
             // Who settles waits for just that.
             self.wake();
         }
+    }
+}
+
+/// Somebody who waits, and drives orphans.
+struct Waiter<'a> {
+    orphans: &'a Orphans,
+    id: u64,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.orphans.leave(self.id);
     }
 }
 

@@ -147,9 +147,14 @@ impl Engine {
         self.barrier().await
     }
 
-    /// Makes all that was written to the file durable. A failure is final.
+    /// Makes all that was written durable, in the file with the guest's data as well: what the image says about data
+    /// must not outlive it. A failure is final.
     pub(crate) async fn barrier(self: &Arc<Self>) -> Result<()> {
-        let result = self.file.flush().await;
+        let data = match &self.data_file {
+            Some(data) if !mutant::is_active("data-file-unsettled") => data.flush().await,
+            _ => Ok(()),
+        };
+        let result = data.and(self.file.flush().await);
         if result.is_err() {
             self.poisoned.store(true, Ordering::SeqCst);
         }

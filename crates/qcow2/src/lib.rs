@@ -87,6 +87,8 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("bitmap-flags-beside-bits", "bits are durable before their bitmap is said to be consistent"),
     ("bitmap-entries-beside-refcounts", "a cluster of bits is counted before a table names it"),
     ("bitmap-directory-unsettled", "a bitmap directory is durable before the header names it"),
+    ("data-file-unsettled", "an external data file is flushed with its image"),
+    ("shadow-unsettled", "the tables of a snapshot operation are durable before the header names them"),
     ("no-epochs", "a freed cluster waits for the plans that know it"),
     ("pack-into-freed", "nothing is packed into a host cluster that loses references"),
     ("no-quarantine", "a freed cluster waits until its pointer is durably gone"),

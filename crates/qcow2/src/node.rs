@@ -187,7 +187,7 @@ impl Node for Qcow2 {
 
     fn check(&self, fix: Fix) -> BoxFuture<Result<CheckReport>> {
         let engine = self.engine.clone();
-        Box::pin(async move { check::run(&engine, fix).await })
+        Box::pin(async move { engine.orphans.beside(check::run(&engine, fix)).await })
     }
 
     fn make_empty(&self) -> BoxFuture<Result<()>> {
@@ -197,20 +197,24 @@ impl Node for Qcow2 {
 
     fn change_backing(&self, name: Option<String>, format: Option<String>) -> BoxFuture<Result<()>> {
         let engine = self.engine.clone();
-        Box::pin(async move { amend::change_backing(&engine, name, format).await })
+        Box::pin(async move { engine.orphans.beside(amend::change_backing(&engine, name, format)).await })
     }
 
     fn amend(&self, mut options: OptionTree, how: Amend) -> BoxFuture<Result<()>> {
         let engine = self.engine.clone();
         Box::pin(async move {
-            if let Some(keys) = driver::key_amendment(&mut options)? {
-                engine.amend_keys(&keys, &how.secrets, how.force).await?;
-            }
-            if options.is_empty() {
-                return Ok(());
-            }
-            let wanted = driver::amendment(options, &engine.state.lock().header)?;
-            amend::amend(&engine, wanted).await
+            let worker = engine.clone();
+            let work = async move {
+                if let Some(keys) = driver::key_amendment(&mut options)? {
+                    worker.amend_keys(&keys, &how.secrets, how.force).await?;
+                }
+                if options.is_empty() {
+                    return Ok(());
+                }
+                let wanted = driver::amendment(options, &worker.state.lock().header)?;
+                amend::amend(&worker, wanted).await
+            };
+            engine.orphans.beside(work).await
         })
     }
 
@@ -229,7 +233,7 @@ impl Node for Qcow2 {
     fn at_snapshot(&self, which: SnapshotName) -> BoxFuture<Result<Arc<dyn Node>>> {
         let engine = self.engine.clone();
         Box::pin(async move {
-            let engine = snapshot::open_view(&engine, &which).await?;
+            let engine = engine.orphans.beside(snapshot::open_view(&engine, &which)).await?;
             Ok(Arc::new(Self { engine, modes: Modes::default() }) as Arc<dyn Node>)
         })
     }
@@ -237,7 +241,8 @@ impl Node for Qcow2 {
     fn reopen(&self, access: Access) -> BoxFuture<Result<()>> {
         let engine = self.engine.clone();
         Box::pin(async move {
-            let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
+            let whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive);
+            let _whole = engine.orphans.beside(whole).await;
             match access {
                 Access::ReadOnly => engine.stop_writing().await,
                 Access::ReadWrite => engine.start_writing(SkipRepair(false)).await,
@@ -247,7 +252,7 @@ impl Node for Qcow2 {
 
     fn close(&self) -> BoxFuture<Result<()>> {
         let engine = self.engine.clone();
-        Box::pin(async move { open::close(&engine).await })
+        Box::pin(async move { engine.orphans.beside(open::close(&engine)).await })
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -115,6 +115,12 @@ async fn grow(engine: &Arc<Engine>, old: u64, size: u64, preallocation: Prealloc
             Preallocation::Metadata => Preallocation::Off,
             other => other,
         };
+        // Remains of a shrinking that was cut before it came to this file.
+        let stale = file.len().min(size).saturating_sub(old);
+        if stale > 0 {
+            let zeroes = Request::write_zeroes(old, stale).with_flags(Flags::MAY_UNMAP);
+            file.submit(zeroes).finish().await.result?;
+        }
         file.submit(Request::truncate(size, outside)).finish().await.result?;
     }
     let raw_external = engine.state.lock().header.has_raw_data_file();

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use cowbell_block::Preallocation;
+
+use crate::faults::Member;
 use crate::scenario::{GuestOp, Scenario};
 use crate::session::Run;
 use crate::timeline::Timeline;
@@ -12,7 +15,8 @@ use crate::timeline::Timeline;
 /// the file: that takes a flush without anybody under way who knew them, and then another one. Failed I/Os make no such
 /// promise.
 pub(crate) fn leak_bound(scenario: &Scenario, run: &Run, time: u64) -> u64 {
-    if run.faults_struck > 0 {
+    // An interrupted amendment leaves a whole refcount structure behind, or the clusters of zeroes that got storage.
+    if run.faults_struck > 0 || scenario.ops.iter().any(|op| matches!(op, GuestOp::Amend { .. })) {
         return u64::MAX;
     }
     let flushes = run.guest.flushes.borrow();
@@ -24,7 +28,12 @@ pub(crate) fn leak_bound(scenario: &Scenario, run: &Run, time: u64) -> u64 {
     let config = &scenario.config;
     let bits = config.cluster_bits;
     let mut written = BTreeSet::new();
-    for io in run.history.ios.iter().filter(|io| io.is_mutation() && io.applied.is_some_and(|t| t > last)) {
+    for io in run
+        .history
+        .ios
+        .iter()
+        .filter(|io| io.file == Member::Image && io.is_mutation() && io.applied.is_some_and(|t| t > last))
+    {
         written.extend(io.offset >> bits..(io.offset + io.len).div_ceil(1 << bits));
     }
     let model = run.guest.model.borrow();
@@ -48,12 +57,16 @@ pub(crate) fn leak_bound(scenario: &Scenario, run: &Run, time: u64) -> u64 {
 
 /// Most bytes that the file may have (O8): what it had, what the run's live clusters and tables take at their peak,
 /// and what waits in quarantine. Clusters that were freed and became free again must have been used again: the bound
-/// does not grow with the number of rounds. Failed I/Os, abandoned requests, snapshots, compressed writes and bitmaps are left out.
+/// does not grow with the number of rounds. Failed I/Os, abandoned requests, snapshots, compressed writes, bitmaps,
+/// amendments and preallocation are left out.
 pub(crate) fn length_bound(scenario: &Scenario, run: &Run) -> u64 {
     let unbounded = |op: &GuestOp| {
-        matches!(op, GuestOp::Abandon { .. } | GuestOp::Snapshot { .. } | GuestOp::Compressed { .. })
+        use GuestOp::{Abandon, Amend, Compressed, Snapshot};
+        matches!(op, Abandon { .. } | Snapshot { .. } | Compressed { .. } | Amend { .. })
     };
-    if run.faults_struck > 0 || scenario.config.bitmaps || scenario.ops.iter().any(unbounded) {
+    let preallocated = scenario.config.preallocation != Preallocation::Off;
+    if run.faults_struck > 0 || scenario.config.bitmaps || preallocated || scenario.ops.iter().any(unbounded)
+    {
         return u64::MAX;
     }
     let config = &scenario.config;

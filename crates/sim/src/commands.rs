@@ -341,7 +341,8 @@ fn first_word(text: &str) -> String {
 fn print_log(history: &crate::disk::History) {
     for (number, io) in history.ios.iter().enumerate() {
         println!(
-            "  io {number}: {} {:#x}+{:#x}{} [{}] for request {}: {}..{}..{}{}",
+            "  io {number}: {} {} {:#x}+{:#x}{} [{}] for request {}: {}..{}..{}{}",
+            io.file.name(),
             io.kind.name(),
             io.offset,
             io.len,

@@ -1,5 +1,7 @@
 //! What a world is made of: geometry, caches, backing file, what the image held before, and the host's habits.
 
+use cowbell_block::Preallocation;
+
 use crate::disk::{Atom, Discards, HostConfig};
 use crate::rng::Rng;
 
@@ -76,6 +78,29 @@ const PRESTATES: [(Prestate, &str); 10] = [
     (Prestate::Mixed, "mixed"),
 ];
 
+/// Where the guest's data is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataPlace {
+    /// In the image.
+    Inside,
+    /// In a file of its own.
+    Outside,
+    /// In a file of its own that reads like the disk.
+    Raw,
+}
+
+const DATA_PLACES: [(DataPlace, &str); 3] =
+    [(DataPlace::Inside, "inside"), (DataPlace::Outside, "outside"), (DataPlace::Raw, "raw")];
+const PREALLOCATIONS: [(Preallocation, &str); 4] = [
+    (Preallocation::Off, "off"),
+    (Preallocation::Metadata, "metadata"),
+    (Preallocation::Falloc, "falloc"),
+    (Preallocation::Full, "full"),
+];
+/// Bits of [`Config::discard`]: what is given back to the host, and that discarded clusters keep their storage.
+pub const GIVEN_BACK: u8 = 7;
+const KEPT: u8 = 8;
+
 /// One configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -105,8 +130,12 @@ pub struct Config {
     pub l2_slice_bytes: u64,
     /// Bytes of the refcount cache.
     pub refcount_cache_bytes: u64,
-    /// Whether discards go through to the file.
-    pub discard: bool,
+    /// Which storage is given back to the file and which is not, as the engine's bits.
+    pub discard: u8,
+    /// Where the guest's data is.
+    pub data: DataPlace,
+    /// How much of new space gets storage at once, at creation and growth.
+    pub preallocation: Preallocation,
     /// The host's habits.
     pub host: HostConfig,
 }
@@ -127,7 +156,9 @@ impl Default for Config {
             l2_cache_bytes: 1 << 20,
             l2_slice_bytes: 4096,
             refcount_cache_bytes: 1 << 18,
-            discard: true,
+            discard: GIVEN_BACK,
+            data: DataPlace::Inside,
+            preallocation: Preallocation::Off,
             host: HostConfig::default(),
         }
     }
@@ -175,7 +206,17 @@ impl Config {
             config.l2_cache_bytes = 2 * config.l2_slice_bytes;
             config.refcount_cache_bytes = 4 << config.cluster_bits;
         }
-        config.discard = !rng.one_in(3);
+        config.discard = match rng.below(6) {
+            0..3 => GIVEN_BACK,
+            3 | 4 => 0,
+            _ => rng.below(u64::from(2 * KEPT)) as u8,
+        };
+        if rng.one_in(6) {
+            config.data = rng.pick(&DATA_PLACES[1..]).0;
+        }
+        if rng.one_in(8) {
+            config.preallocation = rng.pick(&PREALLOCATIONS[1..]).0;
+        }
         config.host = HostConfig {
             alignment: *rng.pick(&[1, 1, 1, 512, 4096]),
             atom: rng.pick(&Atom::ALL).0,
@@ -190,7 +231,7 @@ impl Config {
         }
         config.legalise();
         let block_clusters = (8u64 << config.cluster_bits) >> config.refcount_order;
-        if block_clusters <= 256 && rng.one_in(4) {
+        if block_clusters <= 256 && config.data == DataPlace::Inside && rng.one_in(4) {
             config = config.near_boundary(block_clusters == 64 && rng.one_in(3));
         }
         config
@@ -208,6 +249,21 @@ impl Config {
             (self.refcount_order, self.lazy, self.zstd, self.bitmaps) = (4, false, false, false);
         }
         self.extended &= self.version == 3 && self.cluster_bits >= 14;
+        if self.data != DataPlace::Inside {
+            if self.version == 2 || self.cluster_bits > 16 {
+                self.data = DataPlace::Inside;
+            } else {
+                // Made by the engine: empty, or with data in every second cluster. There are no snapshots.
+                self.prestate =
+                    if self.prestate == Prestate::Fresh { Prestate::Created } else { Prestate::Half };
+            }
+        }
+        if self.data == DataPlace::Raw {
+            self.backing = Backing::None;
+        }
+        if self.backing != Backing::None || self.data != DataPlace::Inside {
+            self.preallocation = Preallocation::Off;
+        }
         self.sectors = self.sectors.next_multiple_of(self.grain());
     }
 
@@ -320,7 +376,9 @@ impl Config {
             ("l2_cache_bytes", self.l2_cache_bytes.to_string()),
             ("l2_slice_bytes", self.l2_slice_bytes.to_string()),
             ("refcount_cache_bytes", self.refcount_cache_bytes.to_string()),
-            ("discard", bit(self.discard)),
+            ("discard", self.discard.to_string()),
+            ("data", name_of(&DATA_PLACES, self.data)),
+            ("preallocation", name_of(&PREALLOCATIONS, self.preallocation)),
             ("alignment", self.host.alignment.to_string()),
             ("done_one_in", self.host.done_one_in.to_string()),
             ("atom", name_of(&Atom::ALL, self.host.atom)),
@@ -365,7 +423,9 @@ impl Config {
             "l2_cache_bytes" => self.l2_cache_bytes = number()?,
             "l2_slice_bytes" => self.l2_slice_bytes = number()?,
             "refcount_cache_bytes" => self.refcount_cache_bytes = number()?,
-            "discard" => self.discard = number()? != 0,
+            "discard" => self.discard = number()? as u8,
+            "data" => self.data = by_name(&DATA_PLACES, value)?,
+            "preallocation" => self.preallocation = by_name(&PREALLOCATIONS, value)?,
             "alignment" => self.host.alignment = number()? as u32,
             "done_one_in" => self.host.done_one_in = number()?,
             "atom" => self.host.atom = by_name(&Atom::ALL, value)?,

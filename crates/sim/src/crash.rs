@@ -387,7 +387,7 @@ impl Survivors {
 mod tests {
     use super::*;
     use crate::disk::{History, Io, IoKind};
-    use crate::faults::FaultKind;
+    use crate::faults::{FaultKind, Member};
 
     /// A history of one-sector writes and flushes: `(sector, content)` or a flush; each step is atomic.
     fn history(steps: &[Option<(u32, Content)>]) -> History {
@@ -396,6 +396,7 @@ mod tests {
             let from = history.writes.len() as u32;
             history.writes.extend(*step);
             history.ios.push(Io {
+                file: Member::Image,
                 kind: if step.is_some() { IoKind::Write } else { IoKind::Flush },
                 offset: 0,
                 len: 0,

@@ -5,21 +5,23 @@ use std::io;
 use std::sync::Arc;
 
 use cowbell_block::node::{Access, Node};
-use cowbell_block::{BoxFuture, Child, Result};
+use cowbell_block::{BoxFuture, Buf, Child, Request, Result};
 use cowbell_checker::{
     CheckError, Checker, Class, Extent, GuestView, Limits, Peek, ReadAt, Report, Source as Place, Verdict,
 };
-use cowbell_qcow2::{CompressionType, CreateOptions, Discards, L2Format, OpenOptions, Qcow2};
+use cowbell_qcow2::{
+    CompressionType, CreateOptions, DataFile, DataFileForm, Discards, L2Format, OpenOptions, Qcow2,
+};
 
-use crate::config::{Backing, Config, Prestate};
+use crate::config::{Backing, Config, DataPlace, Prestate};
 use crate::disk::{Clock, HostConfig, SimDisk};
 use crate::exec::{Granularity, Strategy, World};
-use crate::image::{self, Built};
+use crate::image::{self, Built, data_disk};
 use crate::judge::Failure;
-use crate::pool::{Pool, SECTOR, ZERO};
+use crate::pool::{Content, Pool, SECTOR, ZERO};
 use crate::recorded;
 use crate::rng::Rng;
-use crate::subject::{ImageBytes, Inspection, LocalFuture, Source, Subject};
+use crate::subject::{Files, ImageBytes, Inspection, LocalFuture, Source, Subject};
 use crate::timeline::Image;
 
 /// The engine of `cowbell-qcow2`.
@@ -56,39 +58,38 @@ impl ReadAt for ImageBytes<'_> {
 impl Subject for Engine {
     fn build(&self, config: &Config, pool: &mut Pool) -> Built {
         let mut built = image::build(config, pool);
-        if config.prestate == Prestate::Created {
+        if config.prestate == Prestate::Created || config.data != DataPlace::Inside {
             built.image = created(config, pool);
         }
+        if config.data != DataPlace::Inside && config.prestate == Prestate::Half {
+            built.image = half_full(&built, config, pool);
+        }
         if config.bitmaps {
-            built.image = with_bitmap(&built.image, pool);
+            built.image = with_bitmap(&built.image, config, pool);
         }
         built
     }
 
-    fn open(
-        &self,
-        file: Arc<dyn Node>,
-        backing: Option<Arc<dyn Node>>,
-        config: &Config,
-    ) -> BoxFuture<Result<Arc<dyn Node>>> {
+    fn open(&self, files: Files, config: &Config) -> BoxFuture<Result<Arc<dyn Node>>> {
         let behind_is_image = config.backing.is_qcow2();
         let options = OpenOptions {
             access: Access::ReadWrite,
             l2_cache_bytes: config.l2_cache_bytes,
             slice_bytes: config.l2_slice_bytes.min(1 << config.cluster_bits) as u32,
             refcount_cache_bytes: config.refcount_cache_bytes,
-            discards: if config.discard { Discards::all() - Discards::NO_UNREF } else { Discards::empty() },
+            discards: Discards::from_bits_truncate(config.discard),
+            data_file: files.data,
             ..OpenOptions::default()
         };
         Box::pin(async move {
-            let backing = match backing {
+            let backing = match files.backing {
                 Some(file) if behind_is_image => {
                     let node: Arc<dyn Node> = Qcow2::open(file, None, OpenOptions::default()).await?;
                     Some(node)
                 }
                 other => other,
             };
-            let node: Arc<dyn Node> = Qcow2::open(file, backing, options).await?;
+            let node: Arc<dyn Node> = Qcow2::open(files.image, backing, options).await?;
             Ok(node)
         })
     }
@@ -200,6 +201,10 @@ impl Engine {
                     let first = (host / SECTOR as u64) as u32;
                     out.extend((first..first + sectors as u32).map(Source::File));
                 }
+                Place::DataFile { offset } => {
+                    let first = (offset / SECTOR as u64) as u32;
+                    out.extend((first..first + sectors as u32).map(Source::Data));
+                }
                 Place::Zero => out.extend(std::iter::repeat_n(Source::Fixed(ZERO), sectors as usize)),
                 Place::Unallocated => out.extend(std::iter::repeat_n(Source::Behind, sectors as usize)),
                 Place::Compressed { host, bytes, within } => {
@@ -212,7 +217,7 @@ impl Engine {
                     }
                 }
                 // Never equal to anything a guest wrote.
-                Place::DataFile { .. } | Place::Invalid(_) => {
+                Place::Invalid(_) => {
                     for _ in 0..sectors {
                         out.push(Source::New(contents.len() as u32));
                         contents.push([0xbd; SECTOR]);
@@ -242,47 +247,92 @@ fn unpack(image: &ImageBytes<'_>, host: u64, bytes: u64, config: &Config) -> Vec
 /// An image made by the engine's own `create`.
 fn created(config: &Config, pool: &mut Pool) -> Image {
     let backed = config.backing != Backing::None;
-    #[allow(clippy::needless_update, reason = "more options will come")]
+    let form = match config.data {
+        DataPlace::Raw => DataFileForm::Raw,
+        DataPlace::Inside | DataPlace::Outside => DataFileForm::Dependent,
+    };
+    let outside = config.data != DataPlace::Inside;
     let options = CreateOptions {
         version: config.version,
         cluster_bits: config.cluster_bits,
         refcount_order: config.refcount_order,
         size: config.sectors * SECTOR as u64,
         lazy_refcounts: config.lazy,
+        preallocation: config.preallocation,
+        data_file: outside.then(|| DataFile { name: "data".to_owned(), form }),
         backing_file: backed.then(|| "backing".to_owned()),
         backing_format: backed.then(|| if config.backing.is_qcow2() { "qcow2" } else { "raw" }.to_owned()),
         compression: if config.zstd { CompressionType::Zstd } else { CompressionType::Zlib },
         l2_format: if config.extended { L2Format::Extended } else { L2Format::Standard },
-        ..CreateOptions::default()
     };
-    edit(&Image::default(), pool, |file| async move {
-        cowbell_qcow2::create(&Child::new(file), None, &options).await
+    edit(&Image::default(), config, pool, |files| async move {
+        cowbell_qcow2::create(&Child::new(files.image), files.data, &options).await
+    })
+}
+
+/// The image with what the guest of `built` has in every second cluster.
+fn half_full(built: &Built, config: &Config, pool: &mut Pool) -> Image {
+    let per = config.cluster_sectors();
+    let cluster = |first: u64| {
+        let sectors = first..(first + per).min(config.sectors);
+        let bytes: Vec<u8> = sectors.flat_map(|s| *pool.bytes(built.guest[s as usize])).collect();
+        (first * SECTOR as u64, bytes)
+    };
+    let clusters: Vec<_> = (0..config.sectors).step_by(2 * per as usize).map(cluster).collect();
+    edit(&built.image, config, pool, |files| async move {
+        let node = writable(files).await?;
+        for (offset, bytes) in clusters {
+            node.submit(Request::write(offset, Buf::copy_of(&bytes))).finish().await.result?;
+        }
+        node.close().await
     })
 }
 
 /// The image with a bitmap that records from now on.
-fn with_bitmap(image: &Image, pool: &mut Pool) -> Image {
-    edit(image, pool, |file| async move {
-        let options = OpenOptions { access: Access::ReadWrite, ..OpenOptions::default() };
-        let node = Qcow2::open(file, None, options).await?;
+fn with_bitmap(image: &Image, config: &Config, pool: &mut Pool) -> Image {
+    edit(image, config, pool, |files| async move {
+        let node = writable(files).await?;
         node.add_bitmap("changes", 1024).await?;
         node.close().await
     })
 }
 
-/// What some work makes of an image, on a disk of its own.
-fn edit<F>(image: &Image, pool: &mut Pool, work: impl FnOnce(Arc<dyn Node>) -> F) -> Image
+async fn writable(files: Files) -> Result<Arc<Qcow2>> {
+    let options = OpenOptions { access: Access::ReadWrite, data_file: files.data, ..OpenOptions::default() };
+    Qcow2::open(files.image, None, options).await
+}
+
+/// What some work makes of an image, on disks of its own.
+fn edit<F>(image: &Image, config: &Config, pool: &mut Pool, work: impl FnOnce(Files) -> F) -> Image
 where
     F: Future<Output = Result<()>> + 'static,
 {
     let own = Pool::shared();
-    let before: Vec<_> =
-        image.sectors.iter().map(|content| own.lock().intern(pool.bytes(*content))).collect();
-    let clock = Clock::default();
-    let disk = SimDisk::new("image", &own, &clock, &before, image.len, HostConfig::default(), Rng::new(0));
-    let mut world = World::new(vec![disk.clone()], Strategy::Fifo, Granularity::IoPoints);
-    world.block_on(work(disk.node())).expect("nothing blocks").expect("the configuration is possible");
-    let (sectors, len) = disk.content();
+    let moved = |content: &Content| own.lock().intern(pool.bytes(*content));
+    let before = Image { sectors: image.sectors.iter().map(moved).collect(), len: image.len };
+    let (clock, host, rng) = (Clock::default(), HostConfig::default(), Rng::new(0));
+    let disk = SimDisk::new(
+        "image",
+        &own,
+        &clock,
+        before.parts(config.data).0,
+        image.len,
+        host.clone(),
+        rng.clone(),
+    );
+    let data = data_disk(&before, config, &own, &clock, &host, rng);
+    let disks = std::iter::once(disk.clone()).chain(data.clone()).collect();
+    let mut world = World::new(disks, Strategy::Fifo, Granularity::IoPoints);
+    let files = Files { image: disk.node(), backing: None, data: data.as_ref().map(SimDisk::node) };
+    world.block_on(work(files)).expect("nothing blocks").expect("the configuration is possible");
     let own = own.lock();
-    Image { sectors: sectors.into_iter().map(|c| pool.intern(own.bytes(c))).collect(), len }
+    let mut back = |sectors: Vec<Content>| -> Vec<Content> {
+        sectors.into_iter().map(|content| pool.intern(own.bytes(content))).collect()
+    };
+    let (sectors, len) = disk.content();
+    let after = Image { sectors: back(sectors), len };
+    match data {
+        Some(data) => after.with_data(&back(data.content().0)),
+        None => after,
+    }
 }

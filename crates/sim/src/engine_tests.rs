@@ -18,7 +18,7 @@ use crate::pairs;
 use crate::pool::Pool;
 use crate::rng::Rng;
 use crate::scenario::{GuestOp, Scenario};
-use crate::subject::{ImageBytes, Inspection, Subject};
+use crate::subject::{Files, ImageBytes, Inspection, Subject};
 use crate::workload;
 
 fn lab() -> Lab {
@@ -105,14 +105,9 @@ impl Subject for Meddler {
         self.0.build(config, pool)
     }
 
-    fn open(
-        &self,
-        file: Arc<dyn Node>,
-        backing: Option<Arc<dyn Node>>,
-        config: &Config,
-    ) -> BoxFuture<Result<Arc<dyn Node>>> {
-        let target = backing.clone().expect("the world has a backing file");
-        let opening = self.0.open(file, backing, config);
+    fn open(&self, files: Files, config: &Config) -> BoxFuture<Result<Arc<dyn Node>>> {
+        let target = files.backing.clone().expect("the world has a backing file");
+        let opening = self.0.open(files, config);
         Box::pin(async move {
             let _refused = target.submit(Request::discard(0, 512)).finish().await;
             opening.await

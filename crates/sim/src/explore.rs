@@ -86,11 +86,14 @@ pub fn announcing() -> impl Iterator<Item = Scenario> {
 /// The first scenario that fails.
 pub fn faults_of(lab: &mut Lab, scenario: &Scenario, effort: Effort) -> Result<u64, Box<Failed>> {
     let plain = lab.run(scenario).map_err(|found| Box::new((scenario.clone(), found)))?;
-    let image = plain.history.ios.iter().map(|io| io.kind);
+    let of = |member: Member| {
+        let ios = plain.history.ios.iter().filter(move |io| io.file == member);
+        (0..).zip(ios.map(|io| io.kind)).map(move |(nth, kind)| (member, nth, kind))
+    };
     let backing = std::iter::repeat_n(IoKind::Read, plain.backing_ios as usize);
-    let image = (0..).zip(image).map(|(nth, kind)| (Member::Image, nth, kind));
     let backing = (0..).zip(backing).map(|(nth, kind)| (Member::Backing, nth, kind));
-    let targets: Vec<(Member, u64, IoKind)> = image.chain(backing).collect();
+    let targets: Vec<(Member, u64, IoKind)> =
+        of(Member::Image).chain(of(Member::Data)).chain(backing).collect();
     let mut runs = 0;
     for (on, nth, io) in targets {
         for kind in FaultKind::ALL.into_iter().filter(|f| f.fits(io)) {

@@ -70,11 +70,19 @@ pub enum Member {
     Image,
     /// The backing file.
     Backing,
+    /// The file with the guest's data, where that is not the image.
+    Data,
 }
 
 impl Member {
     /// All, with their names in scenario files.
-    pub const ALL: [(Self, &'static str); 2] = [(Self::Image, "image"), (Self::Backing, "backing")];
+    pub const ALL: [(Self, &'static str); 3] =
+        [(Self::Image, "image"), (Self::Backing, "backing"), (Self::Data, "data")];
+
+    /// The name in scenario files.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(member, _)| *member == self).map_or("image", |(_, name)| name)
+    }
 }
 
 /// One fault.

@@ -46,7 +46,7 @@ impl Figures {
 }
 
 /// The settings whose values are counted.
-pub const SETTINGS: [&str; 12] = [
+pub const SETTINGS: [&str; 15] = [
     "version",
     "cluster_bits",
     "refcount_order",
@@ -56,6 +56,9 @@ pub const SETTINGS: [&str; 12] = [
     "zstd",
     "extended",
     "bitmaps",
+    "data",
+    "preallocation",
+    "discard",
     "alignment",
     "atom",
     "discards",

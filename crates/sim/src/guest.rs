@@ -11,7 +11,8 @@ use std::task::{Context, Poll, Waker};
 use cowbell_block::node::Node;
 use cowbell_block::request::{Cause, Completion, ExtentFlags, Flags, Outcome, Request};
 use cowbell_block::{
-    Buf, Bufs, ErrorKind, NewSnapshot, Operation, Preallocation, SnapshotChange, SnapshotName,
+    Amend, Buf, Bufs, ErrorKind, Force, NewSnapshot, Operation, OptionTree, Preallocation, Secrets,
+    SnapshotChange, SnapshotName,
 };
 
 use crate::config::Config;
@@ -19,9 +20,9 @@ use crate::disk::{Clock, SimDisk};
 use crate::judge::Failure;
 use crate::model::{Model, Ticket};
 use crate::pool::{Content, SECTOR, SharedPool, ZERO};
-use crate::scenario::{GuestOp, SnapshotOp};
+use crate::scenario::{Amendment, GuestOp, SnapshotOp};
 use crate::stamp::{COMPRESSIBLE, Stamp};
-use crate::subject::Subject;
+use crate::subject::{Files, Subject};
 
 /// The guest of one session. Shared by its tasks.
 pub struct Guest {
@@ -48,12 +49,15 @@ pub struct Guest {
     changing_all: Cell<bool>,
     /// A change of snapshots or of the length failed, so nobody knows which there are, or how long the next would be.
     lost_track: Cell<bool>,
+    /// The image has other features than the configuration says.
+    amended: Cell<bool>,
     /// Begin of each change of length, and the new length.
     resizes: RefCell<Vec<(u64, u64)>>,
     subject: Rc<dyn Subject>,
     config: Config,
     disk: SimDisk,
     backing: Option<SimDisk>,
+    data: Option<SimDisk>,
     ops: Vec<GuestOp>,
     seed: u64,
     generation: u32,
@@ -107,6 +111,8 @@ pub struct GuestSetup {
     pub disk: SimDisk,
     /// The backing file.
     pub backing: Option<SimDisk>,
+    /// The data file.
+    pub data: Option<SimDisk>,
     /// What to do.
     pub ops: Vec<GuestOp>,
     /// For the stamps.
@@ -137,12 +143,14 @@ impl Guest {
             abandoned: RefCell::default(),
             changing_all: Cell::new(false),
             lost_track: Cell::new(false),
+            amended: Cell::new(false),
             resizes: RefCell::default(),
             clock: setup.disk.clock(),
             subject: setup.subject,
             config: setup.config,
             disk: setup.disk,
             backing: setup.backing,
+            data: setup.data,
             ops: setup.ops,
             seed: setup.seed,
             generation: setup.generation,
@@ -168,17 +176,19 @@ impl Guest {
 
     /// Whether errors have an excuse.
     fn was_faulted(&self) -> bool {
-        self.disk.faults_struck() > 0 || self.backing.as_ref().is_some_and(|b| b.faults_struck() > 0)
+        let others = self.backing.iter().chain(&self.data);
+        std::iter::once(&self.disk).chain(others).any(|disk| disk.faults_struck() > 0)
     }
 
-    /// The backing file, as the subject gets it.
-    fn behind(&self) -> Option<Arc<dyn Node>> {
-        self.backing.as_ref().map(SimDisk::node)
+    /// The files, as the subject gets them.
+    fn files(&self) -> Files {
+        let node = |disk: &Option<SimDisk>| disk.as_ref().map(SimDisk::node);
+        Files { image: self.disk.node(), backing: node(&self.backing), data: node(&self.data) }
     }
 
     /// Opens the image.
     pub async fn open(self: Rc<Self>) {
-        let opened = self.subject.open(self.disk.node(), self.behind(), &self.config).await;
+        let opened = self.subject.open(self.files(), &self.config).await;
         match opened {
             Ok(node) => *self.node.borrow_mut() = Some(node),
             Err(_) if self.was_faulted() => self.lost.set(true),
@@ -227,8 +237,10 @@ impl Guest {
     }
 
     async fn execute(&self, number: u32, op: &GuestOp) {
-        if matches!(op, GuestOp::Reopen) {
-            return self.reopen().await;
+        match op {
+            GuestOp::Reopen => return self.reopen().await,
+            GuestOp::Amend { change } => return self.amend(*change).await,
+            _ => {}
         }
         let Some(node) = self.node.borrow().clone() else { return };
         let (op, patience) = match op {
@@ -271,7 +283,9 @@ impl Guest {
                 let now = self.instant();
                 let ticket = self.model.borrow_mut().begin_resize(now, *to);
                 self.resizes.borrow_mut().push((now, *to));
-                let request = Request::truncate(*to * SECTOR as u64, Preallocation::Off);
+                let grows = *to > self.model.borrow().shortest(now);
+                let how = if grows { self.config.preallocation } else { Preallocation::Off };
+                let request = Request::truncate(*to * SECTOR as u64, how);
                 self.mutate(&*node, request.caused_by(cause), ticket, false, None).await;
                 self.changing_all.set(false);
             }
@@ -283,8 +297,13 @@ impl Guest {
                     self.excuse("adding a bitmap", &error);
                 }
             }
-            GuestOp::Snapshot { change } => self.snapshot(&*node, *change).await,
-            GuestOp::AddBitmap | GuestOp::Wait | GuestOp::Reopen | GuestOp::Abandon { .. } => {}
+            GuestOp::Snapshot { change } if self.data.is_none() => self.snapshot(&*node, *change).await,
+            GuestOp::AddBitmap
+            | GuestOp::Snapshot { .. }
+            | GuestOp::Wait
+            | GuestOp::Reopen
+            | GuestOp::Amend { .. }
+            | GuestOp::Abandon { .. } => {}
         }
     }
 
@@ -322,7 +341,8 @@ impl Guest {
                     drop(model);
                     self.lost_track.set(true);
                     // Narrow refcounts cannot count another owner.
-                    if self.config.refcount_order <= 2 && error.kind() == ErrorKind::InvalidInput {
+                    let narrow = self.config.refcount_order <= 2 || self.amended.get();
+                    if narrow && error.kind() == ErrorKind::InvalidInput {
                         return self.changing_all.set(false);
                     }
                     self.excuse("a change of snapshots", &error);
@@ -397,7 +417,7 @@ impl Guest {
         let resizes = matches!(request.op, Operation::Truncate(_));
         let may_be_refused = match request.op {
             Operation::Discard => true,
-            Operation::Truncate(_) => self.config.version < 3 || self.config.bitmaps,
+            Operation::Truncate(_) => self.config.version < 3 || self.config.bitmaps || self.amended.get(),
             // Only what has no storage is stored compressed; the reference's error.
             Operation::Write => compressed,
             _ => false,
@@ -525,10 +545,11 @@ impl Guest {
         let alone = self.queue.borrow().running == 1 && self.abandoned.borrow().is_empty();
         // A place without data is where storage is that is not used.
         let alone = alone && extent.flags.contains(ExtentFlags::DATA);
-        let mapped = extent.map.filter(|m| alone && m.node.filename() == self.disk.filename());
+        let place = self.data.as_ref().unwrap_or(&self.disk);
+        let mapped = extent.map.filter(|m| alone && m.node.filename() == place.filename());
         let content = |index: u64| match &mapped {
             _ if extent.flags.contains(ExtentFlags::ZERO) => Some(ZERO),
-            Some(mapping) => Some(self.disk.content_at(mapping.offset / SECTOR as u64 + index)),
+            Some(mapping) => Some(place.content_at(mapping.offset / SECTOR as u64 + index)),
             None => None,
         };
         for (index, sector) in (0..extent.len / SECTOR as u64).zip(at.start..) {
@@ -540,6 +561,28 @@ impl Guest {
         }
     }
 
+    /// Changes what the image is; then it must be opened again.
+    async fn amend(&self, change: Amendment) {
+        let Some(node) = self.node.borrow().clone() else { return };
+        let mut options = OptionTree::new();
+        match change {
+            Amendment::Version(2) => options.insert("compat".to_owned(), "0.10".into()),
+            Amendment::Version(_) => options.insert("compat".to_owned(), "1.1".into()),
+            Amendment::RefcountOrder(order) => {
+                options.insert("refcount_bits".to_owned(), (1u64 << order).into())
+            }
+        };
+        let result = node.amend(options, Amend { force: Force::No, secrets: Secrets::default() }).await;
+        drop(node);
+        match result {
+            Ok(()) => self.amended.set(true),
+            // What does not go together is told before anything is changed.
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
+            Err(error) => self.excuse("an amendment", &error),
+        }
+        self.reopen().await;
+    }
+
     async fn reopen(&self) {
         let node = self.node.borrow_mut().take();
         if let Some(node) = node {
@@ -548,7 +591,7 @@ impl Guest {
         if self.has_failed() {
             return;
         }
-        let opened = self.subject.open(self.disk.node(), self.behind(), &self.config).await;
+        let opened = self.subject.open(self.files(), &self.config).await;
         match opened {
             Ok(node) => *self.node.borrow_mut() = Some(node),
             Err(_) if self.was_faulted() => self.lost.set(true),

@@ -3,7 +3,7 @@
 //! Written from the format's specification and sharing no code with the engine: what the engine finds in these
 //! images was not put there by itself.
 
-use crate::config::{Backing, Config, Prestate};
+use crate::config::{Backing, Config, DataPlace, Prestate};
 use crate::disk::{Clock, HostConfig, SimDisk};
 use crate::pool::{Content, Pool, SECTOR, SharedPool, ZERO};
 use crate::rng::Rng;
@@ -70,6 +70,21 @@ impl Built {
         disk.set_read_only();
         Some(disk)
     }
+}
+
+/// A disk that holds the data file of an image, if it has one.
+pub fn data_disk(
+    image: &Image,
+    config: &Config,
+    pool: &SharedPool,
+    clock: &Clock,
+    host: &HostConfig,
+    rng: Rng,
+) -> Option<SimDisk> {
+    let (_, data) = image.parts(config.data);
+    let len = (data.len() * SECTOR) as u64;
+    let there = config.data != DataPlace::Inside;
+    there.then(|| SimDisk::new("data", pool, clock, data, len, host.clone(), rng))
 }
 
 /// The kinds of the guest clusters of a configuration.

@@ -244,6 +244,7 @@ impl Lab {
         self.judge.begin_cut();
         self.judge.adopt(&mut set);
         let (judge, subject, reference) = (&mut self.judge, &*self.subject, &mut self.reference);
+        let place_of_data = scenario.config.data;
         let mut found = None;
         let mut visit = |set: &mut CrashSet| {
             let cut = |set: &CrashSet| Cut { step: time, survivors: Some(set.survivors()) };
@@ -255,7 +256,8 @@ impl Lab {
                 Ok(new) if new && survivors.is_none() && asks_reference(set) => {
                     let verdict = judge.inspection(set).in_reference;
                     if let Some(reference) = reference
-                        && let Err(failure) = reference.compare(set.image(), &built, &pool, verdict)
+                        && let Err(failure) =
+                            reference.compare(set.image(), place_of_data, &built, &pool, verdict)
                     {
                         found = Some(Found { failure, cut: Some(cut(set)) });
                         return ControlFlow::Break(());

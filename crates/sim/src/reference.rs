@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::config::DataPlace;
 use crate::image::Built;
 use crate::judge::Failure;
 use crate::pool::{Pool, SECTOR, ZERO};
@@ -49,6 +50,7 @@ impl Reference {
     pub fn compare(
         &mut self,
         image: &Image,
+        place: DataPlace,
         built: &Built,
         pool: &Pool,
         verdict: Option<i32>,
@@ -58,7 +60,7 @@ impl Reference {
             return Ok(());
         }
         let began = Instant::now();
-        let answer = self.ask(image, built, pool);
+        let answer = self.ask(image, place, built, pool);
         self.spent += began.elapsed();
         let (status, text) =
             answer.map_err(|e| Failure::new("O4", format!("the reference cannot be asked: {e}")))?;
@@ -70,8 +72,17 @@ impl Reference {
         Err(Failure::new("O4", what))
     }
 
-    fn ask(&self, image: &Image, built: &Built, pool: &Pool) -> std::io::Result<(Option<i32>, String)> {
+    fn ask(
+        &self,
+        image: &Image,
+        place: DataPlace,
+        built: &Built,
+        pool: &Pool,
+    ) -> std::io::Result<(Option<i32>, String)> {
         store(&self.directory.join("image"), image, pool)?;
+        let (_, data) = image.parts(place);
+        let len = (data.len() * SECTOR) as u64;
+        store(&self.directory.join("data"), &Image { sectors: data.to_vec(), len }, pool)?;
         if built.backing.is_some() {
             // The images name it so, beside them.
             store(&self.directory.join("backing"), &built.backing_file, pool)?;

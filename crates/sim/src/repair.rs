@@ -7,15 +7,16 @@ use std::sync::Arc;
 use cowbell_block::node::{CheckReport, Fix, Node};
 
 use crate::crash::{CrashSet, Depth};
-use crate::disk::{Clock, HostConfig, SimDisk};
+use crate::disk::{Clock, History, HostConfig, SimDisk};
 use crate::exec::{Granularity, Strategy, World};
-use crate::image::Built;
+use crate::image::{Built, data_disk};
 use crate::judge::{Allowed, Case, Failure, check_guest, inspect_once};
 use crate::lab::Lab;
 use crate::model::Model;
 use crate::rng::{Concern, Rng};
 use crate::scenario::Scenario;
 use crate::session::{Start, baseline};
+use crate::subject::Files;
 use crate::timeline::{Image, Timeline};
 
 /// Checks and repairs what a cut left.
@@ -32,14 +33,18 @@ pub fn check_and_repair(
     let config = &scenario.config;
     let rng = Rng::stream(scenario.seed, Concern::Host);
     let host = HostConfig { done_one_in: 0, ..config.host.clone() };
-    let Image { sectors, len } = &start.image;
-    let disk = SimDisk::new("image", &lab.pool, &clock, sectors, *len, host.clone(), rng.clone());
+    let (sectors, len) = (start.image.parts(config.data).0, start.image.len);
+    let disk = SimDisk::new("image", &lab.pool, &clock, sectors, len, host.clone(), rng.clone());
     let mut disks = vec![disk.clone()];
+    let data = data_disk(&start.image, config, &lab.pool, &clock, &host, rng.clone());
+    disks.extend(data.clone());
     let backing = built.backing_disk(&lab.pool, &clock, &host, rng);
     disks.extend(backing.clone());
     let mut world = World::new(disks, Strategy::Fifo, Granularity::IoPoints);
     world.exploring = false;
-    let opened = world.block_on(lab.subject.open(disk.node(), backing.as_ref().map(SimDisk::node), config));
+    let node = |disk: &Option<SimDisk>| disk.as_ref().map(SimDisk::node);
+    let files = Files { image: disk.node(), backing: node(&backing), data: node(&data) };
+    let opened = world.block_on(lab.subject.open(files, config));
     let node = opened
         .map_err(|stop| Failure::new("O11", stop.to_string()))?
         .map_err(|error| Failure::new("O5", format!("what the cut left does not open: {error}")))?;
@@ -76,7 +81,10 @@ pub fn check_and_repair(
     let case = Case { config, backing, baseline: baseline(scenario, built), leaks_max };
     {
         let mut pool = lab.pool.lock();
-        let image = Image { sectors: before.0, len: before.1 };
+        let mut image = Image { sectors: before.0, len: before.1 };
+        if let Some(data) = &data {
+            image = image.with_data(&data.content().0);
+        }
         let inspection = inspect_once(&*lab.subject, config, &mut pool, &image);
         if let Some(corrupt) = &inspection.corrupt {
             return Err(Failure::new(corrupt.oracle, format!("after a repair: {}", corrupt.what)));
@@ -86,7 +94,11 @@ pub fn check_and_repair(
         }
         check_guest(&inspection, &case, &pool, &image, &allowed)?;
     }
-    cut_the_repair(lab, scenario, &case, &disk, &allowed)
+    let mut history = disk.end_history();
+    if let Some(data) = &data {
+        history = history.beside(data.end_history());
+    }
+    cut_the_repair(lab, scenario, &case, &history, &allowed)
 }
 
 fn check(world: &mut World, node: &Arc<dyn Node>, fix: Fix) -> Result<CheckReport, Failure> {
@@ -101,37 +113,35 @@ fn cut_the_repair(
     lab: &mut Lab,
     scenario: &Scenario,
     case: &Case<'_>,
-    disk: &SimDisk,
+    history: &History,
     allowed: &Allowed,
 ) -> Result<(), Failure> {
     let mut rng = Rng::stream(scenario.seed, Concern::Crash);
     let mut pool = lab.pool.lock();
     let (judge, subject) = (&mut lab.judge, &*lab.subject);
-    disk.with_history(|history| {
-        let mut timeline = Timeline::new(history);
-        judge.begin_run();
-        while let Some(barrier) = timeline.next_barrier() {
-            timeline.advance(barrier - 1);
-            if timeline.has_volatile() {
-                let mut set = CrashSet::new(&timeline, &pool, scenario.config.host.atom);
-                judge.begin_cut();
-                judge.adopt(&mut set);
-                let mut failure = None;
-                let _ = set.enumerate(Depth::QUICK, &mut rng, &mut |set| match judge
-                    .state(subject, case, &mut pool, set, allowed)
-                {
-                    Ok(_) => ControlFlow::Continue(()),
-                    Err(found) => {
-                        failure = Some(found);
-                        ControlFlow::Break(())
-                    }
-                });
-                if let Some(found) = failure {
-                    return Err(Failure::new(found.oracle, format!("cut in a repair: {}", found.what)));
+    let mut timeline = Timeline::new(history);
+    judge.begin_run();
+    while let Some(barrier) = timeline.next_barrier() {
+        timeline.advance(barrier - 1);
+        if timeline.has_volatile() {
+            let mut set = CrashSet::new(&timeline, &pool, scenario.config.host.atom);
+            judge.begin_cut();
+            judge.adopt(&mut set);
+            let mut failure = None;
+            let _ = set.enumerate(Depth::QUICK, &mut rng, &mut |set| match judge
+                .state(subject, case, &mut pool, set, allowed)
+            {
+                Ok(_) => ControlFlow::Continue(()),
+                Err(found) => {
+                    failure = Some(found);
+                    ControlFlow::Break(())
                 }
+            });
+            if let Some(found) = failure {
+                return Err(Failure::new(found.oracle, format!("cut in a repair: {}", found.what)));
             }
-            timeline.advance(barrier);
         }
-        Ok(())
-    })
+        timeline.advance(barrier);
+    }
+    Ok(())
 }

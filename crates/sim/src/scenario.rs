@@ -30,6 +30,15 @@ pub enum SnapshotOp {
     Delete(u32),
 }
 
+/// What an image is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Amendment {
+    /// Of version 2 or 3.
+    Version(u32),
+    /// With refcounts whose width has this logarithm.
+    RefcountOrder(u32),
+}
+
 /// What a guest does. Ranges are in sectors.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names of the operations")]
@@ -76,12 +85,16 @@ pub enum GuestOp {
     Wait,
     /// Closes and opens the image; waits for everything before it.
     Reopen,
+    /// Changes what the image is, and opens it again; waits for everything before it.
+    Amend {
+        change: Amendment,
+    },
 }
 
 impl GuestOp {
     /// Whether it runs alone.
     pub fn is_barrier(&self) -> bool {
-        matches!(self, Self::Wait | Self::Reopen)
+        matches!(self, Self::Wait | Self::Reopen | Self::Amend { .. })
     }
 
     /// The sectors it is about.
@@ -97,6 +110,7 @@ impl GuestOp {
             | Self::Snapshot { .. }
             | Self::AddBitmap
             | Self::Wait
+            | Self::Amend { .. }
             | Self::Reopen => None,
         }
     }
@@ -116,6 +130,7 @@ impl GuestOp {
             | Self::Snapshot { .. }
             | Self::AddBitmap
             | Self::Wait
+            | Self::Amend { .. }
             | Self::Reopen => {}
         }
         op
@@ -125,6 +140,10 @@ impl GuestOp {
         let range = self.range().map_or(String::new(), |r| format!(" {}+{}", r.start, r.end - r.start));
         let (name, flags) = match self {
             Self::Resize { to } => return format!("resize {to}"),
+            Self::Amend { change: Amendment::Version(version) } => return format!("amend version {version}"),
+            Self::Amend { change: Amendment::RefcountOrder(order) } => {
+                return format!("amend refcount-order {order}");
+            }
             Self::Snapshot { change } => {
                 return match change {
                     SnapshotOp::Create => "snapshot create".to_owned(),
@@ -179,6 +198,13 @@ impl GuestOp {
                     ["create"] => SnapshotOp::Create,
                     ["apply", which] => SnapshotOp::Apply(which.parse().ok()?),
                     ["delete", which] => SnapshotOp::Delete(which.parse().ok()?),
+                    _ => return None,
+                },
+            },
+            "amend" => Self::Amend {
+                change: match words.get(1..)? {
+                    ["version", version] => Amendment::Version(version.parse().ok()?),
+                    ["refcount-order", order] => Amendment::RefcountOrder(order.parse().ok()?),
                     _ => return None,
                 },
             },
@@ -266,7 +292,10 @@ impl Scenario {
                 Trigger::Budget(bytes) => format!("budget {bytes}"),
             };
             let often = if fault.sticky { "sticky" } else { "once" };
-            let on = if fault.on == Member::Image { "" } else { "backing " };
+            let on = match fault.on {
+                Member::Image => String::new(),
+                other => format!("{} ", other.name()),
+            };
             out.push_str(&format!("fault {on}{trigger} {} {often}\n", fault.kind.name()));
         }
         let grain = if self.granularity == Granularity::Full { "full" } else { "io" };
@@ -370,7 +399,7 @@ impl Scenario {
                 GuestOp::Flush => "flush\n".to_owned(),
                 GuestOp::Resize { to } => format!("truncate {}\n", to * 512),
                 // Not in these words: `qemu-img` does it.
-                GuestOp::Snapshot { .. } | GuestOp::AddBitmap => return None,
+                GuestOp::Snapshot { .. } | GuestOp::AddBitmap | GuestOp::Amend { .. } => return None,
                 GuestOp::Wait => "aio_flush\n".to_owned(),
                 GuestOp::Reopen => "aio_flush\nreopen\n".to_owned(),
             });

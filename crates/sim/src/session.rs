@@ -6,19 +6,19 @@ use std::rc::Rc;
 use cowbell_block::DebugEvent;
 
 use crate::bounds::length_bound;
-use crate::config::Config;
+use crate::config::{Config, DataPlace};
 use crate::disk::{Clock, History, SimDisk};
 use crate::exec::{Granularity, Pct, Stop, Strategy, World};
 use crate::faults::{Fault, Member};
 use crate::figures::cpu_time;
 use crate::guest::{Guest, GuestSetup};
-use crate::image::Built;
+use crate::image::{Built, data_disk};
 use crate::judge::{Allowed, Case, Failure, check_guest, inspect_once};
 use crate::lab::{Found, Lab};
 use crate::pool::{Content, HashIndex, Pool};
 use crate::rng::{Concern, Rng, mix};
 use crate::scenario::{GuestOp, Scenario, Schedule};
-use crate::subject::Inspection;
+use crate::subject::{Inspection, Source};
 use crate::timeline::Image;
 
 /// Inspections of images that were closed in one configuration: under many schedules the end is the same.
@@ -60,6 +60,14 @@ struct Set {
     guest: Rc<Guest>,
     disk: SimDisk,
     backing: Option<SimDisk>,
+    data: Option<SimDisk>,
+}
+
+impl Set {
+    /// The disks beside the image's.
+    fn others(&self) -> impl Iterator<Item = &SimDisk> {
+        self.backing.iter().chain(&self.data)
+    }
 }
 
 /// The faults of a scenario that are about one file.
@@ -111,7 +119,9 @@ impl Lab {
     pub(crate) fn session(&mut self, scenario: &Scenario, built: &Built, start: Start) -> Result<Run, Found> {
         let began = cpu_time();
         let recovered = start.generation > 0;
-        let Set { mut world, guest, disk, backing } = self.set_up(scenario, built, start);
+        let mut set = self.set_up(scenario, built, start);
+        let (guest, disk) = (set.guest.clone(), set.disk.clone());
+        let world = &mut set.world;
         // With choices at I/O points only, opening and closing are not what is being explored.
         let everything = scenario.granularity == Granularity::Full;
         world.exploring = everything;
@@ -126,7 +136,8 @@ impl Lab {
         let mut closed = false;
         if outcome.is_ok() {
             disk.heal();
-            backing.iter().for_each(SimDisk::heal);
+            set.others().for_each(SimDisk::heal);
+            let world = &mut set.world;
             world.exploring = everything;
             match world.block_on(guest.clone().finish()) {
                 Ok(clean) => closed = clean,
@@ -134,17 +145,24 @@ impl Lab {
             }
         }
         self.figures.running += cpu_time() - began;
-        self.note(&disk, backing.as_ref(), &guest);
+        self.note(&set);
         self.note_config(&scenario.config);
         let (sectors, len) = disk.content();
+        let (mut history, mut end) = (disk.end_history(), Image { sectors, len });
+        if let Some(data) = &set.data {
+            history = history.beside(data.end_history());
+            end = end.with_data(&data.content().0);
+        }
+        let Set { mut world, backing, data, .. } = set;
+        let others = || backing.iter().chain(&data);
         let run = Run {
-            history: disk.end_history(),
-            end: Image { sectors, len },
+            history,
+            end,
             choices: std::mem::take(&mut world.choices),
             counts: std::mem::take(&mut world.counts),
-            trace_hash: disk.trace_hash(),
+            trace_hash: others().fold(disk.trace_hash(), |hash, other| mix(hash ^ other.trace_hash())),
             end_time: disk.clock().now(),
-            faults_struck: disk.faults_struck() + backing.as_ref().map_or(0, SimDisk::faults_struck),
+            faults_struck: disk.faults_struck() + others().map(SimDisk::faults_struck).sum::<u64>(),
             backing_ios: backing.as_ref().map_or(0, |b| b.with_history(|history| history.ios.len() as u64)),
             closed,
             guest: guest.clone(),
@@ -176,15 +194,19 @@ impl Lab {
         let clock = Clock::default();
         let config = &scenario.config;
         let rng = Rng::stream(scenario.seed, Concern::Host);
-        let Image { sectors, len } = &start.image;
+        let (sectors, len) = (start.image.parts(config.data).0, start.image.len);
         let host = config.host.clone();
-        let disk = SimDisk::new("image", &self.pool, &clock, sectors, *len, host.clone(), rng.clone());
+        let disk = SimDisk::new("image", &self.pool, &clock, sectors, len, host.clone(), rng.clone());
         disk.set_faults(faults_on(scenario, Member::Image));
-        let mut disks = vec![disk.clone()];
+        let data = data_disk(&start.image, config, &self.pool, &clock, &host, rng.clone());
         let backing = built.backing_disk(&self.pool, &clock, &host, rng);
-        if let Some(backing) = &backing {
-            backing.set_faults(faults_on(scenario, Member::Backing));
-            disks.push(backing.clone());
+        let others = [(&backing, Member::Backing), (&data, Member::Data)];
+        let mut disks = vec![disk.clone()];
+        for (other, member) in others {
+            if let Some(other) = other {
+                other.set_faults(faults_on(scenario, member));
+                disks.push(other.clone());
+            }
         }
         let mut world = World::new(disks, strategy(scenario), scenario.granularity);
         world.cut_at = scenario.cut.as_ref().map(|c| c.step).filter(|_| start.generation == 0);
@@ -193,6 +215,7 @@ impl Lab {
             config: config.clone(),
             disk: disk.clone(),
             backing: backing.clone(),
+            data: data.clone(),
             ops: scenario.ops.clone(),
             seed: scenario.seed,
             generation: start.generation,
@@ -200,22 +223,25 @@ impl Lab {
             snapshots: start.snapshots,
             pool: self.pool.clone(),
         });
-        Set { world, guest, disk, backing }
+        Set { world, guest, disk, backing, data }
     }
 
-    fn note(&mut self, disk: &SimDisk, backing: Option<&SimDisk>, guest: &Guest) {
+    fn note(&mut self, set: &Set) {
+        let Set { disk, backing, guest, data, .. } = set;
         self.figures.runs += 1;
         self.figures.operations += guest.finished.get();
-        self.figures.faults += disk.faults_struck() + backing.map_or(0, SimDisk::faults_struck);
+        self.figures.faults += disk.faults_struck() + set.others().map(SimDisk::faults_struck).sum::<u64>();
         self.figures.steps += disk.clock().now();
         let add = |sums: &mut Vec<u64>, counts: Vec<u32>| {
             sums.resize(counts.len(), 0);
             sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += u64::from(count));
         };
-        add(&mut self.figures.events, disk.event_counts());
-        add(&mut self.figures.events_struck, disk.events_struck());
+        for disk in std::iter::once(disk).chain(data) {
+            add(&mut self.figures.events, disk.event_counts());
+            add(&mut self.figures.events_struck, disk.events_struck());
+        }
         // It is announced to the image's file, and what comes right after is a read of another one.
-        let behind = backing.map_or(0, SimDisk::faults_struck);
+        let behind = backing.as_ref().map_or(0, SimDisk::faults_struck);
         self.figures.events_struck[DebugEvent::ReadBackingAio as usize] += behind;
     }
 
@@ -263,6 +289,16 @@ impl Lab {
         let allowed = Allowed::after_cut(&run.guest.model.borrow(), run.end_time, scenario.config.grain());
         let case = case(scenario, built);
         check_guest(inspection, &case, &pool, &run.end, &allowed)?;
+        if scenario.config.data == DataPlace::Raw {
+            let guest = inspection.guest.iter().enumerate();
+            let differs = |(sector, source): &(usize, &Source)| {
+                run.end.data(*sector as u32) != source.content(&run.end, case.backing, *sector)
+            };
+            if let Some((sector, _)) = { guest }.find(differs) {
+                let what = format!("sector {sector} of the raw data file is not what the disk holds there");
+                return Err(Failure::new("O2", what).into());
+            }
+        }
         Ok(())
     }
 }

@@ -1,6 +1,9 @@
 //! Makes a failing scenario small: fewer operations, then fewer faults, then a plainer schedule, then a smaller
 //! geometry, as long as an oracle of the same kind keeps disagreeing.
 
+use cowbell_block::Preallocation;
+
+use crate::config::{Config, DataPlace, GIVEN_BACK};
 use crate::exec::Granularity;
 use crate::judge::Failure;
 use crate::lab::{Effort, Found, Lab};
@@ -133,21 +136,22 @@ impl Shrinker<'_> {
                 }
             }
         }
-        let default = crate::config::Config::default();
+        let default = Config::default();
         let config = self.best.config.clone();
         let mut simpler = Vec::new();
-        simpler.push(crate::config::Config { host: default.host.clone(), ..config.clone() });
-        simpler.push(crate::config::Config { backing: default.backing, ..config.clone() });
-        simpler.push(crate::config::Config { prestate: default.prestate, ..config.clone() });
-        simpler.push(crate::config::Config { lazy: false, ..config.clone() });
-        simpler.push(crate::config::Config { version: 3, refcount_order: 4, ..config.clone() });
-        simpler.push(crate::config::Config {
+        simpler.push(Config { host: default.host.clone(), ..config.clone() });
+        simpler.push(Config { backing: default.backing, ..config.clone() });
+        simpler.push(Config { prestate: default.prestate, ..config.clone() });
+        simpler.push(Config { lazy: false, ..config.clone() });
+        simpler.push(Config { version: 3, refcount_order: 4, ..config.clone() });
+        simpler.push(Config {
             l2_cache_bytes: default.l2_cache_bytes,
             l2_slice_bytes: default.l2_slice_bytes,
             refcount_cache_bytes: default.refcount_cache_bytes,
             ..config.clone()
         });
-        simpler.push(crate::config::Config { discard: true, ..config.clone() });
+        simpler.push(Config { discard: GIVEN_BACK, preallocation: Preallocation::Off, ..config.clone() });
+        simpler.push(Config { data: DataPlace::Inside, ..config.clone() });
         for config in simpler.into_iter().filter(|c| *c != config) {
             let _ = self.accept(Scenario { config, ..self.best.clone() });
         }

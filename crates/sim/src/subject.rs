@@ -16,18 +16,24 @@ use crate::timeline::Image;
 /// A future that stays on its thread.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
+/// The files of a world, as the subject gets them.
+#[derive(Clone)]
+pub struct Files {
+    /// The image.
+    pub image: Arc<dyn Node>,
+    /// What lies behind.
+    pub backing: Option<Arc<dyn Node>>,
+    /// Where the guest's data is, if not in the image.
+    pub data: Option<Arc<dyn Node>>,
+}
+
 /// A format and its engine.
 pub trait Subject {
     /// The image a world begins with.
     fn build(&self, config: &Config, pool: &mut Pool) -> Built;
 
-    /// Opens the file for reading and writing.
-    fn open(
-        &self,
-        file: Arc<dyn Node>,
-        backing: Option<Arc<dyn Node>>,
-        config: &Config,
-    ) -> BoxFuture<Result<Arc<dyn Node>>>;
+    /// Opens the files for reading and writing.
+    fn open(&self, files: Files, config: &Config) -> BoxFuture<Result<Arc<dyn Node>>>;
 
     /// Looks at an image that a power cut may have left, or a clean close did.
     fn inspect(&self, image: &ImageBytes<'_>, config: &Config) -> Inspection;
@@ -91,6 +97,8 @@ impl Inspection {
 pub enum Source {
     /// In this sector of the file.
     File(u32),
+    /// In this sector of the data file.
+    Data(u32),
     /// This content, wherever it came from.
     Fixed(Content),
     /// In the backing file, at the same place.
@@ -104,6 +112,7 @@ impl Source {
     pub fn content(self, image: &Image, backing: Option<&[Content]>, sector: usize) -> Content {
         match self {
             Self::File(at) => image.get(u64::from(at)),
+            Self::Data(at) => image.data(at),
             Self::Fixed(content) => content,
             Self::Behind => backing.and_then(|b| b.get(sector)).copied().unwrap_or(ZERO),
             Self::New(_) => unreachable!("settled before use"),

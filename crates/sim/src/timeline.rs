@@ -2,11 +2,17 @@
 //!
 //! A [`Timeline`] replays the history of a disk and knows, at any step, what is durable and what is not.
 
+use crate::config::DataPlace;
 use crate::disk::{History, Io, IoKind};
-use crate::faults::FaultKind;
+use crate::faults::{FaultKind, Member};
 use crate::pool::{Content, ZERO};
 
-/// An image: a content per sector, and a length in bytes beyond which everything is zero.
+/// Sector from which on an [`Image`] keeps its data file: beyond the end of any image file that has one, so that both
+/// are cut at once.
+pub const DATA_AT: usize = 1 << 13;
+
+/// An image: a content per sector, and a length in bytes beyond which everything is zero. From [`DATA_AT`] on it is the
+/// data file's content, if there is one, whatever the length says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     /// Contents; may be longer than the length says.
@@ -22,6 +28,28 @@ impl Image {
             return ZERO;
         }
         self.sectors.get(sector as usize).copied().unwrap_or(ZERO)
+    }
+
+    /// The content of one sector of the data file.
+    pub fn data(&self, sector: u32) -> Content {
+        self.sectors.get(DATA_AT + sector as usize).copied().unwrap_or(ZERO)
+    }
+
+    /// The contents of the image file, and of the data file if the guest's data is there.
+    pub fn parts(&self, data: DataPlace) -> (&[Content], &[Content]) {
+        match data {
+            DataPlace::Inside => (&self.sectors, &[]),
+            DataPlace::Outside | DataPlace::Raw => self.sectors.split_at(self.sectors.len().min(DATA_AT)),
+        }
+    }
+
+    /// The same with this data file.
+    #[must_use]
+    pub fn with_data(mut self, data: &[Content]) -> Self {
+        assert!(self.sectors.len() <= DATA_AT, "the image is short beside a data file");
+        self.sectors.resize(DATA_AT, ZERO);
+        self.sectors.extend(data);
+        self
     }
 }
 
@@ -110,8 +138,10 @@ impl<'a> Timeline<'a> {
                     let flush: &Io = &self.history.ios[io as usize];
                     let (submitted, kept) = (flush.submitted, flush.fault.is_none());
                     let ios = &self.history.ios;
-                    let covered =
-                        |v: &VolatileIo| ios[v.io as usize].completed.is_some_and(|c| c < submitted);
+                    let covered = |v: &VolatileIo| {
+                        let io = &ios[v.io as usize];
+                        io.file == flush.file && io.completed.is_some_and(|c| c < submitted)
+                    };
                     self.make_durable(covered, kept);
                 }
             }
@@ -153,8 +183,9 @@ impl<'a> Timeline<'a> {
             .map(|((sector, content), order)| Loose { sector: *sector, content: *content, order })
             .collect();
         let new_len = io.new_len;
-        let len_order = io.writes.1 + 1;
-        let end = if matches!(io.kind, IoKind::Write | IoKind::WriteZeroes) { io.offset + io.len } else { 0 };
+        let len_order = io.applied.map_or(0, |applied| applied as u32);
+        let extends = matches!(io.kind, IoKind::Write | IoKind::WriteZeroes) && io.file == Member::Image;
+        let end = if extends { io.offset + io.len } else { 0 };
         self.volatile.push(VolatileIo { io: number, loose, new_len, len_order, end });
     }
 

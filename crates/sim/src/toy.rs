@@ -21,7 +21,7 @@ use crate::lab::{Effort, Found, Lab};
 use crate::pool::{Pool, SECTOR, ZERO};
 use crate::rng::{Concern, Rng};
 use crate::scenario::{GuestOp, Scenario, Schedule};
-use crate::subject::{ImageBytes, Inspection, Source, Subject};
+use crate::subject::{Files, ImageBytes, Inspection, Source, Subject};
 use crate::timeline::Image;
 use crate::{exec::Granularity, shrink};
 
@@ -45,15 +45,10 @@ impl Subject for Toy {
         Built { image, guest: vec![ZERO; config.sectors as usize], ..Built::default() }
     }
 
-    fn open(
-        &self,
-        file: Arc<dyn Node>,
-        _: Option<Arc<dyn Node>>,
-        config: &Config,
-    ) -> BoxFuture<Result<Arc<dyn Node>>> {
+    fn open(&self, files: Files, config: &Config) -> BoxFuture<Result<Arc<dyn Node>>> {
         let (bug, len) = (self.0, config.sectors * 512);
         Box::pin(async move {
-            let file = Child::new(file);
+            let file = Child::new(files.image);
             let table = file.read(0, SECTOR).await?;
             let map = table.as_chunks::<8>().0.iter().map(|e| u64::from_be_bytes(*e)).collect();
             let next = Mutex::new(file.len().div_ceil(512));

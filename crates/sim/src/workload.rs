@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use cowbell_block::DebugEvent;
 
-use crate::config::{Backing, Config, Prestate};
+use crate::config::{Backing, Config, DataPlace, GIVEN_BACK, Prestate};
 use crate::disk::{Atom, HostConfig};
 use crate::exec::Granularity;
 use crate::faults::{Fault, FaultKind, Member, Trigger};
 use crate::rng::{Concern, Rng};
-use crate::scenario::{GuestOp, Scenario, Schedule, SnapshotOp};
+use crate::scenario::{Amendment, GuestOp, Scenario, Schedule, SnapshotOp};
 
 /// The scenario of a seed: a world and a workload, each drawn from its own stream (swarm testing: every seed
 /// leaves out some kinds of operations, so that others meet more often).
@@ -19,8 +19,8 @@ pub fn random(seed: u64) -> Scenario {
     if rng.one_in(CHURN_ONE_IN) {
         return churn(seed, config, &mut rng);
     }
-    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1, 2, 3, 3];
-    for (weight, leave_out) in weights[1..].iter_mut().zip([3, 3, 3, 3, 3, 3, 3, 2, 2, 2]) {
+    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1, 2, 3, 3, 1];
+    for (weight, leave_out) in weights[1..].iter_mut().zip([3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2]) {
         if rng.one_in(leave_out) {
             *weight = 0;
         }
@@ -76,7 +76,8 @@ const CHURN_ONE_IN: u64 = 60;
 /// The same few clusters written and freed over and over: the file must not grow with the number of rounds (O8).
 fn churn(seed: u64, config: Config, rng: &mut Rng) -> Scenario {
     let per = config.cluster_sectors();
-    let config = Config { sectors: config.sectors.max(8 * per), discard: rng.one_in(2), ..config };
+    let discard = if rng.one_in(2) { GIVEN_BACK } else { 0 };
+    let config = Config { sectors: config.sectors.max(8 * per), discard, ..config };
     let first = rng.below(config.clusters() - 3);
     let mut ops = Vec::new();
     for _ in 0..rng.between(30, 60) {
@@ -104,7 +105,7 @@ pub fn hot_clusters(config: &Config) -> Range<u64> {
     }
 }
 
-fn operation(rng: &mut Rng, weights: &[u64; 11], config: &Config, hot: &Range<u64>, sectors: u64) -> GuestOp {
+fn operation(rng: &mut Rng, weights: &[u64; 12], config: &Config, hot: &Range<u64>, sectors: u64) -> GuestOp {
     let mut pick = rng.below(weights.iter().sum());
     let mut kind = 0;
     while pick >= weights[kind] {
@@ -126,6 +127,13 @@ fn operation(rng: &mut Rng, weights: &[u64; 11], config: &Config, hot: &Range<u6
             _ => SnapshotOp::Delete(which),
         };
         return GuestOp::Snapshot { change };
+    }
+    if kind == 11 {
+        let change = match rng.below(3) {
+            0 => Amendment::Version(rng.between(2, 3) as u32),
+            _ => Amendment::RefcountOrder(rng.below(7) as u32),
+        };
+        return GuestOp::Amend { change };
     }
     let at = place(rng, config, hot, sectors);
     if kind == 10 {
@@ -231,6 +239,8 @@ pub fn alphabet(config: &Config) -> Vec<GuestOp> {
         GuestOp::Snapshot { change: SnapshotOp::Create },
         GuestOp::Snapshot { change: SnapshotOp::Apply(0) },
         GuestOp::Snapshot { change: SnapshotOp::Delete(0) },
+        GuestOp::Amend { change: Amendment::RefcountOrder(if config.refcount_order == 5 { 4 } else { 5 }) },
+        GuestOp::Amend { change: Amendment::Version(2) },
         GuestOp::Read { at: clip(hot..hot + 2 * per) },
         GuestOp::Status { at: clip(hot..hot + 2 * per) },
         GuestOp::Flush,
@@ -278,6 +288,9 @@ pub fn explored_configs() -> Vec<Config> {
         sectors: 300,
         ..base
     });
+    for data in [DataPlace::Outside, DataPlace::Raw] {
+        configs.push(Config { data, prestate: Prestate::Half, sectors: 262, ..Config::default() });
+    }
     configs.iter_mut().for_each(Config::legalise);
     configs
 }

@@ -267,7 +267,7 @@ impl Qcow2 {
     /// # Errors
     /// The name is taken or not allowed, the image cannot hold the bitmap, or the file's.
     pub async fn add_bitmap(&self, name: &str, granularity: u64) -> Result<()> {
-        edit::add(&self.engine, name, granularity).await
+        self.engine.orphans.beside(edit::add(&self.engine, name, granularity)).await
     }
 
     /// Removes a bitmap, also an inconsistent one.
@@ -275,7 +275,7 @@ impl Qcow2 {
     /// # Errors
     /// There is none of this name, or the file's.
     pub async fn remove_bitmap(&self, name: &str) -> Result<()> {
-        edit::remove(&self.engine, name).await
+        self.engine.orphans.beside(edit::remove(&self.engine, name)).await
     }
 
     /// Clears all bits of a bitmap.
@@ -283,7 +283,7 @@ impl Qcow2 {
     /// # Errors
     /// There is none of this name, it is inconsistent, or the file's.
     pub async fn clear_bitmap(&self, name: &str) -> Result<()> {
-        edit::clear(&self.engine, name).await
+        self.engine.orphans.beside(edit::clear(&self.engine, name)).await
     }
 
     /// Lets a bitmap record changes, or not.
@@ -291,7 +291,7 @@ impl Qcow2 {
     /// # Errors
     /// As [`Qcow2::clear_bitmap`].
     pub async fn set_recording(&self, name: &str, recording: Recording) -> Result<()> {
-        edit::set_recording(&self.engine, name, recording).await
+        self.engine.orphans.beside(edit::set_recording(&self.engine, name, recording)).await
     }
 
     /// Sets the bits of a bitmap that are set in another one, of this or another image; both of one disk size.
@@ -299,7 +299,7 @@ impl Qcow2 {
     /// # Errors
     /// As [`Qcow2::clear_bitmap`]; different disk sizes; or the source's file.
     pub async fn merge_bitmap(&self, name: &str, source: &mut BitmapReader) -> Result<()> {
-        edit::merge(&self.engine, name, source).await
+        self.engine.orphans.beside(edit::merge(&self.engine, name, source)).await
     }
 
     /// Opens a bitmap for reading. Changes made to it later may be seen or not; storage that it gives up meanwhile is
@@ -309,7 +309,8 @@ impl Qcow2 {
     /// As [`Qcow2::clear_bitmap`].
     pub async fn read_bitmap(&self, name: &str) -> Result<BitmapReader> {
         let engine = &self.engine;
-        let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
+        let whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive);
+        let _whole = engine.orphans.beside(whole).await;
         engine.store_bitmaps().await?;
         let (header, pin) = {
             let state = engine.state.lock();

@@ -15,7 +15,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cowbell_block::{Buf, Flags, Request, Result};
+use cowbell_block::{Buf, Flags, Request, Result, mutant};
 use roaring::RoaringTreemap;
 
 use super::SnapshotError;
@@ -200,7 +200,9 @@ impl Shadow {
         let reftable = self.write_reftable().await?;
         let released = self.settle_marks().await?;
         engine.write_refcounts().await?;
-        engine.barrier().await?;
+        if !mutant::is_active("shadow-unsettled") {
+            engine.barrier().await?;
+        }
         engine.update_header(|header| apply_switch(header, &switch, reftable)).await?;
         self.owned.clear();
         self.raised.clear();

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cowbell_block::DebugEvent;
 use cowbell_block::request::Operation;
 
-use crate::faults::FaultKind;
-use crate::pool::Content;
+use crate::faults::{FaultKind, Member};
+use crate::pool::{Content, ZERO};
+use crate::timeline::DATA_AT;
 
 /// The steps of a world. Shared by its disks; only the executor moves it.
 #[derive(Clone, Default)]
@@ -89,6 +90,8 @@ impl IoKind {
 /// One I/O in the history of a disk.
 #[derive(Clone, Debug)]
 pub struct Io {
+    /// Of which file.
+    pub file: Member,
     /// What it does.
     pub kind: IoKind,
     /// First byte.
@@ -135,4 +138,25 @@ pub struct History {
     pub ios: Vec<Io>,
     /// Sector writes in order of application: sector and content.
     pub writes: Vec<(u32, Content)>,
+}
+
+impl History {
+    /// What happened to an image and its data file, whose sectors begin at [`DATA_AT`] here. The data file's length is
+    /// left out: what was not written reads as zeroes.
+    #[must_use]
+    pub fn beside(mut self, data: Self) -> Self {
+        let (at, shift) = (DATA_AT as u32, self.writes.len() as u32);
+        assert!(self.base.len() <= DATA_AT && self.writes.iter().all(|(sector, _)| *sector < at));
+        self.base.resize(DATA_AT, ZERO);
+        self.base.extend(data.base);
+        self.writes.extend(data.writes.into_iter().map(|(sector, content)| (sector + at, content)));
+        self.ios.extend(data.ios.into_iter().map(|io| Io {
+            file: Member::Data,
+            writes: (io.writes.0 + shift, io.writes.1 + shift),
+            new_len: None,
+            ..io
+        }));
+        self.ios.sort_by_key(|io| io.submitted);
+        self
+    }
 }

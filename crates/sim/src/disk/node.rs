@@ -9,6 +9,7 @@ use cowbell_block::request::{BoxFuture, Cause, Completion, Flags, Op, Request};
 use cowbell_block::{DebugEvent, ErrorKind, Result};
 
 use super::{Io, IoKind, Pending, SimDisk};
+use crate::faults::Member;
 use crate::rng::mix;
 
 impl Node for SimDisk {
@@ -41,6 +42,7 @@ impl Node for SimDisk {
         let io = state.history.ios.len() as u32;
         let eof = (state.len, state.history.writes.len() as u32);
         state.history.ios.push(Io {
+            file: Member::Image,
             kind,
             offset,
             len,
