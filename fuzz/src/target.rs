@@ -7,12 +7,14 @@
 //! | [`change`] | `write` |
 //! | [`tables`] | `snapshots`, `bitmaps` |
 //! | [`text`] | `luks`, `blkdebug`, `options` |
+//! | [`vhd`] | `vpc` |
 
 mod change;
 mod judge;
 mod look;
 mod tables;
 mod text;
+mod vhd;
 
 use std::future::Future;
 use std::pin::pin;
@@ -53,6 +55,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "luks", run: Run::Bytes(text::luks) },
     Target { name: "blkdebug", run: Run::Bytes(text::blkdebug) },
     Target { name: "options", run: Run::Bytes(text::options) },
+    Target { name: "vpc", run: Run::Bytes(vhd::vpc) },
 ];
 
 /// Polls after which a future counts as stuck: memory answers at once.

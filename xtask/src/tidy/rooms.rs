@@ -59,7 +59,14 @@ const ROOMS: [Room; 14] = [
     Room { name: "cowbell-difftest", may_name: &[], unsafe_code: Forbidden },
     Room {
         name: "cowbell-fuzz",
-        may_name: &["cowbell-block", "cowbell-luks", "cowbell-qcow2", "cowbell-checker", "cowbell-difftest"],
+        may_name: &[
+            "cowbell-block",
+            "cowbell-luks",
+            "cowbell-qcow2",
+            "cowbell-checker",
+            "cowbell-vpc",
+            "cowbell-difftest",
+        ],
         unsafe_code: InNamedModules,
     },
     Room { name: "xtask", may_name: &[], unsafe_code: InNamedModules },
