@@ -63,6 +63,11 @@ pub fn usage(text: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Usage(text.into()))
 }
 
+/// The words for a command that is known and not there yet.
+pub fn refusal(command: &str) -> String {
+    format!("{command}: not available in this version of cowbell")
+}
+
 impl Context {
     /// The surroundings of the tool of this name.
     ///
@@ -159,7 +164,7 @@ impl Context {
     /// Names the command.
     pub fn require_ready(&self, command: &Command) -> Result<()> {
         if command.state == State::Refused {
-            bail!("{}: not available in this version of cowbell", command.name);
+            bail!("{}", refusal(command.name));
         }
         Ok(())
     }

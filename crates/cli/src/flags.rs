@@ -15,6 +15,8 @@ pub mod img;
 pub mod io;
 pub mod layers;
 pub mod manual;
+#[cfg(test)]
+mod options_table;
 pub mod parse;
 pub mod run;
 pub mod top;

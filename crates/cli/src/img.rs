@@ -21,7 +21,7 @@ pub(crate) mod target;
 
 use anyhow::{Result, bail};
 
-use crate::context::{Context, usage};
+use crate::context::{Context, refusal, usage};
 use crate::face::version_text;
 use crate::flags::parse::{Order, parse};
 use crate::flags::{Args, Flag, img as flags};
@@ -83,7 +83,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         "rebase" => rebase::run,
         "resize" => resize::run,
         "snapshot" => snapshot::run,
-        other => bail!("{other}: not available in this version of cowbell"),
+        other => bail!("{}", refusal(other)),
     };
     run(cx, &args)
 }

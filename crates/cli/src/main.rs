@@ -39,7 +39,7 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow, bail};
 use cowbell_host::name_of;
 
-use context::{Context, usage};
+use context::{Context, refusal, usage};
 use face::Face;
 use flags::parse::{Order, parse};
 use flags::{completions, manual, top};
@@ -143,6 +143,6 @@ fn run_small(cx: &mut Context, command: &'static flags::Command, args: Vec<Strin
             Out::new().put(&script);
             Ok(0)
         }
-        other => bail!("{other}: not available in this version of cowbell"),
+        other => bail!("{}", refusal(other)),
     }
 }
