@@ -187,9 +187,11 @@ impl Bench {
         };
         let mut command = Command::new(program);
         for arg in args {
-            match case.target {
-                Some(target) if *arg == target => command.arg(target_name(target, side)),
-                _ => command.arg(arg),
+            // By itself, or as the value of an operand like `of=`.
+            let prefix = case.target.and_then(|target| arg.strip_suffix(target));
+            match prefix.filter(|prefix| prefix.is_empty() || prefix.ends_with('=')).zip(case.target) {
+                Some((prefix, target)) => command.arg(format!("{prefix}{}", target_name(target, side))),
+                None => command.arg(arg),
             };
         }
         command.current_dir(&self.directory);

@@ -171,7 +171,7 @@ impl Work for Job<'_> {
 impl Job<'_> {
     async fn copy(&self, piece: &Piece) -> Result<()> {
         let Piece { offset, len, .. } = *piece;
-        let request = Request::read(offset, Buf::scratch(len as usize));
+        let request = Request::read(offset, crew::buffer(len));
         let read = self.top.submit(request).finish().await.into_bufs();
         let data = read.map_err(|source| Error::Read { offset, source })?;
         self.wait_for_pace(len).await;

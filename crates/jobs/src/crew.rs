@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use cowbell_block::Buf;
 use futures_util::future::join_all;
 
 use crate::error::{Error, Result};
@@ -15,6 +16,18 @@ use crate::error::{Error, Result};
 pub(crate) const DATA_BYTES_MAX: u64 = 2 << 20;
 /// Most bytes without data in one piece: progress and cancellation are looked at between pieces.
 pub(crate) const ZERO_BYTES_MAX: u64 = 1 << 30;
+
+/// Bytes of data that stay in the cache between being read and being looked at.
+pub(crate) const CACHED_BYTES_MAX: u64 = 128 << 10;
+
+/// Memory for `len` bytes, at most [`DATA_BYTES_MAX`], to be overwritten: of one of two sizes, so that there are few
+/// of them and they are used again.
+pub(crate) fn buffer(len: u64) -> Buf {
+    let size = if len <= CACHED_BYTES_MAX { CACHED_BYTES_MAX } else { DATA_BYTES_MAX };
+    let mut buf = Buf::scratch(size as usize);
+    buf.truncate(len as usize);
+    buf
+}
 
 /// Whether there was a piece left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

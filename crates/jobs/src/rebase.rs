@@ -155,18 +155,19 @@ impl Job<'_> {
                     self.write_zeroes(offset, run.len).await?;
                     tally.zeroes += run.len;
                 }
-                (_, data) => data.into_iter().for_each(Buf::recycle),
+                (_, data) => drop(data),
             }
             at += run.len;
         }
-        new.into_iter().for_each(Buf::recycle);
+        // Nothing is left of the old data but its memory.
+        [left, new].into_iter().flatten().for_each(Buf::recycle);
         Ok(())
     }
 
     /// What the overlay reads as: it has nothing of its own there.
     async fn read_old(&self, piece: &Piece) -> Result<Buf> {
         let offset = piece.offset;
-        let request = Request::read(offset, Buf::scratch(piece.len as usize));
+        let request = Request::read(offset, crew::buffer(piece.len));
         let read = self.top.submit(request).finish().await.into_bufs();
         Ok(read.map_err(|source| Error::Read { offset, source })?.to_contiguous_or_self())
     }
@@ -177,7 +178,7 @@ impl Job<'_> {
         let Some((root, real)) = self.new.map(|root| (root, real(root))).filter(|(_, real)| *real > 0) else {
             return Ok(Buf::zeroed(piece.len as usize));
         };
-        let read = root.submit(Request::read(offset, Buf::scratch(real))).finish().await.into_bufs();
+        let read = root.submit(Request::read(offset, crew::buffer(real as u64))).finish().await.into_bufs();
         let data = read.map_err(|source| Error::ReadNew { offset, source })?.to_contiguous_or_self();
         if real as u64 == piece.len {
             return Ok(data);

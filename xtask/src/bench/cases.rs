@@ -95,6 +95,11 @@ const fn snapshots(name: &'static str, goal: f64, args: &'static [&'static str],
     Case { target: Some("out"), target_from: Some(from), proof: Proof::Targets, ..looks(name, goal, args) }
 }
 
+/// An overlay that loses its changes to another layer, or takes over what it had from one.
+const fn layers(name: &'static str, goal: f64, args: &'static [&'static str], from: &'static str) -> Case {
+    Case { target: Some("out"), target_from: Some(from), proof: Proof::Targets, ..looks(name, goal, args) }
+}
+
 /// The cases.
 pub const CASES: &[Case] = &[
     Case { pairs: Some(25), ..looks("start-up: info", 3.0, &["info", "small.qcow2"]) },
@@ -153,6 +158,33 @@ pub const CASES: &[Case] = &[
             "empty.qcow2",
         )
     },
+    makes(
+        "dd 4 KiB",
+        3.0,
+        &["dd", "-f", "qcow2", "-O", "raw", "bs=4k", "if=mixed.qcow2", "of=out"],
+        "mixed.raw",
+    ),
+    makes(
+        "flatten a chain: convert",
+        1.2,
+        &["convert", "-f", "qcow2", "-O", "qcow2", "chain-3.qcow2", "out"],
+        "chain-3.qcow2",
+    ),
+    layers("flatten a chain: rebase", 1.2, &["rebase", "-f", "qcow2", "-b", "", "out"], "chain-3.qcow2"),
+    // The base has what is committed since the first run: each run writes the same over it.
+    layers("commit", 1.5, &["commit", "-q", "-f", "qcow2", "out"], "commit.qcow2"),
+    layers(
+        "rebase",
+        1.5,
+        &["rebase", "-f", "qcow2", "-b", "other.qcow2", "-F", "qcow2", "out"],
+        "rebase.qcow2",
+    ),
+    layers(
+        "rebase down a chain",
+        1.5,
+        &["rebase", "-f", "qcow2", "-b", "chain-1.qcow2", "-F", "qcow2", "out"],
+        "chain-3.qcow2",
+    ),
     looks("compare", 1.3, &["compare", "-f", "raw", "-F", "qcow2", "mixed.raw", "mixed.qcow2"]),
     looks("check sequential", 5.0, &["check", "-f", "qcow2", "sequential.qcow2"]),
     looks("check fragmented", 20.0, &["check", "-f", "qcow2", "fragmented.qcow2"]),

@@ -22,11 +22,21 @@ const REQUESTS: u64 = 20_000;
 const ALLOCATIONS: u64 = 4_000;
 /// Snapshots of the image that has many.
 const SNAPSHOTS: u64 = 2_000;
+/// Writes of a cluster to one layer of a chain: a seventh of the disk.
+const LAYER_WRITES: u64 = 600;
+/// Layers of the longest chain above its base.
+const LAYERS: u64 = 3;
 /// Tables of the fragmented image.
 const TABLES: u64 = 1_500;
 
 /// Makes what is not there yet.
 pub fn make(reference: &Reference, directory: &Path) -> Result<()> {
+    single(reference, directory)?;
+    layers(reference, directory)
+}
+
+/// Images that stand alone, and scripts.
+fn single(reference: &Reference, directory: &Path) -> Result<()> {
     let done = directory.join("done-4");
     if done.exists() {
         return Ok(());
@@ -61,6 +71,44 @@ pub fn make(reference: &Reference, directory: &Path) -> Result<()> {
         img(&["snapshot", "-c", &format!("s{number}"), "many-snapshots.qcow2"])?;
     }
     fs::write(done, "").context("marking the images as made")
+}
+
+/// Chains of images, and images that differ here and there.
+fn layers(reference: &Reference, directory: &Path) -> Result<()> {
+    let done = directory.join("done-layers-1");
+    if done.exists() {
+        return Ok(());
+    }
+    let mut numbers = Numbers(13);
+    for layer in 1..=LAYERS {
+        let name = format!("layer-{layer}.io");
+        let script = each(LAYER_WRITES, |i| {
+            let cluster = numbers.next() % (MIXED_BYTES / CLUSTER);
+            format!("write -q -P {} {} 64k", (i + layer) % 255, cluster * CLUSTER)
+        });
+        fs::write(directory.join(&name), script).context(name)?;
+    }
+    let fill = |image: &str, script: &str| {
+        run(&reference.io, &["-t", "unsafe", "-f", "qcow2", image], directory, Some(&directory.join(script)))
+    };
+    let overlay = |image: &str, below: &str, script: &str| {
+        let args = ["create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", image];
+        run(&reference.img, &args, directory, None)?;
+        fill(image, script)
+    };
+    for same in ["commit-base.qcow2", "other.qcow2"] {
+        copy(&directory.join("mixed.qcow2"), &directory.join(same))?;
+    }
+    fill("other.qcow2", "layer-2.io")?;
+    overlay("commit.qcow2", "commit-base.qcow2", "layer-1.io")?;
+    overlay("rebase.qcow2", "mixed.qcow2", "layer-1.io")?;
+    let mut below = "mixed.qcow2".to_owned();
+    for layer in 1..=LAYERS {
+        let image = format!("chain-{layer}.qcow2");
+        overlay(&image, &below, &format!("layer-{layer}.io"))?;
+        below = image;
+    }
+    fs::write(done, "").context("marking the chains as made")
 }
 
 /// Copies an image with its holes.

@@ -6,7 +6,7 @@ use cowbell_block::buf::is_zero;
 use cowbell_block::{Chain, ChainExtent, ExtentFlags, Mapping, Node};
 
 use super::NewBacking;
-use crate::crew::{DATA_BYTES_MAX, ZERO_BYTES_MAX};
+use crate::crew::{CACHED_BYTES_MAX, DATA_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::error::{Error, Result};
 
 /// What a backing file has somewhere.
@@ -95,7 +95,13 @@ impl Walk {
         let most = match kind {
             Kind::Settled => ZERO_BYTES_MAX,
             // Cut at multiples, so that later pieces are aligned whatever the first one was.
-            Kind::Differs { .. } => DATA_BYTES_MAX - offset % DATA_BYTES_MAX,
+            Kind::Differs { old, new } => {
+                // The second is compared while the first is in the cache still.
+                let both = old == Content::Data && new == Content::Data;
+                let most = if both { CACHED_BYTES_MAX } else { DATA_BYTES_MAX };
+                let most = most.max(self.grain).min(DATA_BYTES_MAX);
+                most - offset % most
+            }
         };
         let limit = (offset + most).min(total);
         loop {
