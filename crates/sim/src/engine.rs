@@ -10,9 +10,10 @@ use cowbell_checker::{
     CheckError, Checker, Class, Extent, GuestView, Limits, Peek, ReadAt, Report, Source as Place, Verdict,
 };
 use cowbell_qcow2::{
-    CompressionType, CreateOptions, DataFile, DataFileForm, Discards, L2Format, OpenOptions, Qcow2,
+    CompressionType, CreateOptions, DataFile, DataFileForm, Discards, L2Format, OpenOptions, Qcow2, Recording,
 };
 
+use crate::bitmaps::BitmapChange;
 use crate::config::{Backing, Config, DataPlace, Prestate};
 use crate::disk::{Clock, HostConfig, SimDisk};
 use crate::exec::{Granularity, Strategy, World};
@@ -142,9 +143,9 @@ impl Subject for Engine {
         true
     }
 
-    fn add_bitmap<'a>(&self, node: &'a dyn Node, name: String) -> LocalFuture<'a, Result<()>> {
+    fn change_bitmaps<'a>(&self, node: &'a dyn Node, change: BitmapChange) -> LocalFuture<'a, Result<()>> {
         match node.as_any().downcast_ref::<Qcow2>() {
-            Some(node) => Box::pin(async move { node.add_bitmap(&name, 4096).await }),
+            Some(node) => Box::pin(change_bitmaps(node, change)),
             None => Box::pin(std::future::ready(Ok(()))),
         }
     }
@@ -153,6 +154,20 @@ impl Subject for Engine {
         match node.as_any().downcast_ref::<Qcow2>() {
             Some(node) if !node.is_quiet() => Err("the engine is not quiet at the end".into()),
             _ => Ok(()),
+        }
+    }
+}
+
+async fn change_bitmaps(node: &Qcow2, change: BitmapChange) -> Result<()> {
+    match change {
+        BitmapChange::Add(name) => node.add_bitmap(&name, 4096).await,
+        BitmapChange::Remove(name) => node.remove_bitmap(&name).await,
+        BitmapChange::Clear(name) => node.clear_bitmap(&name).await,
+        BitmapChange::Record(name, true) => node.set_recording(&name, Recording::On).await,
+        BitmapChange::Record(name, false) => node.set_recording(&name, Recording::Off).await,
+        BitmapChange::Merge { into, from } => {
+            let mut source = node.read_bitmap(&from).await?;
+            node.merge_bitmap(&into, &mut source).await
         }
     }
 }

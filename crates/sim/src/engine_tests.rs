@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cowbell_block::{BoxFuture, Node, Request, Result};
 
+use crate::bitmaps::Bitmaps;
 use crate::config::{Backing, Config, Prestate};
 use crate::disk::IoKind;
 use crate::engine::Engine;
@@ -18,6 +19,7 @@ use crate::pairs;
 use crate::pool::Pool;
 use crate::rng::Rng;
 use crate::scenario::{GuestOp, Scenario};
+use crate::session::initial_bitmaps;
 use crate::subject::{Files, ImageBytes, Inspection, Subject};
 use crate::workload;
 
@@ -36,8 +38,10 @@ fn built_images_are_sound_and_hold_what_they_should() {
         let inspection = inspect_once(&*lab.subject, &config, &mut pool, &built.image);
         assert_eq!((inspection.corrupt.clone(), inspection.leaks), (None, 0), "{}", config.to_text());
         let backing = built.backing.as_deref();
-        let case = Case { config: &config, backing, baseline: &built.guest, leaks_max: 0 };
-        let allowed = Allowed::after_cut(&Model::new(&built.guest, &built.snapshots), 0, 1);
+        let case = Case { config: &config, backing, shortest: 0, leaks_max: 0 };
+        let model = Model::new(&built.guest, &built.snapshots);
+        let bitmaps = Bitmaps::new(&initial_bitmaps(&config));
+        let allowed = Allowed::after_cut(&model, 0, 1).with_bitmaps(&bitmaps, 0, &model);
         check_guest(&inspection, &case, &pool, &built.image, &allowed)
             .unwrap_or_else(|f| panic!("{f}: {}", config.to_text()));
     }

@@ -15,9 +15,10 @@ use cowbell_block::{
     SnapshotChange, SnapshotName,
 };
 
+use crate::bitmaps::{BitmapOp, Bitmaps};
 use crate::config::Config;
 use crate::disk::{Clock, SimDisk};
-use crate::judge::Failure;
+use crate::judge::{Allowed, Failure};
 use crate::model::{Model, Ticket};
 use crate::pool::{Content, SECTOR, SharedPool, ZERO};
 use crate::scenario::{Amendment, GuestOp, SnapshotOp};
@@ -49,6 +50,9 @@ pub struct Guest {
     changing_all: Cell<bool>,
     /// A change of snapshots or of the length failed, so nobody knows which there are, or how long the next would be.
     lost_track: Cell<bool>,
+    /// What the bitmaps must say.
+    bitmaps: RefCell<Bitmaps>,
+    changing_bitmaps: Cell<bool>,
     /// The image has other features than the configuration says.
     amended: Cell<bool>,
     /// Begin of each change of length, and the new length.
@@ -123,6 +127,8 @@ pub struct GuestSetup {
     pub values: Vec<Content>,
     /// What its snapshots hold.
     pub snapshots: Vec<Vec<Content>>,
+    /// Its bitmaps.
+    pub bitmaps: Bitmaps,
     /// All contents.
     pub pool: SharedPool,
 }
@@ -144,6 +150,8 @@ impl Guest {
             changing_all: Cell::new(false),
             lost_track: Cell::new(false),
             amended: Cell::new(false),
+            bitmaps: RefCell::new(setup.bitmaps),
+            changing_bitmaps: Cell::new(false),
             resizes: RefCell::default(),
             clock: setup.disk.clock(),
             subject: setup.subject,
@@ -289,22 +297,51 @@ impl Guest {
                 self.mutate(&*node, request.caused_by(cause), ticket, false, None).await;
                 self.changing_all.set(false);
             }
-            GuestOp::AddBitmap if self.config.bitmaps => {
-                let result = self.subject.add_bitmap(&*node, format!("more {number}")).await;
-                // The workload begins anew after a cut, and then the name may be taken.
-                let taken = |error: &cowbell_block::Error| error.kind() == ErrorKind::AlreadyExists;
-                if let Some(error) = result.err().filter(|error| !taken(error)) {
-                    self.excuse("adding a bitmap", &error);
-                }
+            GuestOp::Bitmap { change } if self.config.bitmaps => {
+                self.change_bitmaps(&*node, *change, number).await;
             }
             GuestOp::Snapshot { change } if self.data.is_none() => self.snapshot(&*node, *change).await,
-            GuestOp::AddBitmap
+            GuestOp::Bitmap { .. }
             | GuestOp::Snapshot { .. }
             | GuestOp::Wait
             | GuestOp::Reopen
             | GuestOp::Amend { .. }
             | GuestOp::Abandon { .. } => {}
         }
+    }
+
+    /// One change of the bitmaps at a time.
+    async fn change_bitmaps(&self, node: &dyn Node, op: BitmapOp, number: u32) {
+        if self.changing_bitmaps.replace(true) {
+            return;
+        }
+        let name = format!("{number} after {}", self.generation);
+        let begun = self.bitmaps.borrow_mut().begin(op, name, self.instant(), &self.model.borrow());
+        if let Some((change, changing)) = begun {
+            let result = self.subject.change_bitmaps(node, change).await;
+            let now = self.instant();
+            let mut bitmaps = self.bitmaps.borrow_mut();
+            match result {
+                Ok(()) => bitmaps.end(changing, now),
+                Err(error) => {
+                    bitmaps.fail(&changing);
+                    drop(bitmaps);
+                    // One that a cut left inconsistent can only be removed; version 2 has none.
+                    let refused = matches!(error.kind(), ErrorKind::Busy | ErrorKind::Unsupported);
+                    if !refused {
+                        self.excuse("a change of bitmaps", &error);
+                    }
+                }
+            }
+        }
+        self.changing_bitmaps.set(false);
+    }
+
+    /// What may be there after a power cut at `time`.
+    pub fn allowed_after_cut(&self, time: u64) -> Allowed {
+        let (model, bitmaps) = (self.model.borrow(), self.bitmaps.borrow());
+        let allowed = Allowed::after_cut(&model, time, self.config.grain());
+        if self.config.bitmaps { allowed.with_bitmaps(&bitmaps, time, &model) } else { allowed }
     }
 
     /// A write of stamps, begun.
@@ -575,7 +612,13 @@ impl Guest {
         let result = node.amend(options, Amend { force: Force::No, secrets: Secrets::default() }).await;
         drop(node);
         match result {
-            Ok(()) => self.amended.set(true),
+            Ok(()) => {
+                self.amended.set(true);
+                // Version 2 drops them.
+                if matches!(change, Amendment::Version(_)) {
+                    self.bitmaps.borrow_mut().lose_all();
+                }
+            }
             // What does not go together is told before anything is changed.
             Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
             Err(error) => self.excuse("an amendment", &error),

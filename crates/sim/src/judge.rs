@@ -5,6 +5,7 @@
 //! sectors are equal; when an inspection looks at a sector outside the set, the memory is emptied and the set
 //! grows. This is exact, whatever the engine tags as metadata.
 
+use crate::bitmaps::{self, AllowedBitmap, Bitmaps};
 use crate::config::Config;
 use crate::crash::CrashSet;
 use crate::model::{Kept, Mismatch, Model};
@@ -56,6 +57,8 @@ pub struct Allowed {
     histories: Vec<Vec<Content>>,
     /// Sectors of a block.
     grain: usize,
+    /// What the bitmaps may say, where there are any.
+    bitmaps: Vec<AllowedBitmap>,
 }
 
 #[derive(Default)]
@@ -90,6 +93,13 @@ impl Allowed {
             allowed.histories = (0..model.sectors()).map(|sector| model.values(sector).collect()).collect();
         }
         allowed
+    }
+
+    /// The same with what bitmaps may say after a cut at `time`.
+    #[must_use]
+    pub fn with_bitmaps(mut self, bitmaps: &Bitmaps, time: u64, model: &Model) -> Self {
+        self.bitmaps = bitmaps.after_cut(time, model);
+        self
     }
 
     /// Compares what each sector of a disk of so many sectors holds.
@@ -178,8 +188,8 @@ pub struct Case<'a> {
     pub config: &'a Config,
     /// The backing file's content.
     pub backing: Option<&'a [Content]>,
-    /// What the guest read when its bitmap was made.
-    pub baseline: &'a [Content],
+    /// Sectors that the disk always has: what fell off is remembered by no bitmap.
+    pub shortest: usize,
     /// Most clusters that may be lost (O8).
     pub leaks_max: u64,
 }
@@ -274,6 +284,7 @@ impl Judge {
             image: set.image().clone(),
             guest: contents(&inspection.guest),
             snapshots: inspection.snapshots.iter().map(contents).collect(),
+            bitmaps: inspection.recorded.clone().unwrap_or_default(),
             generation: 1,
             leaks: inspection.leaks,
         }
@@ -328,23 +339,12 @@ pub fn check_guest(
         inspection.snapshots[index][sector].content(image, case.backing, sector)
     };
     allowed.check_snapshots(&inspection.snapshots, kept, pool)?;
-    check_bitmap(inspection, case, found)
-}
-
-/// What a bitmap that calls itself consistent leaves out has not changed since it was made (O12).
-fn check_bitmap(
-    inspection: &Inspection,
-    case: &Case<'_>,
-    found: impl Fn(usize) -> Content,
-) -> Result<(), Failure> {
-    let Some(recorded) = &inspection.recorded else { return Ok(()) };
-    let sectors = inspection.guest.len().min(case.baseline.len());
-    let changed = |sector: &usize| found(*sector) != case.baseline[*sector];
-    match (0..sectors).filter(|sector| !recorded.contains(*sector as u32)).find(changed) {
-        None => Ok(()),
-        Some(sector) => {
-            Err(Failure::new("O12", format!("sector {sector} changed and the bitmap does not say so")))
+    match &inspection.recorded {
+        Some(recorded) => {
+            let sectors = inspection.guest.len().min(case.shortest);
+            bitmaps::check(&allowed.bitmaps, recorded, sectors, found)
         }
+        None => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::crash::{CrashSet, Depth, Survivors};
 use crate::disk::{History, HostConfig};
 use crate::figures::{Figures, cpu_time};
 use crate::image::Built;
-use crate::judge::{Allowed, Case, Failure, Judge};
+use crate::judge::{Case, Failure, Judge};
 use crate::pool::{Pool, SharedPool};
 use crate::reference::Reference;
 use crate::repair;
@@ -76,7 +76,7 @@ impl Effort {
         depth: Depth::FULL,
         recover_one_in: 40,
         recoveries_max: 12,
-        glance_one_in: 60,
+        glance_one_in: 25,
         second_cut: true,
         repair: true,
     };
@@ -85,7 +85,7 @@ impl Effort {
         depth: Depth::QUICK,
         recover_one_in: 30,
         recoveries_max: 6,
-        glance_one_in: 60,
+        glance_one_in: 25,
         second_cut: true,
         repair: false,
     };
@@ -237,7 +237,7 @@ impl Lab {
         let case = Case { leaks_max, ..case(scenario, &built) };
         let mut timeline = Timeline::new(&run.history);
         timeline.advance(time);
-        let allowed = Allowed::after_cut(&run.guest.model.borrow(), time, scenario.config.grain());
+        let allowed = run.guest.allowed_after_cut(time);
         let mut pool = self.pool.lock();
         let mut set = CrashSet::new(&timeline, &pool, scenario.config.host.atom);
         let mut rng = Rng::stream(scenario.seed ^ time, Concern::Crash);

@@ -3,7 +3,7 @@
 //! ```text
 //!   ground    rng  pool (sectors by content)  stamp  exec (every choice explicit)  disk  faults  timeline
 //!   world     config  image (built from the specification)  workload  scenario (a run as text)
-//!   truth     model (reference disk)  judge (metadata and data of one image)  recorded (bitmaps)  reference  subject (what is under test)
+//!   truth     model (reference disk)  judge (metadata and data of one image)  bitmaps (what they must say)  recorded (what they say)  reference  subject (what is under test)
 //!   runs      guest  session  lab (run, cut, recover, cut again)  crash (what a cut may leave)  bounds  repair
 //!   told      figures  events  told
 //!   searches  explore  pairs  reuse  mutants  shrink  commands (the program)
@@ -14,6 +14,7 @@
 //! Nothing here reads a clock for a decision: the same seed gives the same trace.
 #![forbid(unsafe_code)]
 
+pub mod bitmaps;
 pub(crate) mod bounds;
 pub mod commands;
 pub mod config;

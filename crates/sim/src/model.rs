@@ -38,6 +38,26 @@ impl Write {
     }
 }
 
+/// What gave a sector its value.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// The value.
+    pub value: Content,
+    /// When it began.
+    pub start: u64,
+    /// When it had taken effect at the latest.
+    pub end: u64,
+    /// Whether it was a change of the disk's length.
+    pub by_size: bool,
+}
+
+impl Origin {
+    fn of(write: &Write) -> Self {
+        let Write { value, start, end, by_size, .. } = *write;
+        Self { value, start, end, by_size: by_size.is_some() }
+    }
+}
+
 /// Names one guest mutation in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(usize);
@@ -396,6 +416,17 @@ impl Model {
                 history[first..].iter().filter(|w| w.start <= time && w.by_size.is_none_or(|by| by <= size));
             out.extend(rest.map(|w| w.value));
         }
+    }
+
+    /// Everything that gave sector `sector` a value, in order.
+    pub fn origins(&self, sector: u64) -> impl Iterator<Item = Origin> + '_ {
+        self.sectors[sector as usize].iter().map(Origin::of)
+    }
+
+    /// What gave sector `sector` a value that a read at `now` may return.
+    pub fn readable(&self, sector: u64, now: u64) -> impl Iterator<Item = Origin> + '_ {
+        let history = &self.sectors[sector as usize];
+        history.iter().filter(move |write| is_readable(history, write, now, now)).map(Origin::of)
     }
 
     /// Every value that sector `sector` was ever given, in order.

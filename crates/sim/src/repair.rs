@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cowbell_block::node::{CheckReport, Fix, Node};
 
+use crate::bitmaps::Bitmaps;
 use crate::crash::{CrashSet, Depth};
 use crate::disk::{Clock, History, HostConfig, SimDisk};
 use crate::exec::{Granularity, Strategy, World};
@@ -15,7 +16,7 @@ use crate::lab::Lab;
 use crate::model::Model;
 use crate::rng::{Concern, Rng};
 use crate::scenario::Scenario;
-use crate::session::{Start, baseline};
+use crate::session::{Start, shortest};
 use crate::subject::Files;
 use crate::timeline::{Image, Timeline};
 
@@ -74,11 +75,12 @@ pub fn check_and_repair(
         return Err(Failure::new("O9", "a repair tried to change the backing file"));
     }
 
-    let allowed = Allowed::after_cut(&Model::new(&start.guest, &start.snapshots), 0, 1);
+    let (model, bitmaps) = (Model::new(&start.guest, &start.snapshots), Bitmaps::new(&start.bitmaps));
+    let allowed = Allowed::after_cut(&model, 0, 1).with_bitmaps(&bitmaps, 0, &model);
     // A repair takes leaks away and makes none.
     let leaks_max = start.leaks;
     let backing = built.backing.as_deref();
-    let case = Case { config, backing, baseline: baseline(scenario, built), leaks_max };
+    let case = Case { config, backing, shortest: shortest(scenario, built), leaks_max };
     {
         let mut pool = lab.pool.lock();
         let mut image = Image { sectors: before.0, len: before.1 };

@@ -2,6 +2,7 @@
 //! durable, and the cluster is given to another guest cluster. Each I/O in turn is held up as long as anything
 //! else can happen, so that whoever still knows the old place meets the new owner there.
 
+use crate::bitmaps::BitmapOp;
 use crate::config::{Backing, Config, Prestate};
 use crate::exec::Granularity;
 use crate::explore::Failed;
@@ -82,10 +83,10 @@ fn bitmap_beside_writes() -> Scenario {
     let config = Config { bitmaps: true, prestate: Prestate::Half, sectors: 40, ..Config::default() };
     let ops = vec![
         GuestOp::Write { at: 4..6, fua: false },
-        GuestOp::AddBitmap,
+        GuestOp::Bitmap { change: BitmapOp::Add },
         GuestOp::Write { at: 6..9, fua: false },
         GuestOp::Flush,
-        GuestOp::AddBitmap,
+        GuestOp::Bitmap { change: BitmapOp::Add },
     ];
     Scenario { config, lanes: 2, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
 }

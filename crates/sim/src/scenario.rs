@@ -16,6 +16,7 @@ use std::ops::Range;
 
 use cowbell_block::DebugEvent;
 
+use crate::bitmaps::BitmapOp;
 use crate::config::Config;
 use crate::crash::Survivors;
 use crate::exec::Granularity;
@@ -70,8 +71,10 @@ pub enum GuestOp {
     Resize {
         to: u64,
     },
-    /// Makes another persistent bitmap, where there is one already.
-    AddBitmap,
+    /// Changes the persistent bitmaps, where there are any.
+    Bitmap {
+        change: BitmapOp,
+    },
     /// Makes a snapshot, or applies or deletes one by its place among those that are there.
     Snapshot {
         change: SnapshotOp,
@@ -108,7 +111,7 @@ impl GuestOp {
             Self::Flush
             | Self::Resize { .. }
             | Self::Snapshot { .. }
-            | Self::AddBitmap
+            | Self::Bitmap { .. }
             | Self::Wait
             | Self::Amend { .. }
             | Self::Reopen => None,
@@ -128,7 +131,7 @@ impl GuestOp {
             Self::Flush
             | Self::Resize { .. }
             | Self::Snapshot { .. }
-            | Self::AddBitmap
+            | Self::Bitmap { .. }
             | Self::Wait
             | Self::Amend { .. }
             | Self::Reopen => {}
@@ -140,6 +143,7 @@ impl GuestOp {
         let range = self.range().map_or(String::new(), |r| format!(" {}+{}", r.start, r.end - r.start));
         let (name, flags) = match self {
             Self::Resize { to } => return format!("resize {to}"),
+            Self::Bitmap { change } => return format!("bitmap {}", change.to_text()),
             Self::Amend { change: Amendment::Version(version) } => return format!("amend version {version}"),
             Self::Amend { change: Amendment::RefcountOrder(order) } => {
                 return format!("amend refcount-order {order}");
@@ -167,7 +171,6 @@ impl GuestOp {
             Self::Read { .. } => ("read", ""),
             Self::Status { .. } => ("status", ""),
             Self::Flush => ("flush", ""),
-            Self::AddBitmap => ("add-bitmap", ""),
             Self::Wait => ("wait", ""),
             Self::Reopen => ("reopen", ""),
         };
@@ -209,7 +212,7 @@ impl GuestOp {
                 },
             },
             "flush" => Self::Flush,
-            "add-bitmap" => Self::AddBitmap,
+            "bitmap" => Self::Bitmap { change: BitmapOp::parse(words.get(1..)?)? },
             "wait" => Self::Wait,
             "reopen" => Self::Reopen,
             _ => return None,
@@ -399,7 +402,7 @@ impl Scenario {
                 GuestOp::Flush => "flush\n".to_owned(),
                 GuestOp::Resize { to } => format!("truncate {}\n", to * 512),
                 // Not in these words: `qemu-img` does it.
-                GuestOp::Snapshot { .. } | GuestOp::AddBitmap | GuestOp::Amend { .. } => return None,
+                GuestOp::Snapshot { .. } | GuestOp::Bitmap { .. } | GuestOp::Amend { .. } => return None,
                 GuestOp::Wait => "aio_flush\n".to_owned(),
                 GuestOp::Reopen => "aio_flush\nreopen\n".to_owned(),
             });

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use cowbell_block::DebugEvent;
 
+use crate::bitmaps::Bitmaps;
 use crate::bounds::length_bound;
 use crate::config::{Config, DataPlace};
 use crate::disk::{Clock, History, SimDisk};
@@ -13,9 +14,10 @@ use crate::faults::{Fault, Member};
 use crate::figures::cpu_time;
 use crate::guest::{Guest, GuestSetup};
 use crate::image::{Built, data_disk};
-use crate::judge::{Allowed, Case, Failure, check_guest, inspect_once};
+use crate::judge::{Case, Failure, check_guest, inspect_once};
 use crate::lab::{Found, Lab};
 use crate::pool::{Content, HashIndex, Pool};
+use crate::recorded::Recorded;
 use crate::rng::{Concern, Rng, mix};
 use crate::scenario::{GuestOp, Scenario, Schedule};
 use crate::subject::{Inspection, Source};
@@ -48,6 +50,8 @@ pub struct Start {
     pub guest: Vec<Content>,
     /// What the guest of each snapshot reads.
     pub snapshots: Vec<Vec<Content>>,
+    /// The bitmaps.
+    pub bitmaps: Vec<Recorded>,
     /// Restarts before.
     pub generation: u32,
     /// Clusters that nobody uses.
@@ -110,6 +114,7 @@ impl Lab {
             image: built.image.clone(),
             guest: built.guest.clone(),
             snapshots: built.snapshots.clone(),
+            bitmaps: initial_bitmaps(&scenario.config),
             generation: 0,
             leaks: 0,
         };
@@ -221,6 +226,7 @@ impl Lab {
             generation: start.generation,
             values: start.guest,
             snapshots: start.snapshots,
+            bitmaps: Bitmaps::new(&start.bitmaps),
             pool: self.pool.clone(),
         });
         Set { world, guest, disk, backing, data }
@@ -286,7 +292,7 @@ impl Lab {
             let what = format!("the file grew to {longest} bytes; {length_max} suffice");
             return Err(Failure::new("O8", what).into());
         }
-        let allowed = Allowed::after_cut(&run.guest.model.borrow(), run.end_time, scenario.config.grain());
+        let allowed = run.guest.allowed_after_cut(run.end_time);
         let case = case(scenario, built);
         check_guest(inspection, &case, &pool, &run.end, &allowed)?;
         if scenario.config.data == DataPlace::Raw {
@@ -305,17 +311,23 @@ impl Lab {
 
 pub(crate) fn case<'a>(scenario: &'a Scenario, built: &'a Built) -> Case<'a> {
     let backing = built.backing.as_deref();
-    Case { config: &scenario.config, backing, baseline: baseline(scenario, built), leaks_max: u64::MAX }
+    Case { config: &scenario.config, backing, shortest: shortest(scenario, built), leaks_max: u64::MAX }
 }
 
-/// What the guest read when its bitmap was made, as far as the disk always reached: no bitmap remembers what fell off.
-pub(crate) fn baseline<'a>(scenario: &Scenario, built: &'a Built) -> &'a [Content] {
+/// Sectors that the disk always has.
+pub(crate) fn shortest(scenario: &Scenario, built: &Built) -> usize {
     let targets = scenario.ops.iter().filter_map(|op| match op {
         GuestOp::Resize { to } => Some(*to),
         _ => None,
     });
-    let shortest = targets.min().unwrap_or(u64::MAX).min(built.guest.len() as u64);
-    &built.guest[..shortest as usize]
+    targets.min().unwrap_or(u64::MAX).min(built.guest.len() as u64) as usize
+}
+
+/// The bitmaps that worlds of this configuration begin with.
+pub(crate) fn initial_bitmaps(config: &Config) -> Vec<Recorded> {
+    let changes =
+        Recorded { name: "changes".into(), consistent: true, recording: true, ..Recorded::default() };
+    if config.bitmaps { vec![changes] } else { Vec::new() }
 }
 
 fn strategy(scenario: &Scenario) -> Strategy {

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use cowbell_block::node::Node;
 use cowbell_block::{BoxFuture, Result};
 
+use crate::bitmaps::BitmapChange;
 use crate::config::Config;
 use crate::image::Built;
 use crate::judge::Failure;
 use crate::pool::{Content, Pool, SECTOR, ZERO};
+use crate::recorded::Recorded;
 use crate::timeline::Image;
 
 /// A future that stays on its thread.
@@ -43,9 +45,9 @@ pub trait Subject {
         false
     }
 
-    /// Makes another persistent bitmap.
-    fn add_bitmap<'a>(&self, node: &'a dyn Node, name: String) -> LocalFuture<'a, Result<()>> {
-        let _ = (node, name);
+    /// Changes the persistent bitmaps.
+    fn change_bitmaps<'a>(&self, node: &'a dyn Node, change: BitmapChange) -> LocalFuture<'a, Result<()>> {
+        let _ = (node, change);
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -71,8 +73,8 @@ pub struct Inspection {
     pub guest: Vec<Source>,
     /// The same for each snapshot.
     pub snapshots: Vec<Vec<Source>>,
-    /// The sectors that a bitmap records as changed, if there is one that calls itself consistent.
-    pub recorded: Option<SectorSet>,
+    /// The bitmaps, if the image says that they count.
+    pub recorded: Option<Vec<Recorded>>,
     /// Contents that are not in the file as they are.
     pub contents: Vec<[u8; SECTOR]>,
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use cowbell_block::DebugEvent;
 
+use crate::bitmaps::BitmapOp;
 use crate::config::{Backing, Config, DataPlace, GIVEN_BACK, Prestate};
 use crate::disk::{Atom, HostConfig};
 use crate::exec::Granularity;
@@ -19,8 +20,8 @@ pub fn random(seed: u64) -> Scenario {
     if rng.one_in(CHURN_ONE_IN) {
         return churn(seed, config, &mut rng);
     }
-    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1, 2, 3, 3, 1];
-    for (weight, leave_out) in weights[1..].iter_mut().zip([3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2]) {
+    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1, 2, 3, 3, 1, if config.bitmaps { 3 } else { 0 }];
+    for (weight, leave_out) in weights[1..].iter_mut().zip([3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2]) {
         if rng.one_in(leave_out) {
             *weight = 0;
         }
@@ -105,7 +106,7 @@ pub fn hot_clusters(config: &Config) -> Range<u64> {
     }
 }
 
-fn operation(rng: &mut Rng, weights: &[u64; 12], config: &Config, hot: &Range<u64>, sectors: u64) -> GuestOp {
+fn operation(rng: &mut Rng, weights: &[u64; 13], config: &Config, hot: &Range<u64>, sectors: u64) -> GuestOp {
     let mut pick = rng.below(weights.iter().sum());
     let mut kind = 0;
     while pick >= weights[kind] {
@@ -127,6 +128,18 @@ fn operation(rng: &mut Rng, weights: &[u64; 12], config: &Config, hot: &Range<u6
             _ => SnapshotOp::Delete(which),
         };
         return GuestOp::Snapshot { change };
+    }
+    if kind == 12 {
+        let (which, other) = (rng.below(3) as u32, rng.below(3) as u32);
+        let change = match rng.below(7) {
+            0 | 1 => BitmapOp::Add,
+            2 => BitmapOp::Remove(which),
+            3 => BitmapOp::Clear(which),
+            4 => BitmapOp::Enable(which),
+            5 => BitmapOp::Disable(which),
+            _ => BitmapOp::Merge(which, other),
+        };
+        return GuestOp::Bitmap { change };
     }
     if kind == 11 {
         let change = match rng.below(3) {
@@ -246,6 +259,17 @@ pub fn alphabet(config: &Config) -> Vec<GuestOp> {
         GuestOp::Flush,
         GuestOp::Reopen,
     ];
+    if config.bitmaps {
+        let changes = [
+            BitmapOp::Add,
+            BitmapOp::Remove(0),
+            BitmapOp::Clear(0),
+            BitmapOp::Enable(0),
+            BitmapOp::Disable(0),
+            BitmapOp::Merge(1, 0),
+        ];
+        ops.extend(changes.map(|change| GuestOp::Bitmap { change }));
+    }
     let mut seen = Vec::new();
     ops.retain(|op| {
         let new = !seen.contains(op);
