@@ -89,7 +89,6 @@ impl Driver for BlkdebugDriver {
 }
 
 async fn open(mut tree: OptionTree, cx: OpenContext, notice: Notice) -> Result<BlkdebugNode> {
-    let image_given = tree.get("image").cloned();
     let mut own = tree.clone();
     own.retain(|key, _| key != "image" && key != "x-image");
     // A single rule may go without its number.
@@ -107,20 +106,24 @@ async fn open(mut tree: OptionTree, cx: OpenContext, notice: Notice) -> Result<B
     rules.extend(section_rules(Section::SetState, options.set_state.as_ref())?);
     let take = permissions(&options.take_child_perms)?;
     let unshare = permissions(&options.unshare_child_perms)?;
-    let child = match (&options.x_image, &options.image) {
-        (Some(name), ChildRef::Absent) => ChildRef::Inline(match cx.kind() {
-            ChildKind::Storage => storage_tree(&cx.registry, name)?,
-            ChildKind::Image => image_tree(&cx.registry, &ImageName::Text(name.clone()), None)?,
-        }),
-        _ => options.image.clone(),
+    // As with the reference: an image by name is as the filter was asked for; one by options is a protocol node, unless
+    // they name a format.
+    let (child, kind) = match (&options.x_image, &options.image) {
+        (Some(name), ChildRef::Absent) => {
+            let tree = match cx.kind() {
+                ChildKind::Storage => storage_tree(&cx.registry, name)?,
+                ChildKind::Image => image_tree(&cx.registry, &ImageName::Text(name.clone()), None)?,
+            };
+            (ChildRef::Inline(tree), cx.kind())
+        }
+        _ => (options.image.clone(), ChildKind::Storage),
     };
     let needs = extended(cx.needs(), take, unshare);
-    let image = cx.clone().with_needs(needs).require_child("image", child, cx.kind()).await?;
+    let image = cx.clone().with_needs(needs).require_child("image", child, kind).await?;
     let image = Child::new(image);
     let limits = pretended(&options, image.limits())?;
-    let named_plainly = image_given.is_none() || image.node().primary().is_none();
     let only_config = own.keys().all(|key| key == "config");
-    let shown = match only_config && named_plainly {
+    let shown = match only_config {
         true => Shown::Short(options.config.clone().unwrap_or_default()),
         false => Shown::Json(own),
     };
