@@ -113,6 +113,12 @@ pub static DATA: Flag = cowbell(
     Value::None,
     "Read all that the image stores, decompressed and decrypted, also for its snapshots.",
 );
+/// `--live` of check.
+pub static LIVE: Flag = cowbell(
+    &["live"],
+    Value::None,
+    "Look at an image that is in use, several times, and tell only what stays; leaks are not told.",
+);
 /// `-b` of info.
 pub static BACKING_CHAIN: Flag =
     flag(b'b', &["backing-chain"], Value::None, "Show the images below as well.");
@@ -283,6 +289,7 @@ pub static CHECK: Command = Command {
         &POLICY,
         &EXPLAIN,
         &DATA,
+        &LIVE,
     ],
     commands: &[],
     state: State::Ready,

@@ -2,13 +2,14 @@
 
 mod data;
 mod explain;
+mod live;
 
 use std::fmt::Write;
 
 use anyhow::{Result, anyhow};
-use cowbell_block::ErrorKind;
 use cowbell_block::error::errno_text;
 use cowbell_block::node::{Access, CheckReport, Fix};
+use cowbell_block::{ErrorKind, Finding};
 use cowbell_host::block_on;
 use serde_json::{Map, Value};
 
@@ -42,13 +43,16 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let how = How {
         image_opts,
         access: if fix == Fix::None { Access::ReadOnly } else { Access::ReadWrite },
-        force_share: args.has(&flags::FORCE_SHARE),
+        force_share: args.has(&flags::FORCE_SHARE) || args.has(&flags::LIVE),
         cache,
         purpose: Purpose::Check,
         ..How::reading(name, format)
     };
     if fix != Fix::None && args.has(&flags::DATA) {
         return Err(usage("--data looks and changes nothing: it cannot be used with -r".to_owned()));
+    }
+    if args.has(&flags::LIVE) && (fix != Fix::None || args.has(&flags::DATA)) {
+        return Err(usage("--live looks at tables only: it cannot be used with -r or --data".to_owned()));
     }
     let wanted = Wanted {
         fix,
@@ -57,7 +61,10 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         explain: args.has(&flags::EXPLAIN),
         data: args.has(&flags::DATA),
     };
-    block_on(check(cx, &how, &wanted))
+    match args.has(&flags::LIVE) {
+        true => block_on(check_live(cx, &how, &wanted)),
+        false => block_on(check(cx, &how, &wanted)),
+    }
 }
 
 /// What the user asked for.
@@ -81,7 +88,7 @@ async fn check(cx: &Context, how: &How<'_>, wanted: &Wanted) -> Result<u8> {
 }
 
 async fn pass_by_pass(cx: &Context, image: &Image, wanted: &Wanted, out: &mut Out) -> Result<u8> {
-    let Wanted { fix, form, quiet, explain, data } = *wanted;
+    let Wanted { fix, form, quiet, data, .. } = *wanted;
     let first = match pass(image, fix).await {
         Ok(report) => report,
         // A format that cannot be repaired in this way may still have a check.
@@ -118,41 +125,65 @@ async fn pass_by_pass(cx: &Context, image: &Image, wanted: &Wanted, out: &mut Ou
         findings.push(finding.clone());
     }
     let findings = explain::latest(findings);
-    if !quiet {
-        match form {
-            Form::Human => {
-                out.put(&human_text(&report));
-                if let Some(data) = &data {
-                    out.line(&format!("Data: {} bytes read, {} errors", data.bytes, data.errors));
-                }
-                if explain {
-                    out.put(&explain::text(&findings));
-                }
+    let subject = (image.node().driver(), image.node().filename());
+    Ok(show(cx, wanted, &subject, &report, data.as_ref(), &findings, out))
+}
+
+/// Prints what was found; the status that says so.
+fn show(
+    cx: &Context,
+    wanted: &Wanted,
+    (driver, filename): &(&str, String),
+    report: &CheckReport,
+    data: Option<&data::DataReport>,
+    findings: &[Finding],
+    out: &mut Out,
+) -> u8 {
+    match wanted.form {
+        _ if wanted.quiet => {}
+        Form::Human => {
+            out.put(&human_text(report));
+            if let Some(data) = data {
+                out.line(&format!("Data: {} bytes read, {} errors", data.bytes, data.errors));
             }
-            Form::Json => {
-                let format = image.node().driver();
-                let mut value = json_value(&report, &image.node().filename(), format);
-                if let Some(data) = &data {
-                    value["data-bytes"] = data.bytes.into();
-                    value["data-errors"] = data.errors.into();
-                }
-                if explain {
-                    value["findings"] = explain::json(&findings);
-                }
-                out.put(&json::text(&value));
+            if wanted.explain {
+                out.put(&explain::text(findings));
             }
+        }
+        Form::Json => {
+            let mut value = json_value(report, filename, driver);
+            if let Some(data) = data {
+                value["data-bytes"] = data.bytes.into();
+                value["data-errors"] = data.errors.into();
+            }
+            if wanted.explain {
+                value["findings"] = explain::json(findings);
+            }
+            out.put(&json::text(&value));
         }
     }
     if report.check_errors > 0 {
         out.flush();
         cx.report("Check failed");
-        return Ok(1);
+        return 1;
     }
-    Ok(match &report {
+    match report {
         r if r.corruptions > 0 || data.is_some_and(|data| data.errors > 0) => STATUS_CORRUPT,
         r if r.leaks > 0 => STATUS_LEAKS,
         _ => 0,
-    })
+    }
+}
+
+/// Checks an image that is in use.
+async fn check_live(cx: &Context, how: &How<'_>, wanted: &Wanted) -> Result<u8> {
+    let live::Lasting { report, driver, filename } = live::lasting(cx, how).await?;
+    for finding in &report.findings {
+        eprintln!("{finding}");
+    }
+    let mut out = Out::new();
+    let status = show(cx, wanted, &(driver, filename), &report, None, &report.findings, &mut out);
+    out.flush();
+    Ok(status)
 }
 
 /// What ends a check before its end: the reason, where it is known, and the class.
