@@ -34,6 +34,7 @@ pub mod config;
 mod options;
 pub mod rules;
 mod suspend;
+mod words;
 
 pub use options::BlkdebugError;
 use options::{BlkdebugOptions, as_list, extended, permissions, pretended, read_config, section_rules};
