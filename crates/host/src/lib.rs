@@ -2,7 +2,7 @@
 //!
 //! | module | duty |
 //! |---|---|
-//! | [`path`] | names and the bytes they stand for |
+//! | `path` | names and the bytes they stand for |
 //! | [`mod@file`] | the protocol node over a regular file or a block device |
 //! | `driver` | that node for the registry: options, creation |
 //! | [`lock`] | image locks that QEMU understands |
