@@ -39,9 +39,9 @@ fn run(text: &str, path: &str, which: impl Fn(&str) -> bool) -> Vec<(String, Opt
     text.lines()
         .filter_map(|line| match line.strip_prefix("$ ") {
             Some(command) => {
-                // Nothing here takes a second; what waits for ever is to be a difference, not a hang.
+                // Nothing here takes a second on a machine at rest; what waits for ever is to be a difference, not a hang.
                 let output = Command::new("timeout")
-                    .args(["10", "sh", "-c", command])
+                    .args(["60", "sh", "-c", command])
                     .current_dir(dir.path())
                     .env("PATH", path)
                     .env("TZ", "UTC")
