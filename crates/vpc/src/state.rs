@@ -43,7 +43,7 @@ impl Layout {
             block_bytes: header.block_bytes(),
             bitmap_bytes: header.bitmap_bytes(),
             table_offset: header.table_offset(),
-            tables_end: tables_end.next_multiple_of(SECTOR),
+            tables_end: tables_end.checked_next_multiple_of(SECTOR).ok_or(VpcError::TableOutside)?,
         })
     }
 
