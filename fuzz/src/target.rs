@@ -2,12 +2,12 @@
 //!
 //! | module | targets |
 //! |---|---|
-//! | [`look`] | `open`, `read` |
-//! | [`judge`] | `check`, `repair`, and the independent checker's verdict that others ask for |
-//! | [`change`] | `write` |
-//! | [`tables`] | `snapshots`, `bitmaps` |
-//! | [`text`] | `luks`, `blkdebug`, `options` |
-//! | [`vhd`] | `vpc` |
+//! | `look` | `open`, `read` |
+//! | `judge` | `check`, `repair`, and the independent checker's verdict that others ask for |
+//! | `change` | `write` |
+//! | `tables` | `snapshots`, `bitmaps` |
+//! | `text` | `luks`, `blkdebug`, `options` |
+//! | `vhd` | `vpc` |
 
 mod change;
 mod judge;
