@@ -1,6 +1,8 @@
 //! Command lines on both tools: exit status, standard output and standard error must be the same.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -107,9 +109,9 @@ fn copy_files(from: &Lab<'_>, to: &Lab<'_>) -> Result<(), String> {
     for entry in fs::read_dir(&from.dir).map_err(|e| e.to_string())?.flatten() {
         let path = entry.path();
         if path.is_file() && path.extension().is_none_or(|ending| ending != "io") {
-            // `cp` keeps the holes, which are part of what is reported.
+            let sparse = if is_mostly_stored(&path) { "--sparse=never" } else { "--sparse=auto" };
             let status = std::process::Command::new("cp")
-                .arg("--sparse=auto")
+                .arg(sparse)
                 .arg(&path)
                 .arg(&to.dir)
                 .status()
@@ -120,6 +122,12 @@ fn copy_files(from: &Lab<'_>, to: &Lab<'_>) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Whether a copy should have no holes. Those of a sparse file are part of what is reported, and kept; but what was allocated
+/// and never written would become a hole as well, and the image would look preallocated.
+fn is_mostly_stored(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.blocks().saturating_mul(512) >= meta.len() / 4 * 3)
 }
 
 /// Replaces what differs from run to run: times, and what follows from them.
