@@ -93,7 +93,8 @@ pub(crate) async fn write_zeroes(
     let to = if end == size { end.next_multiple_of(geometry.cluster_size()) } else { end / grain * grain };
     let must_hold = flags.contains(Flags::WRITE_UNCHANGED);
     let capable = version >= 3 || (engine.backing.is_none() && !must_hold);
-    if from >= to || !capable {
+    // The first whole subcluster may lie beyond the end of the disk already.
+    if from >= to.min(end) || !capable {
         return zero_ends(engine, offset, end, flags, cause).await;
     }
     zero_ends(engine, offset, from, flags, cause).await?;

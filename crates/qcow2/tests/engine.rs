@@ -293,6 +293,24 @@ fn an_aligned_write_into_fresh_clusters_is_one_host_write() {
 }
 
 #[test]
+fn zeroes_at_the_end_of_a_disk_that_ends_inside_a_subcluster() {
+    for (l2_format, cluster_bits) in [(L2Format::Standard, 12), (L2Format::Extended, 16)] {
+        let size = (64 << 10) + 2048 + 1024;
+        let file = create(&CreateOptions { size, cluster_bits, l2_format, ..Default::default() });
+        let node = open(&file, None, OpenOptions::default());
+        for from in [size - 512, size - 1024, size - 3000, 512] {
+            write(&*node, 0, &vec![9; size as usize]);
+            submit(&*node, Request::write_zeroes(from, size - from));
+            let content = read(&*node, 0, size as usize);
+            assert!(content[..from as usize].iter().all(|b| *b == 9), "{from}");
+            assert!(content[from as usize..].iter().all(|b| *b == 0), "{from}");
+        }
+        run(node.close()).expect("closed");
+        assert_clean(&file);
+    }
+}
+
+#[test]
 fn growing_hides_what_a_longer_backing_file_holds() {
     for version in [2, 3] {
         let backing = Arc::new(MemNode::with_content(&vec![7; 1 << 20]));
