@@ -48,7 +48,9 @@ fn with_source() -> TempDir {
 
 /// Starts a conversion that takes eight seconds, and waits until it has begun.
 fn slow_convert(dir: &Path, more: &[&str], begun: &str) -> Child {
-    let child = Command::new(env!("CARGO_BIN_EXE_cowbell"))
+    // What runs in the background of a shell is born deaf to SIGINT, and so would be the program.
+    let child = Command::new("env")
+        .args(["--default-signal=INT", env!("CARGO_BIN_EXE_cowbell")])
         .args(["img", "convert", "-q", "-f", "raw", "-r", "1M"])
         .args(more)
         .current_dir(dir)

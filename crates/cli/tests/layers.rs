@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 fn command(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cowbell"));
+    // What runs in the background of a shell is born deaf to SIGINT, and so would be the program.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_cowbell")]);
     command.args(args).current_dir(dir).env_remove("COWBELL_POLICY").stdin(Stdio::null());
     command
 }
