@@ -318,6 +318,7 @@ impl Guest {
         let name = format!("{number} after {}", self.generation);
         let begun = self.bitmaps.borrow_mut().begin(op, name, self.instant(), &self.model.borrow());
         if let Some((change, changing)) = begun {
+            let len = node.len();
             let result = self.subject.change_bitmaps(node, change).await;
             let now = self.instant();
             let mut bitmaps = self.bitmaps.borrow_mut();
@@ -328,7 +329,9 @@ impl Guest {
                     drop(bitmaps);
                     // One that a cut left inconsistent can only be removed; version 2 has none.
                     let refused = matches!(error.kind(), ErrorKind::Busy | ErrorKind::Unsupported);
-                    if !refused {
+                    // A bitmap that was read before the disk got another length cannot be merged any more.
+                    let outdated = error.kind() == ErrorKind::InvalidInput && node.len() != len;
+                    if !refused && !outdated {
                         self.excuse("a change of bitmaps", &error);
                     }
                 }
