@@ -179,7 +179,7 @@ impl Child {
             Operation::Write | Operation::WriteZeroes | Operation::Discard => Abandoned::Kept,
             _ => Abandoned::Dropped,
         };
-        Op::Wait(self.0.orphans.attend(Fit { node, limits, serial }.run(request), abandoned))
+        self.0.orphans.attend(Fit { node, limits, serial }.run(request), abandoned)
     }
 
     /// A change that fits, kept apart from writes that must be made to fit.
@@ -201,7 +201,7 @@ impl Child {
             let _guard = lock.await;
             node.submit(request).finish().await
         };
-        Op::Wait(orphans.attend(work, Abandoned::Kept))
+        orphans.attend(work, Abandoned::Kept)
     }
 
     /// Announces an event, waits if a breakpoint was hit, and starts the request that it belongs to.

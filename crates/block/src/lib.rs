@@ -44,7 +44,6 @@ pub mod event;
 pub mod filter;
 pub mod finding;
 pub mod graph;
-pub mod kept;
 pub mod logwrites;
 pub mod mem;
 pub mod modes;

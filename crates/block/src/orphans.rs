@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-use crate::request::{BoxFuture, Completion};
+use crate::request::{BoxFuture, Completion, Op};
 
 /// The orphans of one node or edge. Cloning gives another handle on the same ones.
 #[derive(Clone, Default)]
@@ -47,10 +47,10 @@ impl Orphans {
         &self,
         work: impl Future<Output = Completion> + Send + 'static,
         abandoned: Abandoned,
-    ) -> BoxFuture<Completion> {
+    ) -> Op {
         let id = self.0.next_waiter.fetch_add(1, Ordering::Relaxed);
         let orphans = self.clone();
-        Box::pin(Attended { orphans, id, work: Some(Box::pin(work)), abandoned, started: false })
+        Op::wait(Attended { orphans, id, work: Some(Box::pin(work)), abandoned, started: false })
     }
 
     /// Work whose I/O is on its way already: it waits for nothing else, and is kept even if it was never polled.
@@ -196,5 +196,53 @@ impl Drop for Started {
         if let Some(work) = self.work.take() {
             self.orphans.adopt(work);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::buf::Bufs;
+    use crate::testing::now;
+
+    /// Ready when told so; notes when it has ended.
+    fn work(gate: &Arc<AtomicBool>, done: &Arc<AtomicBool>) -> impl Future<Output = Completion> + use<> {
+        let (gate, done) = (gate.clone(), done.clone());
+        async move {
+            std::future::poll_fn(|cx| match gate.load(Ordering::Relaxed) {
+                true => Poll::Ready(()),
+                false => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            })
+            .await;
+            done.store(true, Ordering::Relaxed);
+            Completion::done(Bufs::none())
+        }
+    }
+
+    #[test]
+    fn what_has_begun_goes_on_and_others_drive_it() {
+        let (orphans, gate, done) = (Orphans::default(), Arc::default(), Arc::default());
+        let Op::Wait(mut first) = orphans.attend(work(&gate, &done), Abandoned::Kept) else {
+            panic!("it waits")
+        };
+        assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(first);
+        assert!(!orphans.is_empty());
+        gate.store(true, Ordering::Relaxed);
+        now(orphans.attend(std::future::ready(Completion::done(Bufs::none())), Abandoned::Kept).finish());
+        assert!(done.load(Ordering::Relaxed) && orphans.is_empty());
+    }
+
+    #[test]
+    fn what_never_began_is_gone() {
+        let (orphans, gate, done) = (Orphans::default(), Arc::new(AtomicBool::new(true)), Arc::default());
+        drop(orphans.attend(work(&gate, &done), Abandoned::Kept));
+        now(orphans.settle());
+        assert!(orphans.is_empty() && !done.load(Ordering::Relaxed));
     }
 }

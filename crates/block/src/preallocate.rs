@@ -22,9 +22,9 @@ use crate::context::OpenContext;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{self, Filter, FilterNode, completed};
 use crate::graph::{Needs, Permissions};
-use crate::kept::Kept;
 use crate::node::{Access, Node};
 use crate::options::{ChildRef, OptionTree, SizeOpt, parse};
+use crate::orphans::{Abandoned, Orphans};
 use crate::range_lock::{LockMode, RangeLock};
 use crate::registry::{Driver, Role};
 use crate::request::{
@@ -124,7 +124,7 @@ pub struct Preallocate {
     ends: Mutex<Option<Ends>>,
     /// Held while storage is made and while the length changes.
     growing: RangeLock,
-    kept: Kept,
+    orphans: Orphans,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -162,7 +162,13 @@ impl Preallocate {
         if !step.align.is_multiple_of(u64::from(request_alignment)) {
             return Err(PreallocateError::AlignBelowChild(request_alignment));
         }
-        Ok(Self { child, step, ends: Mutex::new(None), growing: RangeLock::new(), kept: Kept::new() })
+        Ok(Self {
+            child,
+            step,
+            ends: Mutex::new(None),
+            growing: RangeLock::new(),
+            orphans: Orphans::default(),
+        })
     }
 
     /// What is to be done for a write or a write of zeroes. The ends are moved as it will move them.
@@ -190,12 +196,13 @@ impl Preallocate {
             Next::Grow(_) => {}
         }
         let filter = self.clone();
-        self.kept.attend(async move {
+        let work = async move {
             match filter.grow(&request).await {
                 Next::Nothing => Completion::done(request.bufs),
                 Next::Write | Next::Grow(_) => filter.child.submit(request).finish().await,
             }
-        })
+        };
+        self.orphans.attend(work, Abandoned::Kept)
     }
 
     /// Makes storage for a request beyond the file's end, and for more to come.
@@ -239,13 +246,14 @@ impl Preallocate {
 
     fn truncate(self: &Arc<Self>, request: Request, preallocation: Preallocation) -> Op {
         let filter = self.clone();
-        self.kept.attend(async move {
+        let work = async move {
             let _turn = filter.growing.lock(0..1, LockMode::Exclusive).await;
             let bufs = request.bufs;
             let change = Request::truncate(request.offset, preallocation);
             let change = change.with_flags(request.flags).caused_by(request.cause);
             completed(bufs, filter.set_len(change, preallocation).await)
-        })
+        };
+        self.orphans.attend(work, Abandoned::Kept)
     }
 
     /// Storage made in advance becomes storage that was asked for; otherwise it goes first, so that the length
@@ -345,7 +353,7 @@ impl Filter for Preallocate {
 
     fn finish(self: Arc<Self>) -> BoxFuture<Result<()>> {
         Box::pin(async move {
-            self.kept.settle().await;
+            self.orphans.settle().await;
             let _turn = self.growing.lock(0..1, LockMode::Exclusive).await;
             match self.child.node().is_read_only() {
                 true => Ok(()),

@@ -23,10 +23,10 @@ use crate::child::{Child, EdgeKind, NamedEdge};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::completed;
 use crate::graph::Needs;
-use crate::kept::Kept;
 use crate::naming::{options_of, write_json};
 use crate::node::{Access, ImageInfo, Limits, NoResize, Node};
 use crate::options::OptionTree;
+use crate::orphans::{Abandoned, Orphans};
 use crate::range_lock::{LockMode, RangeLock};
 use crate::request::{BoxFuture, Cause, Completion, Extent, ExtentFlags, Flags, Op, Operation, Request};
 
@@ -80,7 +80,7 @@ struct Quorum {
     own: OptionTree,
     /// Reads share ranges, writes have them alone.
     ranges: RangeLock,
-    kept: Kept,
+    orphans: Orphans,
 }
 
 impl QuorumNode {
@@ -111,8 +111,8 @@ impl QuorumNode {
             Some(_) => {}
         }
         let children = children.into_iter().map(Child::new).collect();
-        let (ranges, kept) = (RangeLock::new(), Kept::new());
-        Ok(Self(Arc::new(Quorum { children, rule, outcome, own, ranges, kept })))
+        let (ranges, orphans) = (RangeLock::new(), Orphans::default());
+        Ok(Self(Arc::new(Quorum { children, rule, outcome, own, ranges, orphans })))
     }
 }
 
@@ -280,17 +280,20 @@ fn filled(mut bufs: Bufs, data: Bufs) -> Bufs {
 impl Node for QuorumNode {
     fn submit(&self, request: Request) -> Op {
         let quorum = self.0.clone();
-        let kept = &self.0.kept;
+        let orphans = &self.0.orphans;
         match request.op {
-            Operation::Read => kept.attend(quorum.read(request)),
+            Operation::Read => orphans.attend(quorum.read(request), Abandoned::Kept),
             Operation::Write | Operation::WriteZeroes if request.flags.contains(Flags::COMPRESSED) => {
                 Op::failed(request.bufs, ErrorKind::Unsupported)
             }
-            Operation::Write | Operation::WriteZeroes => kept.attend(quorum.write(request)),
-            Operation::Flush => {
-                kept.attend(async move { completed(request.bufs, quorum.flush(request.cause).await) })
+            Operation::Write | Operation::WriteZeroes => {
+                orphans.attend(quorum.write(request), Abandoned::Kept)
             }
-            Operation::Status => kept.attend(quorum.status(request)),
+            Operation::Flush => {
+                let flush = async move { completed(request.bufs, quorum.flush(request.cause).await) };
+                orphans.attend(flush, Abandoned::Kept)
+            }
+            Operation::Status => orphans.attend(quorum.status(request), Abandoned::Kept),
             Operation::Truncate(_) => Op::failed(request.bufs, NoResize),
             // Children may do with a discard what they like: they would differ.
             Operation::Discard
@@ -384,7 +387,7 @@ impl Node for QuorumNode {
     fn close(&self) -> BoxFuture<Result<()>> {
         let quorum = self.0.clone();
         Box::pin(async move {
-            quorum.kept.settle().await;
+            quorum.orphans.settle().await;
             let mut closed = Ok(());
             // All are closed, whatever the first ones say.
             for child in &quorum.children {

@@ -1,6 +1,6 @@
 //! Images made to hurt: the work stays linear, the memory bounded, nothing panics.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
 
 use std::io;
 use std::time::{Duration, Instant};

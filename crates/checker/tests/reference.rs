@@ -1,6 +1,6 @@
 //! Comparison with the reference tools, used as black boxes; skipped with a message when they are absent.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -305,12 +305,12 @@ impl Engine {
 
     /// Wraps a mutation so that dropping it stops the waiting, not the work.
     pub fn keep(self: &Arc<Self>, work: impl Future<Output = Completion> + Send + 'static) -> Op {
-        Op::Wait(self.orphans.attend(work, Abandoned::Kept))
+        self.orphans.attend(work, Abandoned::Kept)
     }
 
     /// Wraps a request that changes nothing: dropping it drops the work as well.
     pub fn wait(self: &Arc<Self>, work: impl Future<Output = Completion> + Send + 'static) -> Op {
-        Op::Wait(self.orphans.attend(work, Abandoned::Dropped))
+        self.orphans.attend(work, Abandoned::Dropped)
     }
 
     /// Wraps a mutation whose I/O is on its way already: it waits for nothing else, and dropping it stops the waiting

@@ -9,8 +9,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cowbell_block::kept::Kept;
 use cowbell_block::modes::Modes;
+use cowbell_block::orphans::{Abandoned, Orphans};
 use cowbell_block::range_lock::{LockMode, RangeLock};
 use cowbell_block::{
     Buf, Bufs, Cause, Child, Completion, ErrorKind, Extent, ExtentFlags, Flags, Mapping, Op, Operation,
@@ -35,7 +35,7 @@ pub(crate) struct Engine {
     /// One new block at a time.
     allocating: RangeLock,
     flushing: RangeLock,
-    pub(crate) kept: Kept,
+    pub(crate) orphans: Orphans,
 }
 
 /// Where the beginning of a range is.
@@ -72,7 +72,7 @@ impl Engine {
             poisoned: AtomicBool::new(false),
             allocating: RangeLock::new(),
             flushing: RangeLock::new(),
-            kept: Kept::new(),
+            orphans: Orphans::default(),
         }
     }
 
@@ -102,7 +102,10 @@ impl Engine {
                 Op::failed(request.bufs, ErrorKind::Unsupported)
             }
             Operation::Write | Operation::WriteZeroes => self.write(request),
-            Operation::Flush => self.kept.attend(async move { done(request.bufs, engine.flush().await) }),
+            Operation::Flush => {
+                let flush = async move { done(request.bufs, engine.flush().await) };
+                self.orphans.attend(flush, Abandoned::Kept)
+            }
             Operation::Status => Op::wait(async move {
                 match engine.status(&request).await {
                     Ok(extent) => Completion::extent(extent),
@@ -254,7 +257,7 @@ impl Engine {
             return self.file.submit(request);
         }
         let engine = self.clone();
-        self.kept.attend(async move {
+        let work = async move {
             let mut request = request;
             let mut bufs = Bufs::none();
             let mut result = engine.write_pieces(&mut request, &mut bufs).await;
@@ -263,7 +266,8 @@ impl Engine {
             }
             bufs.append(request.bufs);
             done(bufs, result)
-        })
+        };
+        self.orphans.attend(work, Abandoned::Kept)
     }
 
     /// Writes block by block; buffers that are done with go to `bufs`.
@@ -410,7 +414,7 @@ impl Engine {
 
     /// Ends writing: nothing is half done, and everything is in the file.
     pub(crate) async fn settle(&self) -> Result<()> {
-        self.kept.settle().await;
+        self.orphans.settle().await;
         let dirty = self.state.lock().is_dirty();
         match self.writable.load(Ordering::Relaxed) && dirty {
             true => self.flush().await,

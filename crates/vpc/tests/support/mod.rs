@@ -1,5 +1,5 @@
 //! What the tests share: chance, an executor, and files that remember how they were written.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::any::Any;
 use std::future::Future;
