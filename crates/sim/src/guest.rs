@@ -1,27 +1,30 @@
 //! The guest: issues the operations of a scenario, up to so many at a time, and holds each answer against the
 //! reference disk.
 
+mod life;
+mod looks;
+mod patience;
+mod tables;
+
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 
 use cowbell_block::node::Node;
-use cowbell_block::request::{Cause, Completion, ExtentFlags, Flags, Outcome, Request};
-use cowbell_block::{
-    Amend, Buf, Bufs, ErrorKind, Force, NewSnapshot, Operation, OptionTree, Preallocation, Secrets,
-    SnapshotChange, SnapshotName,
-};
+use cowbell_block::request::{Cause, Flags, Request};
+use cowbell_block::{Buf, ErrorKind, Operation, Preallocation};
 
-use crate::bitmaps::{BitmapOp, Bitmaps};
+use patience::Patience;
+
+use crate::bitmaps::Bitmaps;
 use crate::config::Config;
 use crate::disk::{Clock, SimDisk};
 use crate::judge::{Allowed, Failure};
 use crate::model::{Model, Ticket};
 use crate::pool::{Content, SECTOR, SharedPool, ZERO};
-use crate::scenario::{Amendment, GuestOp, SnapshotOp};
+use crate::scenario::GuestOp;
 use crate::stamp::{COMPRESSIBLE, Stamp};
 use crate::subject::{Files, Subject};
 
@@ -68,33 +71,6 @@ pub struct Guest {
     pool: SharedPool,
     clock: Clock,
     queue: RefCell<Queue>,
-}
-
-/// Waits for a completion, for so many polls at most.
-struct Patience<F> {
-    working: Pin<Box<F>>,
-    polls: Option<u8>,
-}
-
-impl<F: Future<Output = Completion>> Future for Patience<F> {
-    type Output = Option<Completion>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Completion>> {
-        if self.polls == Some(0) {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(completion) = self.working.as_mut().poll(cx) {
-            return Poll::Ready(Some(completion));
-        }
-        match &mut self.polls {
-            Some(1) => Poll::Ready(None),
-            Some(left) => {
-                *left -= 1;
-                Poll::Pending
-            }
-            None => Poll::Pending,
-        }
-    }
 }
 
 #[derive(Default)]
@@ -310,36 +286,6 @@ impl Guest {
         }
     }
 
-    /// One change of the bitmaps at a time.
-    async fn change_bitmaps(&self, node: &dyn Node, op: BitmapOp, number: u32) {
-        if self.changing_bitmaps.replace(true) {
-            return;
-        }
-        let name = format!("{number} after {}", self.generation);
-        let begun = self.bitmaps.borrow_mut().begin(op, name, self.instant(), &self.model.borrow());
-        if let Some((change, changing)) = begun {
-            let len = node.len();
-            let result = self.subject.change_bitmaps(node, change).await;
-            let now = self.instant();
-            let mut bitmaps = self.bitmaps.borrow_mut();
-            match result {
-                Ok(()) => bitmaps.end(changing, now),
-                Err(error) => {
-                    bitmaps.fail(&changing);
-                    drop(bitmaps);
-                    // One that a cut left inconsistent can only be removed; version 2 has none.
-                    let refused = matches!(error.kind(), ErrorKind::Busy | ErrorKind::Unsupported);
-                    // A bitmap that was read before the disk got another length cannot be merged any more.
-                    let outdated = error.kind() == ErrorKind::InvalidInput && node.len() != len;
-                    if !refused && !outdated {
-                        self.excuse("a change of bitmaps", &error);
-                    }
-                }
-            }
-        }
-        self.changing_bitmaps.set(false);
-    }
-
     /// What may be there after a power cut at `time`.
     pub fn allowed_after_cut(&self, time: u64) -> Allowed {
         let (model, bitmaps) = (self.model.borrow(), self.bitmaps.borrow());
@@ -359,74 +305,6 @@ impl Guest {
         }
         let ticket = self.model.borrow_mut().begin_write(self.instant(), at.start, values.into_iter());
         (Request::write(at.start * SECTOR as u64, buf), ticket)
-    }
-
-    /// One change of the snapshots at a time; what cannot be done now is left out.
-    async fn snapshot(&self, node: &dyn Node, change: SnapshotOp) {
-        if self.changing_all.replace(true) {
-            return;
-        }
-        if let Some((change, ticket, start)) = self.begin_snapshot(node, change).await {
-            let creates = matches!(change, SnapshotChange::Create(_));
-            let result = node.change_snapshots(change).await;
-            let now = self.instant();
-            let mut model = self.model.borrow_mut();
-            if creates {
-                model.keep(start, now);
-            }
-            match result {
-                Ok(()) => model.end(now, ticket, false),
-                Err(error) => {
-                    model.fail(now, ticket);
-                    drop(model);
-                    self.lost_track.set(true);
-                    // Narrow refcounts cannot count another owner.
-                    let narrow = self.config.refcount_order <= 2 || self.amended.get();
-                    if narrow && error.kind() == ErrorKind::InvalidInput {
-                        return self.changing_all.set(false);
-                    }
-                    self.excuse("a change of snapshots", &error);
-                }
-            }
-        }
-        self.changing_all.set(false);
-    }
-
-    async fn begin_snapshot(&self, node: &dyn Node, op: SnapshotOp) -> Option<(SnapshotChange, Ticket, u64)> {
-        let listed = node.info().await.ok()?.snapshots;
-        let mut model = self.model.borrow_mut();
-        let now = self.instant();
-        let there = model.snapshots().len();
-        if self.lost_track.get() || listed.len() != there {
-            if !self.lost_track.get() {
-                drop(model);
-                let what = format!("{} snapshots are listed, there should be {there}", listed.len());
-                self.fail(Failure::new("O1", what));
-            }
-            return None;
-        }
-        let pick =
-            |which: u32| listed.get(which as usize % there.max(1)).map(|s| SnapshotName::Id(s.id.clone()));
-        Some(match op {
-            SnapshotOp::Create => {
-                let new = NewSnapshot { name: format!("at {now}"), ..NewSnapshot::default() };
-                (SnapshotChange::Create(new), model.begin_snapshot(now), now)
-            }
-            SnapshotOp::Delete(which) => {
-                let name = pick(which)?;
-                (SnapshotChange::Delete(name), model.begin_delete(now, which as usize % there), now)
-            }
-            SnapshotOp::Apply(which) => {
-                let (name, index) = (pick(which)?, which as usize % there.max(1));
-                let kept = model.kept(model.snapshots()[index]);
-                if !kept.is_exact() || self.config.bitmaps {
-                    return None;
-                }
-                let to = kept.sectors() as u64;
-                self.resizes.borrow_mut().push((now, to));
-                (SnapshotChange::Apply(name), model.begin_apply(now, index), now)
-            }
-        })
     }
 
     /// The part of an operation that is on the disk whatever its length is just now; `None` if nothing is.
@@ -531,172 +409,6 @@ impl Guest {
                 self.flushes.borrow_mut().push((start, now));
             }
             Err(error) => self.excuse("flush", &error),
-        }
-    }
-
-    async fn read(&self, node: &dyn Node, at: std::ops::Range<u64>, cause: Cause) {
-        let start = self.instant();
-        let mut buf = Buf::scratch((at.end - at.start) as usize * SECTOR);
-        // Whatever the engine forgets to fill shows.
-        buf.fill(0xdb);
-        let request = Request::read(at.start * SECTOR as u64, buf).caused_by(cause);
-        let completion = node.submit(request).finish().await;
-        let now = self.instant();
-        match completion.into_bufs() {
-            Ok(bufs) => self.compare(&bufs, at.start, start, now),
-            Err(_) if self.fell_off(start, at.end) => {}
-            Err(error) => self.excuse("read", &error),
-        }
-    }
-
-    fn compare(&self, bufs: &Bufs, first: u64, start: u64, now: u64) {
-        let mut pool = self.pool.lock();
-        let mut model = self.model.borrow_mut();
-        let mut bytes = [0; SECTOR];
-        for (index, sector) in (0..bufs.len() / SECTOR).zip(first..) {
-            bufs.read_at(index * SECTOR, &mut bytes);
-            let found = pool.intern(&bytes);
-            if let Err(mismatch) = model.read(start, now, sector, found) {
-                return self.fail(Failure::wrong_sector("O1", &mismatch, &pool));
-            }
-        }
-    }
-
-    /// A status says what reads would return: zeroes, or the bytes at a place in the file.
-    async fn status(&self, node: &dyn Node, at: std::ops::Range<u64>, cause: Cause) {
-        let start = self.instant();
-        let len = (at.end - at.start) * SECTOR as u64;
-        let completion =
-            node.submit(Request::status(at.start * SECTOR as u64, len).caused_by(cause)).finish().await;
-        let now = self.instant();
-        let extent = match completion.result {
-            Ok(Outcome::Extent(extent)) => extent,
-            Ok(Outcome::Done) => return self.fail(Failure::new("O1", "a status without an extent")),
-            Err(error) => return self.excuse("status", &error),
-        };
-        if extent.len == 0 && self.fell_off(start, at.end) {
-            return;
-        }
-        if extent.len == 0 || extent.len > len {
-            let what = format!("a status of {len} bytes at {} says {extent:?}", at.start * SECTOR as u64);
-            return self.fail(Failure::new("O1", what));
-        }
-        // What is there now is what was there at the answer only if nobody else is at work.
-        let alone = self.queue.borrow().running == 1 && self.abandoned.borrow().is_empty();
-        // A place without data is where storage is that is not used.
-        let alone = alone && extent.flags.contains(ExtentFlags::DATA);
-        let place = self.data.as_ref().unwrap_or(&self.disk);
-        let mapped = extent.map.filter(|m| alone && m.node.filename() == place.filename());
-        let content = |index: u64| match &mapped {
-            _ if extent.flags.contains(ExtentFlags::ZERO) => Some(ZERO),
-            Some(mapping) => Some(place.content_at(mapping.offset / SECTOR as u64 + index)),
-            None => None,
-        };
-        for (index, sector) in (0..extent.len / SECTOR as u64).zip(at.start..) {
-            let Some(found) = content(index) else { return };
-            let pool = self.pool.lock();
-            if let Err(mismatch) = self.model.borrow_mut().read(start, now, sector, found) {
-                return self.fail(Failure::wrong_sector("O1", &mismatch, &pool));
-            }
-        }
-    }
-
-    /// Changes what the image is; then it must be opened again.
-    async fn amend(&self, change: Amendment) {
-        let Some(node) = self.node.borrow().clone() else { return };
-        let mut options = OptionTree::new();
-        match change {
-            Amendment::Version(2) => options.insert("compat".to_owned(), "0.10".into()),
-            Amendment::Version(_) => options.insert("compat".to_owned(), "1.1".into()),
-            Amendment::RefcountOrder(order) => {
-                options.insert("refcount_bits".to_owned(), (1u64 << order).into())
-            }
-        };
-        let result = node.amend(options, Amend { force: Force::No, secrets: Secrets::default() }).await;
-        drop(node);
-        match result {
-            Ok(()) => {
-                self.amended.set(true);
-                // Version 2 drops them.
-                if matches!(change, Amendment::Version(_)) {
-                    self.bitmaps.borrow_mut().lose_all();
-                }
-            }
-            // What does not go together is told before anything is changed.
-            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
-            Err(error) => self.excuse("an amendment", &error),
-        }
-        self.reopen().await;
-    }
-
-    async fn reopen(&self) {
-        let node = self.node.borrow_mut().take();
-        if let Some(node) = node {
-            self.close_node(node).await;
-        }
-        if self.has_failed() {
-            return;
-        }
-        let opened = self.subject.open(self.files(), &self.config).await;
-        match opened {
-            Ok(node) => *self.node.borrow_mut() = Some(node),
-            Err(_) if self.was_faulted() => self.lost.set(true),
-            Err(error) => self.fail(Failure::new("O5", format!("the image does not open again: {error}"))),
-        }
-    }
-
-    /// Closes the image. A close that succeeds has flushed, unless a flush just before it failed. Returns
-    /// whether it did.
-    async fn close_node(&self, node: Arc<dyn Node>) -> bool {
-        let start = self.instant();
-        let mut usable = true;
-        if self.was_faulted() {
-            usable = node.submit(Request::flush()).finish().await.result.is_ok();
-        }
-        let closed = node.close().await;
-        if let Err(what) = self.subject.is_quiet(&*node) {
-            self.fail(Failure::new("O7", what));
-        }
-        if let Err(error) = &closed {
-            self.excuse("close", error);
-        }
-        let now = self.instant();
-        // What was abandoned has happened by now, or never will.
-        for ticket in self.abandoned.borrow_mut().drain(..) {
-            self.model.borrow_mut().fail(now, ticket);
-        }
-        if closed.is_err() || !usable {
-            self.model.borrow_mut().lost();
-            self.lost.set(true);
-            return false;
-        }
-        self.model.borrow_mut().flushed(now, start);
-        self.durable_times.borrow_mut().push(now);
-        self.flushes.borrow_mut().push((start, now));
-        true
-    }
-
-    /// Reads the whole disk, then closes the image. The answer says whether the close succeeded.
-    pub async fn finish(self: Rc<Self>) -> bool {
-        let Some(node) = self.node.borrow().clone() else { return false };
-        if !self.has_failed() {
-            self.read_all(&*node).await;
-        }
-        self.node.borrow_mut().take();
-        self.close_node(node).await
-    }
-
-    /// Reads the whole disk.
-    pub async fn read_all(&self, node: &dyn Node) {
-        let now = self.instant();
-        let sectors = node.len() / SECTOR as u64;
-        if let Err(mismatch) = self.model.borrow_mut().read_size(now, now, sectors) {
-            let what = format!("the disk has {sectors} sectors; allowed: {:?}", mismatch.allowed);
-            return self.fail(Failure::new("O1", what));
-        }
-        let cause = Cause { request: u64::from(u32::MAX), origin: 0 };
-        for first in (0..sectors).step_by(128) {
-            self.read(node, first..(first + 128).min(sectors), cause).await;
         }
     }
 }
