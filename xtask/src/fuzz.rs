@@ -14,8 +14,10 @@ use crate::step::Outcome;
 /// Damaged inputs that CI tries in the seeded loop, the same each time: what is new is for the soak to find. About half
 /// a minute.
 const CI_COUNT: &str = "15000";
-/// Seconds of guided fuzzing in CI, all targets together.
-const CI_GUIDED_SECONDS: u64 = 22;
+/// Executions of each guided target in CI: the same inputs each time, as long as the code is the same.
+const CI_GUIDED_RUNS: u64 = 15_000;
+/// Seconds after which CI leaves a guided target.
+const CI_GUIDED_SECONDS_MAX: u64 = 20;
 /// Counts coverage of our code, and tells libFuzzer what is compared. All of it is for the stable compiler.
 const COVERAGE_FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -23,7 +25,7 @@ const COVERAGE_FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-cove
 /// What CI runs.
 pub fn smoke() -> Result<Outcome> {
     match seeded(&["--count", CI_COUNT, "--seconds", "180"])? {
-        Outcome::Passed => guided(CI_GUIDED_SECONDS, Chance::Same),
+        Outcome::Passed => guided(Extent::Runs(CI_GUIDED_RUNS)),
         other => Ok(other),
     }
 }
@@ -31,7 +33,7 @@ pub fn smoke() -> Result<Outcome> {
 /// Both ways of fuzzing, for so many seconds in all.
 pub fn run(seconds: u64) -> Result<Outcome> {
     match seeded(&["--seconds", &(seconds / 2).to_string()])? {
-        Outcome::Passed => guided(seconds.div_ceil(2), Chance::New),
+        Outcome::Passed => guided(Extent::Seconds(seconds.div_ceil(2))),
         other => Ok(other),
     }
 }
@@ -41,17 +43,17 @@ fn seeded(args: &[&str]) -> Result<Outcome> {
     cargo::program(&program, args)
 }
 
-/// Where libFuzzer's random numbers come from.
+/// How far the guided targets go.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Chance {
-    /// The same each time.
-    Same,
-    /// New ones.
-    New,
+enum Extent {
+    /// So many executions of each, with the same random numbers each time, and nothing found before.
+    Runs(u64),
+    /// So many seconds for all together, with new random numbers, from all that was found before.
+    Seconds(u64),
 }
 
-/// Every target over its corpus, and its share of the seconds beyond.
-fn guided(seconds: u64, chance: Chance) -> Result<Outcome> {
+/// Every target over its corpus, and so far beyond.
+fn guided(extent: Extent) -> Result<Outcome> {
     if !compiles_cpp() {
         println!("!!! no C++ compiler (Debian: g++): the coverage-guided part is left out");
         return Ok(Outcome::Passed);
@@ -66,9 +68,12 @@ fn guided(seconds: u64, chance: Chance) -> Result<Outcome> {
     }
     let program = cargo::target_directory()?.join(&host).join("fuzz/cowbell-fuzz-guided");
     let targets = targets()?;
-    let each = (seconds / targets.len().max(1) as u64).max(1);
+    let each = match extent {
+        Extent::Runs(_) => extent,
+        Extent::Seconds(all) => Extent::Seconds((all / targets.len().max(1) as u64).max(1)),
+    };
     for (target, corpus) in &targets {
-        if !fuzz_one(&program, target, corpus, each, chance)? {
+        if !fuzz_one(&program, target, corpus, each)? {
             return Ok(Outcome::Failed(format!("the target {target} has a finding: target/fuzz/{target}-*")));
         }
     }
@@ -85,13 +90,18 @@ fn targets() -> Result<Vec<(String, String)>> {
     text.lines().map(pair).collect::<Option<_>>().context("what cowbell-fuzz --targets printed")
 }
 
-/// Whether one target holds. What is found on the way stays in a corpus of its own.
-fn fuzz_one(program: &Path, target: &str, corpus: &str, seconds: u64, chance: Chance) -> Result<bool> {
-    let found = format!("target/fuzz/corpus/{target}");
+/// Whether one target holds. What is found on the way goes into a directory of its own.
+fn fuzz_one(program: &Path, target: &str, corpus: &str, extent: Extent) -> Result<bool> {
+    let found = match extent {
+        Extent::Runs(_) => format!("target/fuzz/fresh/{target}"),
+        Extent::Seconds(_) => format!("target/fuzz/corpus/{target}"),
+    };
+    if matches!(extent, Extent::Runs(_)) && Path::new(&found).exists() {
+        std::fs::remove_dir_all(&found).with_context(|| found.clone())?;
+    }
     std::fs::create_dir_all(&found).with_context(|| found.clone())?;
     let mut command = Command::new(program);
     command.env("COWBELL_FUZZ_TARGET", target).args([
-        format!("-max_total_time={seconds}"),
         "-max_len=65536".into(),
         "-timeout=20".into(),
         "-rss_limit_mb=1024".into(),
@@ -100,8 +110,15 @@ fn fuzz_one(program: &Path, target: &str, corpus: &str, seconds: u64, chance: Ch
         "-print_final_stats=1".into(),
         format!("-artifact_prefix=target/fuzz/{target}-"),
     ]);
-    if chance == Chance::Same {
-        command.arg("-seed=1");
+    match extent {
+        Extent::Runs(runs) => {
+            let (runs, longest) =
+                (format!("-runs={runs}"), format!("-max_total_time={CI_GUIDED_SECONDS_MAX}"));
+            command.args(["-seed=1".into(), runs, longest]);
+        }
+        Extent::Seconds(seconds) => {
+            command.arg(format!("-max_total_time={seconds}"));
+        }
     }
     let dictionary = format!("fuzz/dictionaries/{target}.txt");
     if Path::new(&dictionary).exists() {

@@ -79,4 +79,15 @@ mod tests {
             r#"{"driver": "raw", "list": [1, true, null], "file": {"filename": "a\"b"}}"#
         );
     }
+
+    /// A name written for a child is read again by whoever opens it: a number must not drift on the way.
+    #[test]
+    fn numbers_are_read_as_they_were_written() {
+        let many_digits = format!("{{\"n\": {}1}}", "4".repeat(85));
+        for text in [many_digits.as_str(), "{\"n\": 0.1e-7}", "{\"n\": 123456789012345678901234567890.5}"] {
+            let tree = crate::naming::parse_json(text).unwrap();
+            let written = write_json(&Value::Object(tree.clone()));
+            assert_eq!(crate::naming::parse_json(&written), Ok(tree), "{written}");
+        }
+    }
 }
