@@ -14,6 +14,7 @@ pub mod help;
 pub mod img;
 pub mod io;
 pub mod layers;
+pub mod look;
 pub mod manual;
 #[cfg(test)]
 mod options_table;
@@ -22,6 +23,8 @@ pub mod run;
 pub mod top;
 
 pub use parse::Args;
+
+use crate::face::Face;
 
 /// Whether a flag takes a value, and what the value is called in help texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +108,11 @@ impl Command {
     /// The subcommand of this name.
     pub fn find(&self, name: &str) -> Option<&'static Command> {
         self.commands.iter().copied().find(|command| command.name == name)
+    }
+
+    /// Whether the command exists under this name of the program.
+    pub fn is_offered(&self, face: Face) -> bool {
+        self.state != State::CowbellOnly || face == Face::Cowbell
     }
 }
 

@@ -10,6 +10,7 @@ mod convert;
 mod convert_bitmaps;
 mod create;
 mod dd;
+mod diff;
 pub(crate) mod facts;
 mod info;
 mod map;
@@ -46,7 +47,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
     }
     let mut words = parsed.operands.into_iter();
     let Some(word) = words.next() else { return Ok(0) };
-    let Some(command) = flags::IMG.find(&word) else {
+    let Some(command) = flags::IMG.find(&word).filter(|command| command.is_offered(cx.face)) else {
         return Err(usage(format!("Command not found: {word}")));
     };
     cx.require_ready(command)?;
@@ -77,6 +78,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         "convert" => convert::run,
         "create" => create::run,
         "dd" => dd::run,
+        "diff" => diff::run,
         "info" => info::run,
         "map" => map::run,
         "measure" => measure::run,

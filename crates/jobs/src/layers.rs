@@ -66,6 +66,12 @@ pub async fn status(top: &Arc<dyn Node>, reach: Reach, offset: u64, len: u64) ->
     }
 }
 
+/// Whether two chains, each open on its own, store a range in the same bytes of the same file.
+pub(crate) fn is_same_place(a: &Mapping, b: &Mapping) -> bool {
+    let is_file = |map: &Mapping| matches!(map.node.driver(), "file" | "host_device");
+    a.offset == b.offset && is_file(a) && is_file(b) && a.node.filename() == b.node.filename()
+}
+
 fn zeroes(len: u64, depth: u32, more: ExtentFlags) -> Layered {
     Layered { len, flags: ExtentFlags::ZERO | more, depth, map: None }
 }

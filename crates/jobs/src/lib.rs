@@ -1,4 +1,4 @@
-//! Long operations over block nodes: convert, commit, rebase, compare, map.
+//! Long operations over block nodes: convert, commit, rebase, compare, diff, map.
 //!
 //! A job is an `async fn` over roots. It prints nothing, names no runtime and no clock, and holds nothing
 //! global: how far it is and whether it should stop pass through [`Progress`], the pace through [`Pace`].
@@ -10,6 +10,7 @@ pub mod commit;
 pub mod compare;
 pub mod convert;
 mod crew;
+pub mod diff;
 mod error;
 pub mod layers;
 pub mod map;

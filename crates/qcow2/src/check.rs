@@ -19,7 +19,7 @@ mod bitmaps;
 mod blocks;
 mod compare;
 mod counts;
-mod digest;
+pub(crate) mod digest;
 mod flags;
 mod log;
 mod rebuild;
@@ -27,7 +27,7 @@ mod repair;
 mod scan;
 mod snapshots;
 mod topics;
-mod walk;
+pub(crate) mod walk;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -8,7 +8,7 @@
 //!   codecs    compress  deflate  crypto
 //!   act       load  read  write  copy  pack (compressed writes)  zero  vmstate  flush  grow  resize  preallocate
 //!   change    create  amend  widen (refcounts)  rewrite (the header)  snapshot  check
-//!   face      driver  runtime (options)  open  node  describe  measure
+//!   face      driver  runtime (options)  open  node  describe  measure  sharing (who holds what)
 //! ```
 //!
 //! *Plan, execute, commit.* Decisions are made under a short lock; data moves without it; the mapping is
@@ -48,6 +48,7 @@ mod resize;
 mod rest;
 mod rewrite;
 mod runtime;
+mod sharing;
 mod snapshot;
 mod state;
 mod table;
@@ -67,6 +68,7 @@ pub use header::{CompressionType, Header, HeaderError};
 pub use meta::OverlapChecks;
 pub use node::Qcow2;
 pub use open::OpenOptions;
+pub use sharing::{Evidence, Holder, Parent, Sharing};
 
 /// The driver's name.
 pub const DRIVER: &str = "qcow2";

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use crate::engine::Engine;
 use crate::header::Header;
 use crate::open::{self, OpenOptions, SkipRepair};
+use crate::sharing::{self, Sharing};
 use crate::{DRIVER, amend, check, copy, describe, driver, read, resize, snapshot, vmstate, write, zero};
 
 /// An open qcow2 image.
@@ -51,6 +52,14 @@ impl Qcow2 {
     /// The rule of the format that the header breaks, or the file's error.
     pub async fn read_header(file: &Child) -> Result<Header> {
         open::read_header(file).await
+    }
+
+    /// What the disk and each snapshot hold of the image file: alone, and together with others. Looks at all tables.
+    ///
+    /// # Errors
+    /// The file's; or [`ErrorKind::Corrupt`](cowbell_block::ErrorKind::Corrupt) when L1 tables lie upon each other.
+    pub async fn sharing(&self) -> Result<Sharing> {
+        self.engine.orphans.beside(sharing::sharing(&self.engine)).await
     }
 
     /// Whether nothing is under way and nothing abandoned: for tests of quiescence.

@@ -24,7 +24,7 @@ pub fn text(command: &Command, path: &str, face: Face) -> String {
     }
     if !command.commands.is_empty() {
         out.push_str("\nCommands:\n");
-        for sub in command.commands {
+        for sub in command.commands.iter().filter(|sub| sub.is_offered(face)) {
             let note = if sub.state == State::Refused { " (not available yet)" } else { "" };
             let _ = writeln!(out, "  {:<14} {}{note}", sub.name, sub.summary);
         }

@@ -5,6 +5,7 @@
 use super::bitmap::BITMAP;
 use super::blocks::{BENCH, DD};
 use super::layers::{COMMIT, REBASE};
+use super::look::DIFF;
 use super::{Command, Flag, State, Value, cowbell, flag, refused};
 
 pub(super) const FORMATS: &[&str] = &["raw", "qcow2"];
@@ -180,6 +181,12 @@ pub static SOURCE_SNAPSHOT: Flag = flag(
 );
 /// `-l` of snapshot.
 pub static SNAPSHOT_LIST: Flag = flag(b'l', &["list"], Value::None, "List the snapshots (the default).");
+/// `--tree` of snapshot.
+pub static SNAPSHOT_TREE: Flag = cowbell(
+    &["tree"],
+    Value::None,
+    "Show who came from whom, and what each holds alone (free without it) and together with others.",
+);
 /// `-c` of snapshot.
 pub static SNAPSHOT_CREATE: Flag =
     flag(b'c', &["create"], Value::Required("NAME"), "Make a snapshot of the disk as it is.");
@@ -396,6 +403,7 @@ pub static SNAPSHOT: Command = Command {
         &FORCE_SHARE,
         &OBJECT,
         &SNAPSHOT_LIST,
+        &SNAPSHOT_TREE,
         &SNAPSHOT_CREATE,
         &SNAPSHOT_APPLY,
         &SNAPSHOT_DELETE,
@@ -516,8 +524,8 @@ pub static IMG: Command = Command {
     about: "",
     flags: &[&HELP, &VERSION, &TRACE],
     commands: &[
-        &AMEND, &BENCH, &BITMAP, &CHECK, &COMMIT, &COMPARE, &CONVERT, &CREATE, &DD, &INFO, &MAP, &MEASURE,
-        &REBASE, &RESIZE, &SNAPSHOT,
+        &AMEND, &BENCH, &BITMAP, &CHECK, &COMMIT, &COMPARE, &CONVERT, &CREATE, &DD, &DIFF, &INFO, &MAP,
+        &MEASURE, &REBASE, &RESIZE, &SNAPSHOT,
     ],
     state: State::Ready,
 };

@@ -37,7 +37,8 @@ fn section(out: &mut String, path: &str, command: &'static Command) {
         let _ = writeln!(out, "{}.", command_state(command.state, command.name));
         return;
     }
-    let _ = writeln!(out, "{}.", command.summary);
+    let only = if command.state == State::CowbellOnly { " Under the name `cowbell` alone." } else { "" };
+    let _ = writeln!(out, "{}.{only}", command.summary);
     if !command.flags.is_empty() {
         out.push_str("\n| option | state |\n|---|---|\n");
     }

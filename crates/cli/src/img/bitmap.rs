@@ -187,7 +187,7 @@ async fn merge(image: &Qcow2, bitmap: &str, source: &Arc<dyn Node>, name: &str) 
     image.merge_bitmap(bitmap, &mut bits).await
 }
 
-async fn find(image: &Qcow2, name: &str) -> cowbell_block::Result<Option<BitmapInfo>> {
+pub(super) async fn find(image: &Qcow2, name: &str) -> cowbell_block::Result<Option<BitmapInfo>> {
     Ok(image.bitmaps().await?.into_iter().find(|bitmap| bitmap.name == name))
 }
 

@@ -157,7 +157,7 @@ fn vm_clock(nsec: u64) -> String {
 }
 
 /// `YYYY-MM-DD HH:MM:SS` in the local time zone.
-fn local_time(unix_sec: u32) -> String {
+pub(crate) fn local_time(unix_sec: u32) -> String {
     let offset = crate::zone::offset_seconds(i64::from(unix_sec));
     let (days, second) = {
         let local = i64::from(unix_sec) + offset;

@@ -219,7 +219,7 @@ fn same_layer(top: &Arc<dyn Node>, new: &Arc<dyn Node>) -> Option<Arc<dyn Node>>
 }
 
 /// Where a node's file really lies, if its name says all there is to it.
-fn real_path(node: &Arc<dyn Node>) -> Option<PathBuf> {
+pub(super) fn real_path(node: &Arc<dyn Node>) -> Option<PathBuf> {
     let name = node.filename();
     if has_protocol(&name) { None } else { std::fs::canonicalize(name).ok() }
 }

@@ -1,5 +1,7 @@
 //! `img snapshot`, and internal snapshots as the other commands name them.
 
+mod tree;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +27,7 @@ const NAME_BYTES_REFERENCE: usize = 255;
 /// What is to be done.
 enum Action<'a> {
     List,
+    Tree,
     Create(&'a str),
     Apply(&'a str),
     Delete(&'a str),
@@ -36,18 +39,19 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let name = one_image(args)?;
     let (format, image_opts) = format_or_options(args, &flags::FORMAT)?;
     let lists = matches!(action, Action::List);
+    let looks = lists || matches!(action, Action::Tree);
     let how = How {
         image_opts,
-        access: if lists { Access::ReadOnly } else { Access::ReadWrite },
+        access: if looks { Access::ReadOnly } else { Access::ReadWrite },
         discard: DiscardMode::Unmap,
         force_share: args.has(&flags::FORCE_SHARE),
         ..How::reading(name, format)
     };
     block_on(async {
         let image = open(cx, &how).await?;
-        let done = act(cx, &image.node(), &action).await;
+        let done = act(cx, &image.node(), &action, form).await;
         let listed = match (&done, form) {
-            (Ok(()), _) if lists || form == Form::Json => Some(image.node().info().await),
+            (Ok(()), _) if lists || form == Form::Json && !looks => Some(image.node().info().await),
             _ => None,
         };
         let closed = image.close().await;
@@ -63,22 +67,30 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
 fn action(args: &Args) -> Result<Action<'_>> {
     let given = [
         args.has(&flags::SNAPSHOT_LIST).then_some(Action::List),
+        args.has(&flags::SNAPSHOT_TREE).then_some(Action::Tree),
         args.value(&flags::SNAPSHOT_CREATE).map(Action::Create),
         args.value(&flags::SNAPSHOT_APPLY).map(Action::Apply),
         args.value(&flags::SNAPSHOT_DELETE).map(Action::Delete),
     ];
-    let actions =
-        [&flags::SNAPSHOT_LIST, &flags::SNAPSHOT_CREATE, &flags::SNAPSHOT_APPLY, &flags::SNAPSHOT_DELETE];
+    let actions = [
+        &flags::SNAPSHOT_LIST,
+        &flags::SNAPSHOT_TREE,
+        &flags::SNAPSHOT_CREATE,
+        &flags::SNAPSHOT_APPLY,
+        &flags::SNAPSHOT_DELETE,
+    ];
     let times = args.iter().filter(|(flag, _)| actions.iter().any(|action| std::ptr::eq(*flag, *action)));
     if times.count() > 1 {
-        return Err(usage("Cannot mix '-l', '-a', '-c', '-d'"));
+        let ours = if args.has(&flags::SNAPSHOT_TREE) { ", '--tree'" } else { "" };
+        return Err(usage(format!("Cannot mix '-l', '-a', '-c', '-d'{ours}")));
     }
     Ok(given.into_iter().flatten().next().unwrap_or(Action::List))
 }
 
-async fn act(cx: &Context, node: &Arc<dyn Node>, action: &Action<'_>) -> Result<()> {
+async fn act(cx: &Context, node: &Arc<dyn Node>, action: &Action<'_>, form: Form) -> Result<()> {
     match action {
         Action::List => Ok(()),
+        Action::Tree => tree::show(cx, &**node, form).await,
         Action::Create(name) => {
             let new = new_snapshot(cx, name);
             let made = node.change_snapshots(SnapshotChange::Create(new)).await;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use cowbell_block::buf::is_zero;
-use cowbell_block::{Chain, ChainExtent, ExtentFlags, Mapping, Node};
+use cowbell_block::{Chain, ChainExtent, ExtentFlags, Node};
 
 use super::NewBacking;
 use crate::crew::{CACHED_BYTES_MAX, DATA_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::error::{Error, Result};
+use crate::layers::is_same_place;
 
 /// What a backing file has somewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,12 +168,6 @@ impl Walk {
         };
         Ok((at + old.len.min(new.len), kind))
     }
-}
-
-/// Whether two chains, each open on its own, store a range in the same bytes of the same file.
-fn is_same_place(a: &Mapping, b: &Mapping) -> bool {
-    let is_file = |map: &Mapping| matches!(map.node.driver(), "file" | "host_device");
-    a.offset == b.offset && is_file(a) && is_file(b) && a.node.filename() == b.node.filename()
 }
 
 /// What is to be done with a run of a piece.

@@ -13,7 +13,7 @@ const STRIDE: usize = 256;
 
 /// How entries are read, and against what they are judged.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Format {
+pub(crate) struct Format {
     pub geometry: Geometry,
     pub version: u32,
     /// Length of the image file in bytes.
@@ -22,7 +22,7 @@ pub(super) struct Format {
 
 /// Where the clusters of a run lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lie {
+pub(crate) enum Lie {
     /// In clusters of the image file.
     Inside,
     /// Across a cluster boundary: one cluster of data in two.
@@ -35,7 +35,7 @@ pub(super) enum Lie {
 
 /// Entries that refer to clusters in a row with the same flags.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
+pub(crate) struct Run {
     /// The first entry.
     pub raw: u64,
     /// Its index.
@@ -63,7 +63,7 @@ impl Run {
 
 /// An entry that breaks a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Problem {
+pub(crate) enum Problem {
     Reserved { raw: u64 },
     ZeroInVersion2,
     CompressedCopied { offset: u64 },
@@ -140,7 +140,7 @@ pub(super) fn outside(offset: u64, bytes: u64) -> String {
 
 /// What a table refers to.
 #[derive(Default)]
-pub(super) struct Digest {
+pub(crate) struct Digest {
     pub runs: Vec<Run>,
     /// Host bytes of compressed clusters.
     pub compressed: Vec<(u32, Compressed)>,

@@ -23,6 +23,12 @@ const TASKS_MAX: usize = 8;
 /// Tables that are collected before they are merged for the first time.
 const MERGE_FIRST: usize = 1 << 16;
 
+/// Something about an L2 table, which lies at an offset of the file.
+pub(crate) trait AtOffset {
+    /// Where the table lies.
+    fn offset(&self) -> u64;
+}
+
 /// An L2 table that is named at least once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Table {
@@ -35,6 +41,12 @@ pub(super) struct Table {
     pub owner: u32,
     /// The entry there.
     pub l1_index: u32,
+}
+
+impl AtOffset for Table {
+    fn offset(&self) -> u64 {
+        self.offset
+    }
 }
 
 /// The tables named, merged.
@@ -74,19 +86,19 @@ impl Tables {
 }
 
 /// Tables that are being digested.
-type Batch<'a> = (&'a [Table], Running<Result<Vec<Digest>>>);
+type Batch<'a, T> = (&'a [T], Running<Result<Vec<Digest>>>);
 
 /// Reads and digests the tables, and calls `take` with each in their order.
-pub(super) async fn each_table(
+pub(crate) async fn each_table<T: AtOffset>(
     engine: &Arc<Engine>,
     format: Format,
-    tables: &[Table],
-    mut take: impl FnMut(&Table, Digest),
+    tables: &[T],
+    mut take: impl FnMut(&T, Digest),
 ) -> Result<()> {
     let size = format.geometry.cluster_size();
     let per_batch = (BATCH_BYTES / size).max(1) as usize;
     let mut batches = tables.chunks(per_batch);
-    let offsets = |batch: &[Table]| batch.iter().map(|t| t.offset).collect::<Vec<u64>>();
+    let offsets = |batch: &[T]| batch.iter().map(T::offset).collect::<Vec<u64>>();
     let spawner = engine.around.spawn.as_ref();
     let spawner = spawner.filter(|s| tables.len() as u64 * size >= SPAWN_BYTES && s.width() > 1);
     let Some(spawner) = spawner else {
@@ -97,7 +109,7 @@ pub(super) async fn each_table(
         return Ok(());
     };
     let in_flight = (spawner.width() + 1).min(TASKS_MAX);
-    let mut running: VecDeque<Batch> = VecDeque::new();
+    let mut running: VecDeque<Batch<T>> = VecDeque::new();
     loop {
         while running.len() < in_flight
             && let Some(batch) = batches.next()
