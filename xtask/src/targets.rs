@@ -63,8 +63,10 @@ fn table(sums: &Sums) -> Vec<String> {
     let per_second = |n: u64, micros: u64| n as f64 * 1e6 / micros.max(1) as f64;
     let violations = of("failures");
     let states = per_second(of("states"), of("judging_us"));
-    let schedules = per_second(of("schedules"), of("running_us"));
+    let schedules = per_second(of("raced"), of("racing_us"));
+    let everywhere = per_second(of("schedules"), of("running_us"));
     let recovered = 100.0 * of("recoveries") as f64 / of("distinct").max(1) as f64;
+    let shown = 100.0 * of("shown") as f64 / of("distinct").max(1) as f64;
     let extent =
         if of("explored_all") > 0 { "all of length 1 and 2" } else { "time was over before the end" };
     let rows = [
@@ -91,7 +93,13 @@ fn table(sums: &Sums) -> Vec<String> {
             "all, 60 s",
             of("killed") == of("mutants") && of("mutants") > 0,
         ),
-        ("T6", "schedules per second of CPU", format!("{schedules:.0}"), "20000", schedules >= 20_000.0),
+        (
+            "T6",
+            "schedules of pairs, triples per second",
+            format!("{schedules:.0}; {everywhere:.0} in all worlds"),
+            "20000",
+            schedules >= 20_000.0,
+        ),
         (
             "T6",
             "pairs, of them under all schedules",
@@ -115,10 +123,10 @@ fn table(sums: &Sums) -> Vec<String> {
         ),
         (
             "O4",
-            "states shown to the reference's check",
-            format!("{}", of("asked")),
+            "states the reference's check judged",
+            format!("{shown:.2} % by metadata; {} asked", of("asked")),
             "0.1 %",
-            of("asked") * 1000 >= of("distinct"),
+            shown >= 0.1,
         ),
     ];
     let head = format!("{:<4}{:<40}{:<36}{:<18}", "", "target", "reached", "asked");

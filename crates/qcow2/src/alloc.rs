@@ -74,12 +74,14 @@ impl State {
         self.released.push(Freed { clusters, epoch: NOBODY, punch: false });
     }
 
-    /// How many clusters are free from this one on, in its slice of refcounts. Where no block counts them, none is.
-    pub fn free_from(&mut self, cluster: u64) -> Decision<u64> {
+    /// How many clusters are free from this one on, in its slice of refcounts, counted up to `most`. Where no block
+    /// counts them, none is.
+    pub fn free_from(&mut self, cluster: u64, most: u64) -> Decision<u64> {
         let per_slice = self.geometry.refslice_entries();
         let Some(slot) = self.refblock_slot(cluster)? else { return Ok(0) };
         let (block, order) = (self.refblocks.bytes(slot), self.geometry.refcount_order);
-        let rest = cluster % per_slice..per_slice;
+        let first = cluster % per_slice;
+        let rest = first..per_slice.min(first.saturating_add(most));
         let free = |index: &u64| {
             let cluster = cluster / per_slice * per_slice + index;
             refcount::get(block, order, *index) == 0 && !self.is_resting(cluster)

@@ -132,8 +132,9 @@ impl Engine {
         let mut end = start;
         // From `blocks_end` on nothing is counted, and nothing lies there.
         while end < start + count && end < blocks_end * per_block {
+            let wanted = start + count - end;
             let (free, used) = self
-                .decide(NO_CAUSE, |state| match state.free_from(end)? {
+                .decide(NO_CAUSE, |state| match state.free_from(end, wanted)? {
                     // Where no block counts them, nothing lies, but nothing can be taken either.
                     0 => Ok((0, state.used_from(end)?.max(1))),
                     free => Ok((free, 0)),

@@ -92,6 +92,7 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("data-file-unsettled", "an external data file is flushed with its image"),
     ("shadow-unsettled", "the tables of a snapshot operation are durable before the header names them"),
     ("no-epochs", "a freed cluster waits for the plans that know it"),
+    ("replaced-at-once", "clusters of replaced tables rest until the plans that know them have ended"),
     ("pack-into-freed", "nothing is packed into a host cluster that loses references"),
     ("no-quarantine", "a freed cluster waits until its pointer is durably gone"),
     ("abandoned-overwrite", "an abandoned write in place holds its clusters until its I/O has ended"),

@@ -44,7 +44,7 @@ impl Engine {
             let rested = {
                 let mut state = self.state.lock();
                 let oldest = state.epochs.oldest_running();
-                let ready = |r: &Resting| r.epoch < oldest || mutant::is_active("no-epochs");
+                let ready = |r: &Resting| r.epoch < oldest || mutant::is_active("replaced-at-once");
                 let Some(at) = state.resting.iter().position(ready) else { return };
                 if !state.resting[at].punch {
                     state.hint = state.hint.min(state.resting[at].clusters.min().unwrap_or(u64::MAX));

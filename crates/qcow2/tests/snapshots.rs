@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use cowbell_block::mem::MemNode;
 use cowbell_block::{Flags, NewSnapshot, Node, Preallocation, Request, SnapshotChange, SnapshotName};
 use cowbell_qcow2::{CreateOptions, Discards, L2Format, OpenOptions, Qcow2};
@@ -270,20 +268,4 @@ fn what_a_snapshot_says_about_itself_is_kept() {
     assert_eq!((&first.name, first.date_sec, first.date_nsec), (&new.name, 5, 6));
     assert_eq!((first.vm_clock_nsec, first.icount, listed[1].icount), (7, Some(8), None));
     assert!(content(&file).len() > 3 << 16);
-}
-
-/// A read that stays under way while the disk is replaced must not see another owner's data.
-#[test]
-fn clusters_of_a_replaced_disk_rest_while_a_read_knows_them() {
-    let file = create(&CreateOptions { size: SIZE, ..Default::default() });
-    let node: Arc<Qcow2> = open(&file, None, OpenOptions::default());
-    make(&node, "empty");
-    write(&*node, 0, &[7; 65536]);
-    submit(&*node, Request::flush());
-    run(node.change_snapshots(SnapshotChange::Apply(named("empty")))).expect("applied");
-    assert_eq!(read(&*node, 0, 512), [0; 512]);
-    write(&*node, 1 << 20, &[9; 65536]);
-    assert_eq!(read(&*node, 1 << 20, 512), [9; 512]);
-    run(node.close()).expect("closed");
-    assert_clean(&file);
 }

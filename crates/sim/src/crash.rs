@@ -165,6 +165,12 @@ impl CrashSet {
         }
     }
 
+    /// A hash of these sectors as they are now, in any order, and of the length.
+    pub fn hash_of(&self, sectors: &[u32], pool: &Pool) -> u64 {
+        let of = |sector: &u32| version(pool, *sector, self.image.get(u64::from(*sector))).hash;
+        sectors.iter().fold(mix(self.image.len), |hash, sector| hash ^ of(sector))
+    }
+
     fn set_len(&mut self, which: usize) {
         let change = mix(self.image.len) ^ mix(self.lens[which]);
         self.image.len = self.lens[which];

@@ -22,25 +22,41 @@ pub struct Figures {
     pub events: Vec<u64>,
     /// For each debug event, how many faults struck the first I/O after it.
     pub events_struck: Vec<u64>,
-    /// Different configurations, counted when they change.
+    /// Different configurations, counted again when they come back after many others.
     pub configs: u64,
     /// Runs per value of each setting.
     pub settings: BTreeMap<(&'static str, String), u64>,
-    pub(crate) last_config: Option<(Config, u64)>,
+    /// Runs of the last configurations that were met, not booked yet.
+    last_configs: Vec<(Config, u64)>,
     /// Steps of the worlds' clocks.
     pub steps: u64,
     /// CPU time spent in making and judging the states of cuts.
     pub judging: Duration,
-    /// CPU time spent in running schedules.
-    pub running: Duration,
 }
 
+/// Configurations that are booked together: booking takes longer than many a run.
+const UNBOOKED_MAX: usize = 32;
+
 impl Figures {
+    /// Counts a run per setting.
+    pub fn note_config(&mut self, config: &Config) {
+        if let Some((_, runs)) = self.last_configs.iter_mut().find(|(known, _)| known == config) {
+            *runs += 1;
+            return;
+        }
+        if self.last_configs.len() == UNBOOKED_MAX {
+            self.book();
+        }
+        self.configs += 1;
+        self.last_configs.push((config.clone(), 1));
+    }
+
     /// Brings [`Figures::settings`] up to date.
     pub fn book(&mut self) {
-        let Some((config, runs)) = self.last_config.take() else { return };
-        for key in SETTINGS {
-            *self.settings.entry((key, config.value_of(key))).or_insert(0) += runs;
+        for (config, runs) in self.last_configs.drain(..) {
+            for key in SETTINGS {
+                *self.settings.entry((key, config.value_of(key))).or_insert(0) += runs;
+            }
         }
     }
 }

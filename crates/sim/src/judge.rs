@@ -203,6 +203,24 @@ pub struct Counters {
     pub judged: u64,
     /// Inspections of metadata that were really made.
     pub inspected: u64,
+    /// States judged whose metadata the reference has given its verdict on.
+    pub shown: u64,
+}
+
+/// One inspection of metadata, and what it was of.
+struct Inspected {
+    inspection: Inspection,
+    /// A hash of everything that was looked at, and of the file's length: equal in any two images with equal metadata.
+    metadata: u64,
+    reference: Asked,
+}
+
+/// Whether the reference was asked about some metadata.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    NotYet,
+    No,
+    Yes,
 }
 
 /// Judges images.
@@ -210,7 +228,8 @@ pub struct Counters {
 pub struct Judge {
     metadata: SectorSet,
     known: HashIndex<u32>,
-    inspections: Vec<Inspection>,
+    inspections: Vec<Inspected>,
+    looked_at: SectorSet,
     seen: HashIndex<()>,
     /// What was done so far.
     pub counters: Counters,
@@ -257,7 +276,7 @@ impl Judge {
             Some(index) => index,
             None => self.inspect(subject, case, pool, set),
         };
-        let inspection = &self.inspections[index as usize];
+        let Inspected { inspection, reference, .. } = &self.inspections[index as usize];
         if let Some(corrupt) = &inspection.corrupt {
             return Err(corrupt.clone());
         }
@@ -266,12 +285,33 @@ impl Judge {
             return Err(Failure::new("O8", what));
         }
         check_guest(inspection, case, pool, set.image(), allowed)?;
+        self.counters.shown += u64::from(*reference == Asked::Yes);
         Ok(true)
+    }
+
+    /// Lets `ask` decide whether the reference is asked about the metadata of the present state of `set`, which was
+    /// judged just now; once for each metadata.
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub fn show(
+        &mut self,
+        set: &CrashSet,
+        ask: impl FnOnce(u64, &Inspection) -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
+        let index = self.known[&set.state().metadata_key] as usize;
+        let inspected = &mut self.inspections[index];
+        if inspected.reference == Asked::NotYet {
+            let asked = ask(inspected.metadata, &inspected.inspection)?;
+            inspected.reference = if asked { Asked::Yes } else { Asked::No };
+            self.counters.shown += u64::from(asked);
+        }
+        Ok(())
     }
 
     /// What was found in the present state of `set`, which was judged just now.
     pub fn inspection(&self, set: &CrashSet) -> &Inspection {
-        &self.inspections[self.known[&set.state().metadata_key] as usize]
+        &self.inspections[self.known[&set.state().metadata_key] as usize].inspection
     }
 
     /// How a session begins with the present state of `set`, which was judged just now.
@@ -299,16 +339,19 @@ impl Judge {
     ) -> u32 {
         self.counters.inspected += 1;
         let before = self.metadata.count();
-        let bytes = ImageBytes::new(set.image(), pool, &mut self.metadata);
+        self.looked_at.clear();
+        let bytes = ImageBytes::new(set.image(), pool, &mut self.looked_at);
         let mut inspection = subject.inspect(&bytes, case.config);
         inspection.settle(pool);
+        self.looked_at.members().iter().for_each(|sector| self.metadata.insert(*sector));
         if self.metadata.count() != before {
             self.known.clear();
             self.inspections.clear();
             set.mark_metadata(|sector| self.metadata.contains(sector));
         }
         let index = self.inspections.len() as u32;
-        self.inspections.push(inspection);
+        let metadata = set.hash_of(self.looked_at.members(), pool);
+        self.inspections.push(Inspected { inspection, metadata, reference: Asked::NotYet });
         self.known.insert(set.state().metadata_key, index);
         index
     }

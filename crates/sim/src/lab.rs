@@ -164,7 +164,7 @@ impl Lab {
     pub fn tidy(&mut self) {
         if self.pool.lock().count() > 200_000 {
             self.built.clear();
-            self.closed.known.clear();
+            self.closed.clear();
             self.judge.begin_run();
             self.pool.lock().truncate(1);
         }
@@ -214,11 +214,13 @@ impl Lab {
         times: &[u64],
     ) -> Result<(), Found> {
         let mut cuts = Vec::new();
+        let began = cpu_time();
         self.judge.begin_run();
         for time in times.iter().copied() {
             let place = Place { time, survivors: None, leaks_before };
             self.one_cut(scenario, run, place, effort, &mut cuts)?;
         }
+        self.figures.judging += cpu_time() - began;
         self.recover_all(scenario, cuts, effort)
     }
 
@@ -253,17 +255,18 @@ impl Lab {
                     found = Some(Found { failure, cut: Some(cut(set)) });
                     return ControlFlow::Break(());
                 }
-                Ok(new) if new && survivors.is_none() && asks_reference(set) => {
-                    let verdict = judge.inspection(set).in_reference;
+                Ok(new) => {
                     if let Some(reference) = reference
-                        && let Err(failure) =
-                            reference.compare(set.image(), place_of_data, &built, &pool, verdict)
+                        && new
+                        && survivors.is_none()
+                        && let Err(failure) = judge.show(set, |metadata, inspection| {
+                            let shown = (set.image(), place_of_data);
+                            reference.compare(metadata, shown, &built, &pool, inspection.in_reference)
+                        })
                     {
                         found = Some(Found { failure, cut: Some(cut(set)) });
                         return ControlFlow::Break(());
                     }
-                }
-                Ok(new) => {
                     let wanted = match survivors {
                         Some(_) => Some(Again::Everywhere),
                         None => wanted_recovery(effort, set, cuts).filter(|_| new),
@@ -275,7 +278,6 @@ impl Lab {
             }
             ControlFlow::Continue(())
         };
-        let began = cpu_time();
         let _ = match survivors {
             Some(survivors) => {
                 set.make(survivors);
@@ -283,7 +285,6 @@ impl Lab {
             }
             None => set.enumerate(effort.depth, &mut rng, &mut visit),
         };
-        self.figures.judging += cpu_time() - began;
         found.map_or(Ok(()), Err)
     }
 
@@ -321,11 +322,6 @@ impl Lab {
         }
         Ok(())
     }
-}
-
-/// One state in a thousand is shown to the reference as well (O4).
-fn asks_reference(set: &CrashSet) -> bool {
-    set.state().key.rotate_left(32).is_multiple_of(1000)
 }
 
 fn wanted_recovery(effort: Effort, set: &CrashSet, taken: &[Recovery]) -> Option<Again> {

@@ -157,6 +157,11 @@ impl Model {
         self.sectors.len() as u64
     }
 
+    /// The value that a sector was given last, whether or not anybody may see it already.
+    pub fn newest(&self, sector: u64) -> Content {
+        self.sectors.get(sector as usize).and_then(|history| history.last()).map_or(ZERO, |write| write.value)
+    }
+
     /// The shortest that the disk may be at `now`.
     pub fn shortest(&self, now: u64) -> u64 {
         let readable = self.size.iter().filter(|size| is_readable(&self.size, size, now, now));

@@ -7,11 +7,11 @@ use crate::config::{Backing, Config, Prestate};
 use crate::exec::Granularity;
 use crate::explore::Failed;
 use crate::lab::{Effort, Lab};
-use crate::scenario::{GuestOp, Scenario, Schedule};
+use crate::scenario::{GuestOp, Scenario, Schedule, SnapshotOp};
 
 /// All such stories, without an I/O to hold up yet.
 pub fn stories() -> Vec<Scenario> {
-    let mut out = vec![moved_table(), abandoned_write(), bitmap_beside_writes()];
+    let mut out = vec![moved_table(), abandoned_write(), bitmap_beside_writes(), replaced_disk()];
     let states = [Prestate::Half, Prestate::Full, Prestate::Mixed, Prestate::Snapshot, Prestate::Compressed];
     for prestate in states {
         for backing in [Backing::None, Backing::Raw] {
@@ -87,6 +87,21 @@ fn bitmap_beside_writes() -> Scenario {
         GuestOp::Write { at: 6..9, fua: false },
         GuestOp::Flush,
         GuestOp::Bitmap { change: BitmapOp::Add },
+    ];
+    Scenario { config, lanes: 2, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
+}
+
+/// The disk becomes that of a snapshot while a cluster that only the old one has is being read; then others write.
+fn replaced_disk() -> Scenario {
+    let config = Config { prestate: Prestate::Snapshot, sectors: 40, ..Config::default() };
+    let ops = vec![
+        GuestOp::Write { at: 8..10, fua: true },
+        GuestOp::Wait,
+        GuestOp::Read { at: 8..10 },
+        GuestOp::Snapshot { change: SnapshotOp::Apply(0) },
+        GuestOp::Write { at: 14..16, fua: true },
+        GuestOp::Write { at: 18..20, fua: true },
+        GuestOp::Write { at: 22..24, fua: true },
     ];
     Scenario { config, lanes: 2, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
 }

@@ -11,7 +11,6 @@ use crate::config::{Config, DataPlace};
 use crate::disk::{Clock, History, SimDisk};
 use crate::exec::{Granularity, Pct, Stop, Strategy, World};
 use crate::faults::{Fault, Member};
-use crate::figures::cpu_time;
 use crate::guest::{Guest, GuestSetup};
 use crate::image::{Built, data_disk};
 use crate::judge::{Case, Failure, check_guest, inspect_once};
@@ -23,21 +22,37 @@ use crate::scenario::{GuestOp, Scenario, Schedule};
 use crate::subject::{Inspection, Source};
 use crate::timeline::Image;
 
-/// Inspections of images that were closed in one configuration: under many schedules the end is the same.
+/// Inspections of images that were closed: under many schedules the end is the same.
 #[derive(Default)]
 pub(crate) struct Closed {
-    config: Config,
-    pub known: HashIndex<Inspection>,
+    configs: Vec<Config>,
+    known: HashIndex<Inspection>,
 }
 
+/// Configurations whose inspections are kept.
+const CONFIGS_MAX: usize = 32;
+/// Inspections that are kept.
+const KNOWN_MAX: usize = 4000;
+
 impl Closed {
-    /// The image's key; what is known of another configuration is forgotten.
+    /// Forgets everything: contents are about to get other numbers.
+    pub fn clear(&mut self) {
+        self.configs.clear();
+        self.known.clear();
+    }
+
+    /// The key of an image that a world of this configuration left.
     fn key(&mut self, pool: &Pool, config: &Config, image: &Image) -> u64 {
-        if self.config != *config || self.known.len() > 1000 {
-            self.known.clear();
-            self.config = config.clone();
+        let known = self.configs.iter().position(|known| known == config);
+        if known.is_none() && self.configs.len() == CONFIGS_MAX || self.known.len() > KNOWN_MAX {
+            self.clear();
         }
-        image.sectors.iter().fold(mix(image.len), |key, content| mix(key ^ pool.hash(*content)))
+        let number = known.filter(|number| *number < self.configs.len()).unwrap_or_else(|| {
+            self.configs.push(config.clone());
+            self.configs.len() - 1
+        });
+        let key = mix(image.len ^ mix(number as u64));
+        image.sectors.iter().fold(key, |key, content| mix(key ^ pool.hash(*content)))
     }
 }
 
@@ -122,7 +137,6 @@ impl Lab {
     }
 
     pub(crate) fn session(&mut self, scenario: &Scenario, built: &Built, start: Start) -> Result<Run, Found> {
-        let began = cpu_time();
         let recovered = start.generation > 0;
         let mut set = self.set_up(scenario, built, start);
         let (guest, disk) = (set.guest.clone(), set.disk.clone());
@@ -149,9 +163,8 @@ impl Lab {
                 Err(stop) => outcome = Err(stop),
             }
         }
-        self.figures.running += cpu_time() - began;
         self.note(&set);
-        self.note_config(&scenario.config);
+        self.figures.note_config(&scenario.config);
         let (sectors, len) = disk.content();
         let (mut history, mut end) = (disk.end_history(), Image { sectors, len });
         if let Some(data) = &set.data {
@@ -249,20 +262,6 @@ impl Lab {
         // It is announced to the image's file, and what comes right after is a read of another one.
         let behind = backing.as_ref().map_or(0, SimDisk::faults_struck);
         self.figures.events_struck[DebugEvent::ReadBackingAio as usize] += behind;
-    }
-
-    /// Counts runs per setting; runs of one configuration come in a row and are booked together.
-    fn note_config(&mut self, config: &Config) {
-        let figures = &mut self.figures;
-        if let Some((last, runs)) = &mut figures.last_config
-            && last == config
-        {
-            *runs += 1;
-            return;
-        }
-        figures.book();
-        figures.configs += 1;
-        figures.last_config = Some((config.clone(), 1));
     }
 
     /// A closed image is sound, without leaks, and holds what the guest wrote.

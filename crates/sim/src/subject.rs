@@ -133,7 +133,7 @@ pub struct ImageBytes<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct SectorSet {
     members: Vec<bool>,
-    count: usize,
+    list: Vec<u32>,
 }
 
 impl SectorSet {
@@ -144,13 +144,18 @@ impl SectorSet {
 
     /// Number of members.
     pub fn count(&self) -> usize {
-        self.count
+        self.list.len()
+    }
+
+    /// The members, in no order that means anything.
+    pub fn members(&self) -> &[u32] {
+        &self.list
     }
 
     /// Empties the set.
     pub fn clear(&mut self) {
         self.members.clear();
-        self.count = 0;
+        self.list.clear();
     }
 
     /// Adds a sector.
@@ -161,7 +166,7 @@ impl SectorSet {
         }
         if !self.members[at] {
             self.members[at] = true;
-            self.count += 1;
+            self.list.push(sector);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::events;
-use crate::figures::SETTINGS;
+use crate::figures::{SETTINGS, cpu_time};
 use crate::lab::Lab;
 
 /// How much of its sequences the explorer went through.
@@ -60,6 +60,11 @@ impl Told {
         print_coverage(lab);
     }
 
+    /// CPU time spent in anything but judging the states of cuts.
+    fn running(&self, lab: &Lab) -> Duration {
+        cpu_time().saturating_sub(lab.figures.judging)
+    }
+
     /// Adds the figures that targets are about to a file, one `name value` a line.
     ///
     /// # Errors
@@ -74,14 +79,19 @@ impl Told {
             ("judging_us", micros(figures.judging)),
             ("recoveries", figures.recoveries),
             ("schedules", figures.runs),
-            ("running_us", micros(figures.running)),
+            ("running_us", micros(self.running(lab))),
             ("repeated", self.repeated),
             ("faults", figures.faults),
             ("pairs", self.pairs),
             ("pairs_complete", self.pairs_complete),
             ("triples", self.triples),
             ("asked", lab.reference.as_ref().map_or(0, |reference| reference.asked)),
+            ("shown", counters.shown),
         ];
+        if self.pairs + self.triples > 0 {
+            lines.push(("raced", figures.runs));
+            lines.push(("racing_us", micros(self.running(lab))));
+        }
         if let Some(explored) = self.explored {
             lines.push(("explored", self.workloads));
             lines.push(("explored_all", u64::from(explored == Explored::All)));
@@ -122,7 +132,10 @@ fn print_coverage(lab: &Lab) {
     let missed = events::missed(&figures.events_struck);
     println!("  a fault struck right after {} of them; missed: {}", all - missed.len(), missed.join(" "));
     match &lab.reference {
-        Some(reference) => println!("states shown to the reference's check: {}", reference.asked),
+        Some(reference) => println!(
+            "states whose metadata the reference's check judged: {}, {} times asked",
+            lab.judge.counters.shown, reference.asked
+        ),
         None => println!("states shown to the reference's check: none, qemu-img is not on PATH"),
     }
 }

@@ -95,7 +95,8 @@ impl SimDisk {
                         Some(bufs) => bufs.read_at((at - offset) as usize, &mut bytes[within..within + n]),
                         None => bytes[within..within + n].fill(0),
                     }
-                    pool.intern(&bytes)
+                    // Tables are mostly written as they were.
+                    pool.intern_like(&bytes, state.cached[sector])
                 }
             };
             state.cached[sector] = content;

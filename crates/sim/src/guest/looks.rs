@@ -30,7 +30,7 @@ impl Guest {
         let mut bytes = [0; SECTOR];
         for (index, sector) in (0..bufs.len() / SECTOR).zip(first..) {
             bufs.read_at(index * SECTOR, &mut bytes);
-            let found = pool.intern(&bytes);
+            let found = pool.intern_like(&bytes, model.newest(sector));
             if let Err(mismatch) = model.read(start, now, sector, found) {
                 return self.fail(Failure::wrong_sector("O1", &mismatch, &pool));
             }
