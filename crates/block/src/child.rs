@@ -5,7 +5,7 @@
 //! that do not fall on the child's grain. A child without such limits costs one branch.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::RwLock;
 
@@ -15,9 +15,11 @@ use crate::event::{DebugEvent, Suspension};
 use crate::node::{Limits, Node};
 use crate::orphans::{Abandoned, Orphans};
 use crate::range_lock::{LockMode, RangeLock};
-use crate::request::{Cause, Extent, Op, Operation, Request};
+use crate::request::{Cause, Extent, Flags, Op, Operation, Request};
+use crate::trace::{Trace, TraceEvent, Word};
 
 mod fit;
+mod told;
 
 use fit::Fit;
 
@@ -53,16 +55,23 @@ pub struct Child(Arc<Edge>);
 
 struct Edge {
     target: RwLock<Target>,
-    listens: AtomicBool,
+    /// [`LISTENS`] and [`TRACED`].
+    watched: AtomicU8,
     /// Keeps read-modify-write cycles apart from every overlapping change. Unused when nothing needs aligning.
     serial: RangeLock,
     /// Changes that nobody waits for any more; what they locked stays locked until they have ended.
     orphans: Orphans,
 }
 
+/// Somebody below listens to debug events.
+const LISTENS: u8 = 1;
+/// What happens here is told.
+const TRACED: u8 = 2;
+
 struct Target {
     node: Arc<dyn Node>,
     limits: Limits,
+    trace: Option<Trace>,
     /// Any request is fine as it is.
     plain: bool,
 }
@@ -75,16 +84,24 @@ impl Target {
             && limits.max_transfer == 0
             && limits.max_pieces == 0
             && limits.portions.is_none();
-        Self { node, limits, plain }
+        let trace = node.trace();
+        Self { node, limits, trace, plain }
+    }
+
+    fn watched(&self) -> u8 {
+        let listens = if self.node.listens() { LISTENS } else { 0 };
+        let traced = if self.trace.is_some() { TRACED } else { 0 };
+        listens | traced
     }
 }
 
 impl Child {
     /// An edge to `node`.
     pub fn new(node: Arc<dyn Node>) -> Self {
-        let listens = AtomicBool::new(node.listens());
+        let target = Target::new(node);
+        let watched = AtomicU8::new(target.watched());
         let (serial, orphans) = (RangeLock::new(), Orphans::default());
-        Self(Arc::new(Edge { target: RwLock::new(Target::new(node)), listens, serial, orphans }))
+        Self(Arc::new(Edge { target: RwLock::new(target), watched, serial, orphans }))
     }
 
     /// The node at the other end.
@@ -92,10 +109,16 @@ impl Child {
         self.0.target.read().node.clone()
     }
 
+    /// A number that no other edge has as long as this one lives, for logs.
+    pub fn identity(&self) -> u64 {
+        Arc::as_ptr(&self.0).addr() as u64
+    }
+
     /// Points the edge to another node. The caller has drained the roots above, so nothing is in flight.
     pub fn replace(&self, node: Arc<dyn Node>) -> Arc<dyn Node> {
-        self.0.listens.store(node.listens(), Ordering::Relaxed);
-        std::mem::replace(&mut *self.0.target.write(), Target::new(node)).node
+        let target = Target::new(node);
+        self.0.watched.store(target.watched(), Ordering::Relaxed);
+        std::mem::replace(&mut *self.0.target.write(), target).node
     }
 
     /// The child's length in bytes.
@@ -115,7 +138,7 @@ impl Child {
 
     /// Announces an event to whoever listens below.
     pub fn event(&self, event: DebugEvent, cause: Cause) -> Option<Suspension> {
-        if !self.0.listens.load(Ordering::Relaxed) {
+        if self.0.watched.load(Ordering::Relaxed) & LISTENS == 0 {
             return None;
         }
         self.node().debug_event(event, cause)
@@ -130,10 +153,55 @@ impl Child {
 
     /// Starts a request, in a form that the child accepts.
     pub fn submit(&self, request: Request) -> Op {
-        if self.0.listens.load(Ordering::Relaxed) {
-            return self.submit_announced(request);
+        match self.0.watched.load(Ordering::Relaxed) {
+            0 => self.submit_fitting(request),
+            watched => {
+                self.tell_of_zeroes(&request);
+                self.submit_watched(watched, request)
+            }
         }
-        self.submit_fitting(request)
+    }
+
+    /// Starts a request of the user of the graph that has this number; `added` is what its mode asks of requests.
+    pub(crate) fn submit_for(&self, user: u64, request: Request, added: Flags) -> Op {
+        match self.0.watched.load(Ordering::Relaxed) {
+            0 => self.submit_fitting(request.with_flags(added)),
+            watched => {
+                self.tell_of_user(user, &request);
+                self.submit_watched(watched, request.with_flags(added))
+            }
+        }
+    }
+
+    fn submit_watched(&self, watched: u8, request: Request) -> Op {
+        if watched & TRACED != 0 {
+            self.tell_of_request(&request);
+        }
+        match watched & LISTENS {
+            0 => self.submit_fitting(request),
+            _ => self.submit_announced(request),
+        }
+    }
+
+    /// Whether what happens here is told.
+    #[inline]
+    pub fn is_traced(&self) -> bool {
+        self.0.watched.load(Ordering::Relaxed) & TRACED != 0
+    }
+
+    /// Tells of an event, if anybody wants to know.
+    #[inline]
+    pub fn tell(&self, event: TraceEvent, words: &[Word<'_>]) {
+        if self.is_traced()
+            && let Some(trace) = &self.0.target.read().trace
+        {
+            trace.tell(event, words);
+        }
+    }
+
+    /// Where events are told.
+    pub fn trace(&self) -> Option<Trace> {
+        if self.is_traced() { self.0.target.read().trace.clone() } else { None }
     }
 
     /// Starts a request below which somebody listens: the events that do not depend on the driver are announced.

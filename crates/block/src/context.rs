@@ -21,12 +21,13 @@ use crate::naming::{self, ImageName, NamingError};
 use crate::node::{Access, Node};
 use crate::open::{Opened, open_tree};
 use crate::options::{AioMode, CacheMode, ChildRef, CommonOptions, DetectZeroes, DiscardMode, OptionTree};
-use crate::outside::MaybeOutside;
+use crate::outside::{MaybeOutside, Time};
 use crate::policy::{Policy, Reference};
 use crate::registry::{Driver, Registry};
 use crate::secrets::Secrets;
 use crate::spawn::Spawner;
 use crate::throttle::ThrottleGroups;
+use crate::trace::Trace;
 use crate::unfinished::{self, Mark, UnfinishedNode};
 
 /// How a child is found when its options name no driver.
@@ -94,6 +95,12 @@ pub struct OpenContext {
     pub throttle_groups: ThrottleGroups,
     /// Where children named by a string are looked up.
     pub graph: Option<Graph>,
+    /// Time that passes, for those who have to wait.
+    pub time: Option<Arc<dyn Time>>,
+    /// Where events are told.
+    pub trace: Option<Trace>,
+    /// The modes that the image on top was opened with, as events number them.
+    pub(crate) told_modes: Option<u64>,
     needs: Option<Needs>,
     driver: Option<Arc<dyn Driver>>,
     chain: Chain,
@@ -177,6 +184,9 @@ impl OpenContext {
             outside: None,
             throttle_groups: ThrottleGroups::default(),
             graph: None,
+            time: None,
+            trace: None,
+            told_modes: None,
             needs: None,
             driver: None,
             chain: Chain::default(),

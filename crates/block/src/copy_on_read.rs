@@ -25,6 +25,7 @@ use crate::options::{ChildRef, OptionTree, parse};
 use crate::range_lock::{LockMode, RangeLock};
 use crate::registry::{Driver, Role};
 use crate::request::{BoxFuture, Completion, ExtentFlags, Flags, Op, Operation, Request};
+use crate::trace::{TraceEvent, Word};
 
 const NAME: &str = "copy-on-read";
 /// Most bytes copied at once, unless a cluster is larger: what one request keeps in memory.
@@ -253,6 +254,8 @@ impl CopyOnRead {
             // The image became shorter meanwhile.
             return Err(ErrorKind::Io.into());
         }
+        let words = [self.child.node().identity(), at, len, start, end - start].map(Word::Number);
+        self.child.tell(TraceEvent::BdrvCoDoCopyOnReadv, &words);
         let _alone = self.ranges.lock(start..end, LockMode::Exclusive).await;
         let mut from = start;
         while from < end {

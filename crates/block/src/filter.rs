@@ -33,6 +33,16 @@ pub trait Filter: Send + Sync + Sized + 'static {
     /// Starts a request. [`pass`] hands on what needs no treatment.
     fn submit(self: &Arc<Self>, request: Request) -> Op;
 
+    /// Starts a request to an earlier state of the disk, if the filter keeps one.
+    fn submit_earlier(self: &Arc<Self>, request: Request) -> Op {
+        Op::failed(request.bufs, ErrorKind::Unsupported)
+    }
+
+    /// Edges beside the one to the child that is filtered.
+    fn more_edges(&self) -> Vec<NamedEdge> {
+        Vec::new()
+    }
+
     /// The filter's own options, as far as they belong to its name.
     fn own_options(&self) -> OptionTree {
         OptionTree::new()
@@ -128,6 +138,10 @@ impl<F: Filter> Node for FilterNode<F> {
         self.0.submit(request)
     }
 
+    fn submit_earlier(&self, request: Request) -> Op {
+        self.0.submit_earlier(request)
+    }
+
     fn driver(&self) -> &'static str {
         F::NAME
     }
@@ -153,11 +167,14 @@ impl<F: Filter> Node for FilterNode<F> {
     }
 
     fn edges(&self) -> Vec<NamedEdge> {
-        vec![NamedEdge { role: FILE, kind: EdgeKind::Filtered, child: self.0.child().clone() }]
+        let mut edges =
+            vec![NamedEdge { role: FILE, kind: EdgeKind::Filtered, child: self.0.child().clone() }];
+        edges.extend(self.0.more_edges());
+        edges
     }
 
-    fn needs_of(&self, _: &str, needs: Needs) -> Needs {
-        self.0.needs(needs)
+    fn needs_of(&self, role: &str, needs: Needs) -> Needs {
+        if role == FILE { self.0.needs(needs) } else { needs }
     }
 
     fn backing(&self) -> Option<Arc<dyn Node>> {

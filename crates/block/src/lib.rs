@@ -37,6 +37,7 @@ pub mod child;
 pub mod claim;
 pub mod compress;
 pub mod context;
+pub mod copy_before_write;
 pub mod copy_on_read;
 pub mod create;
 pub mod error;
@@ -71,6 +72,7 @@ pub mod spawn;
 #[cfg(test)]
 mod testing;
 pub mod throttle;
+pub mod trace;
 pub mod unfinished;
 
 pub use buf::{Buf, Bufs};
@@ -105,3 +107,4 @@ pub use secrets::{Secret, Secrets};
 pub use snapshots::{NewSnapshot, SnapshotChange, SnapshotName};
 pub use spawn::{Spawn, Spawner};
 pub use throttle::{ThrottleGroup, ThrottleGroups};
+pub use trace::{Trace, TraceEvent};

@@ -1,6 +1,7 @@
 //! What a block node is.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -14,6 +15,7 @@ use crate::options::{CacheMode, OptionTree};
 use crate::request::{BoxFuture, Cause, Op, Request};
 use crate::secrets::Secrets;
 use crate::snapshots::{SnapshotChange, SnapshotName};
+use crate::trace::Trace;
 
 /// A raw image, a file, an image format, a filter: anything that stores or changes blocks.
 ///
@@ -28,6 +30,17 @@ pub trait Node: Send + Sync + 'static {
     /// protocol nodes grow by writes and read as zeroes beyond their end: an image's file may end inside its last
     /// cluster.
     fn submit(&self, request: Request) -> Op;
+
+    /// Starts a request to an earlier state of the disk, if the node keeps one: a read, a status question, or a discard
+    /// of what is not needed any more.
+    fn submit_earlier(&self, request: Request) -> Op {
+        Op::failed(request.bufs, ErrorKind::Unsupported)
+    }
+
+    /// The areas that a bitmap of the node calls dirty, in bytes, in order.
+    fn dirty_areas(&self, bitmap: String) -> BoxFuture<Result<Vec<Range<u64>>>> {
+        Box::pin(std::future::ready(Err(NoSuchBitmap(bitmap).into())))
+    }
 
     /// The driver's name, as in options (`qcow2`, `raw`, `file`).
     fn driver(&self) -> &'static str;
@@ -93,6 +106,16 @@ pub trait Node: Send + Sync + 'static {
     /// Whether anything here or below listens to [`Node::debug_event`]. Cached by the edges above.
     fn listens(&self) -> bool {
         self.primary().is_some_and(|child| child.listens())
+    }
+
+    /// Where events of this node and of what stands on it are told, if anywhere. Kept by the edges above.
+    fn trace(&self) -> Option<Trace> {
+        self.children().into_iter().find_map(|(_, child)| child.trace())
+    }
+
+    /// A number that no other node has as long as this one lives, for logs.
+    fn identity(&self) -> u64 {
+        std::ptr::from_ref(self).cast::<()>().addr() as u64
     }
 
     /// What `info` tells.
@@ -384,6 +407,17 @@ pub struct NotOffered {
 impl From<NotOffered> for Error {
     fn from(e: NotOffered) -> Self {
         Error::new(ErrorKind::Unsupported, e)
+    }
+}
+
+/// The node has no bitmap of this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Dirty bitmap '{0}' not found")]
+pub struct NoSuchBitmap(pub String);
+
+impl From<NoSuchBitmap> for Error {
+    fn from(e: NoSuchBitmap) -> Self {
+        Error::new(ErrorKind::NotFound, e)
     }
 }
 

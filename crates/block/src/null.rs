@@ -17,6 +17,7 @@ use crate::node::{Access, ImageInfo, Node, NotOffered};
 use crate::options::{BoolOpt, OptionTree, SizeOpt, parse};
 use crate::registry::{Driver, Role};
 use crate::request::{BoxFuture, Completion, Extent, ExtentFlags, Mapping, Op, Operation, Request};
+use crate::trace::Trace;
 
 /// Length when none is given: 1 GiB, as in the reference.
 const SIZE_DEFAULT: u64 = 1 << 30;
@@ -77,6 +78,7 @@ impl Driver for NullDriver {
             let content = if options.read_zeroes.0 { NullContent::Zeroes } else { NullContent::Unspecified };
             let mut node = NullNode::new(size, content);
             node.driver = name;
+            node.trace = cx.trace.clone();
             node.read_only = AtomicBool::new(cx.access == Access::ReadOnly);
             Ok(Arc::new(node) as Arc<dyn Node>)
         })
@@ -99,12 +101,13 @@ pub struct NullNode {
     len: u64,
     content: NullContent,
     read_only: AtomicBool,
+    trace: Option<Trace>,
 }
 
 impl NullNode {
     /// A writable null node of `len` bytes.
     pub fn new(len: u64, content: NullContent) -> Self {
-        Self { driver: NullDriver::CO.0, len, content, read_only: AtomicBool::new(false) }
+        Self { driver: NullDriver::CO.0, len, content, read_only: AtomicBool::new(false), trace: None }
     }
 
     /// Without a handle on itself a node cannot name itself in a mapping: an equal one stands for it.
@@ -114,6 +117,7 @@ impl NullNode {
             len: self.len,
             content: self.content,
             read_only: AtomicBool::new(self.is_read_only()),
+            trace: self.trace.clone(),
         })
     }
 }
@@ -175,6 +179,10 @@ impl Node for NullNode {
             own.insert("read-zeroes".to_owned(), Value::from(true));
         }
         json_filename(self.driver, own, &[])
+    }
+
+    fn trace(&self) -> Option<Trace> {
+        self.trace.clone()
     }
 
     fn info(&self) -> BoxFuture<Result<ImageInfo>> {

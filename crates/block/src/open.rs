@@ -14,6 +14,8 @@ use crate::options::{ChildRef, CommonOptions, OptionTree};
 use crate::registry::{Driver, PROBE_BYTES, RAW, Registry};
 use crate::request::BoxFuture;
 
+mod opening;
+
 /// A node that was opened by a name or options.
 #[derive(Clone)]
 pub struct Opened {
@@ -59,6 +61,9 @@ async fn open(tree: OptionTree, mut cx: OpenContext) -> Result<Opened> {
     let mut tree = naming::nest(tree).map_err(NamingError::List)?;
     let common = CommonOptions::take(&mut tree)?;
     cx.apply(&common)?;
+    if cx.trace.is_some() && cx.told_modes.is_none() {
+        cx.told_modes = Some(opening::shared_modes(&cx));
+    }
     let node_name = common.node_name;
     let graph = cx.graph.clone();
     let (driver, probed_raw) = match (common.driver, cx.kind()) {
@@ -84,7 +89,11 @@ async fn open(tree: OptionTree, mut cx: OpenContext) -> Result<Opened> {
         }
         _ => return Err(NamingError::NothingToOpen.into()),
     };
+    let told = opening::told(&cx, &driver);
     let node = driver.open(tree, cx.with_driver(&driver)).await?;
+    if let Some(told) = told {
+        told.tell(&*node);
+    }
     if let (Some(name), Some(graph)) = (node_name, graph) {
         graph.remember_name(name, &node)?;
     }

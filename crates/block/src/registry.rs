@@ -178,6 +178,7 @@ impl Registry {
             .add(crate::null::NullDriver::AIO)
             .add(crate::logwrites::LogWritesDriver)
             .add(crate::compress::CompressDriver)
+            .add(crate::copy_before_write::CopyBeforeWriteDriver)
             .add(crate::copy_on_read::CopyOnReadDriver)
             .add(crate::preallocate::PreallocateDriver)
             .add(crate::snapshot_access::SnapshotAccessDriver)

@@ -56,23 +56,29 @@ impl Root {
     }
 
     /// Starts a request, or holds it until the gate opens. Numbers it, unless its cause has a number already.
-    pub fn submit(&self, mut request: Request) -> Op {
+    pub fn submit(&self, request: Request) -> Op {
+        self.submit_with(request, Flags::empty())
+    }
+
+    /// [`Root::submit`] with what the user's mode adds to the request, which is not told as asked for.
+    pub fn submit_with(&self, mut request: Request, added: Flags) -> Op {
         if request.cause.request == 0 {
             request.cause.request = self.0.requests.fetch_add(1, Ordering::Relaxed) + 1;
         }
         if request.flags.contains(Flags::COMPRESSED) && !self.node().compresses() {
             return Op::failed(request.bufs, ErrorKind::Unsupported);
         }
+        let user = self.identity();
         let Some(ticket) = self.admit() else {
             let root = self.clone();
             return Op::wait(async move {
                 let ticket = root.admitted().await;
-                let completion = root.0.child.submit(request).finish().await;
+                let completion = root.0.child.submit_for(user, request, added).finish().await;
                 drop(ticket);
                 completion
             });
         };
-        match self.0.child.submit(request) {
+        match self.0.child.submit_for(user, request, added) {
             Op::Done(completion) => Op::Done(completion),
             Op::Wait(future) => Op::wait(async move {
                 let completion: Completion = future.await;
@@ -80,6 +86,11 @@ impl Root {
                 completion
             }),
         }
+    }
+
+    /// A number that no other root has as long as this one lives, for logs.
+    pub fn identity(&self) -> u64 {
+        Arc::as_ptr(&self.0).addr() as u64
     }
 
     /// Requests admitted and not finished.

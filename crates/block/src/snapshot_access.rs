@@ -1,8 +1,7 @@
 //! `snapshot-access`: shows what a filter below keeps of an earlier state of its disk.
 //!
-//! Only a node that keeps such a state (the reference's `copy-before-write`) can answer; none of this program's does
-//! yet. Over any other the node opens, as with the reference, and answers that reading is not supported. The disk is
-//! never changed through it.
+//! Only a node that keeps such a state (`copy-before-write`) can answer. Over any other the node opens, as with the
+//! reference, and answers that reading is not supported. The disk is never changed through it.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -58,6 +57,9 @@ impl Node for SnapshotAccessNode {
         match request.op {
             Operation::Flush | Operation::VmStateRead | Operation::VmStateWrite => self.child.submit(request),
             Operation::Truncate(_) => Op::failed(request.bufs, NoResize),
+            Operation::Read | Operation::Status | Operation::Discard => {
+                self.child.node().submit_earlier(request)
+            }
             _ => Op::failed(request.bufs, ErrorKind::Unsupported),
         }
     }

@@ -8,13 +8,14 @@ use cowbell_block::context::OpenContext;
 use cowbell_block::policy::Policy;
 use cowbell_block::registry::Registry;
 use cowbell_block::secrets::Secrets;
-use cowbell_block::{Graph, ThrottleGroups};
+use cowbell_block::{Graph, ThrottleGroups, Trace};
 
 use crate::face::Face;
 use crate::flags::{Args, Command, State, help, img};
 use crate::object;
 use crate::out::complain;
 use crate::out::{Out, Printer};
+use crate::trace::{self, Traced};
 
 /// The surroundings of one command.
 pub struct Context {
@@ -32,6 +33,8 @@ pub struct Context {
     pub throttle_groups: ThrottleGroups,
     /// Standard output, where commands and nodes print to it in turn.
     pub printer: Printer,
+    /// Where events are told.
+    pub trace: Option<Trace>,
 }
 
 /// A mistake on the command line: reported with a hint where help is to be found.
@@ -86,7 +89,7 @@ impl Context {
             _ => standard,
         };
         let (secrets, throttle_groups) = (Secrets::default(), ThrottleGroups::default());
-        Ok(Self { face, name, path, policy, secrets, throttle_groups, printer: Printer::new() })
+        Ok(Self { face, name, path, policy, secrets, throttle_groups, printer: Printer::new(), trace: None })
     }
 
     /// Applies `--policy`.
@@ -98,6 +101,27 @@ impl Context {
             self.policy = word.parse()?;
         }
         Ok(())
+    }
+
+    /// Applies `-T`. `true`: help was asked for and printed.
+    ///
+    /// # Errors
+    /// An option that does not exist, or a file that cannot be used.
+    pub fn take_trace(&mut self, args: &Args) -> Result<bool> {
+        match trace::take(self, args)? {
+            Traced::Help => Ok(true),
+            Traced::Log(log) => {
+                self.trace = log;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Writes what events told until now.
+    pub fn flush_trace(&self) {
+        if let Some(trace) = &self.trace {
+            trace.flush();
+        }
     }
 
     /// Defines the objects that `--object` gives, in their order. `true`: help was asked for and printed.
@@ -125,6 +149,8 @@ impl Context {
         // Nodes of one tree may refer to each other by name.
         context.graph = Some(Graph::new());
         context.outside = Some(cowbell_host::outside());
+        context.time = Some(cowbell_host::time());
+        context.trace = self.trace.clone();
         context
     }
 
@@ -135,6 +161,7 @@ impl Context {
 
     /// Prints `message` with the program's name before it.
     pub fn report(&self, message: impl fmt::Display) {
+        self.flush_trace();
         complain(format_args!("{}: {message}", self.name));
     }
 

@@ -35,6 +35,8 @@ pub enum Value {
     Required(&'static str),
     /// One value out of a few words; completions offer them.
     OneOf(&'static str, &'static [&'static str]),
+    /// No value, or, under the name `cowbell` and only behind `=`, one out of a few words.
+    Form(&'static [&'static str]),
     /// One value that names a file; completions offer files.
     File(&'static str),
 }
@@ -43,7 +45,7 @@ impl Value {
     /// The value's name, if the flag takes one.
     pub fn name(self) -> Option<&'static str> {
         match self {
-            Self::None => None,
+            Self::None | Self::Form(_) => None,
             Self::Required(name) | Self::OneOf(name, _) | Self::File(name) => Some(name),
         }
     }
@@ -119,11 +121,6 @@ impl Command {
 /// A flag that works.
 pub const fn flag(short: u8, long: &'static [&'static str], value: Value, help: &'static str) -> Flag {
     Flag { short, long, value, help, state: State::Ready }
-}
-
-/// A flag that is refused by name.
-pub const fn refused(short: u8, long: &'static [&'static str], value: Value, help: &'static str) -> Flag {
-    Flag { short, long, value, help, state: State::Refused }
 }
 
 /// A flag of `cowbell` alone.

@@ -45,6 +45,9 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         Out::new().put(&version_text(cx.face, &cx.name));
         return Ok(0);
     }
+    if cx.take_trace(&parsed)? {
+        return Ok(0);
+    }
     let mut words = parsed.operands.into_iter();
     let Some(word) = words.next() else { return Ok(0) };
     let Some(command) = flags::IMG.find(&word).filter(|command| command.is_offered(cx.face)) else {

@@ -60,6 +60,9 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         print!("{}", cx.help(&flags::IO));
         return Ok(1);
     }
+    if cx.take_trace(&args)? {
+        return Ok(0);
+    }
     cx.take_policy(&args)?;
     if cx.take_objects(&args)? {
         return Ok(0);

@@ -9,6 +9,7 @@
 //! | [`img`], [`io`] | the tools, one file per command |
 //! | [`mod@run`] | the machine |
 //! | [`size`], [`json`] | forms of output and input |
+//! | [`mod@trace`] | which events are told, and where |
 //! | [`demo`], [`links`] | the rest |
 //!
 //! The program parses, calls the libraries and prints. It starts no thread and no runtime, and builds no table:
@@ -32,6 +33,7 @@ mod out;
 mod pace;
 mod run;
 mod size;
+mod trace;
 mod zone;
 
 use std::process::ExitCode;
@@ -75,13 +77,15 @@ fn tool(
     };
     // A host that refuses this lets a file that becomes too large end the program, which is no worse than before.
     let _ = cowbell_host::signal::ignore_file_size_limit();
-    match run(&mut cx, args) {
+    let status = match run(&mut cx, args) {
         Ok(status) => status,
         Err(e) => {
             cx.report_error(&e);
             1
         }
-    }
+    };
+    cx.flush_trace();
+    status
 }
 
 /// The program under its own name.

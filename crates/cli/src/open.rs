@@ -8,9 +8,10 @@ use anyhow::{Result, anyhow, bail};
 use cowbell_block::naming::{ImageName, parse_option_list};
 use cowbell_block::node::{Access, Node};
 use cowbell_block::options::{AioMode, CacheMode, DiscardMode, OptionTree};
+use cowbell_block::trace::Word;
 use cowbell_block::unfinished::Mark;
 use cowbell_block::{
-    Completion, ErrorKind, Flags, Needs, Op, Operation, Outcome, Request, Root, open_image_with,
+    Completion, ErrorKind, Flags, Needs, Op, Operation, Outcome, Request, Root, TraceEvent, open_image_with,
 };
 
 use crate::context::Context;
@@ -106,12 +107,18 @@ impl Image {
         self.root.node()
     }
 
-    /// Adds what the cache mode asks of writes.
-    fn prepare(&self, request: Request) -> Request {
-        let is_write = matches!(request.op, Operation::Write | Operation::WriteZeroes);
-        match self.write_through && is_write {
-            true => request.with_flags(Flags::FUA),
-            false => request,
+    /// What the cache mode asks of writes.
+    fn added_flags(&self, op: &Operation) -> Flags {
+        let is_write = matches!(op, Operation::Write | Operation::WriteZeroes);
+        if self.write_through && is_write { Flags::FUA } else { Flags::empty() }
+    }
+
+    /// Tells that the image is in use, or is not any more.
+    fn tell(&self, event: TraceEvent) {
+        let child = self.root.child();
+        if child.is_traced() {
+            let words = [child.identity(), self.root.identity(), self.node().identity()];
+            child.tell(event, &words.map(Word::Number));
         }
     }
 
@@ -120,7 +127,8 @@ impl Image {
     /// A discard is advice: a format that cannot follow it has done all that was asked.
     pub fn submit(&self, request: Request) -> Op {
         let is_advice = matches!(request.op, Operation::Discard);
-        match self.root.submit(self.prepare(request)) {
+        let added = self.added_flags(&request.op);
+        match self.root.submit_with(request, added) {
             op if !is_advice => op,
             Op::Done(completion) => Op::Done(advised(completion)),
             Op::Wait(future) => Op::wait(async move { advised(future.await) }),
@@ -132,6 +140,7 @@ impl Image {
     /// # Errors
     /// What could not be written.
     pub async fn close(self) -> Result<(), CloseError> {
+        self.tell(TraceEvent::BlkRootDetach);
         let node = self.root.node();
         node.close().await.map_err(|reason| CloseError { name: self.name, reason })
     }
@@ -204,13 +213,15 @@ pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Ima
         false => ImageName::Text(how.name.to_owned()),
     };
     let opened = open_image_with(&name, how.format, how.more.clone(), &context).await?;
-    Ok(Image {
+    let image = Image {
         root: Root::new(opened.node),
         name: how.name.to_owned(),
         write_through: how.cache.write_through,
         cache: how.cache,
         probed_raw: opened.probed_raw,
-    })
+    };
+    image.tell(TraceEvent::BlkRootAttach);
+    Ok(image)
 }
 
 /// The cache mode of this name.

@@ -159,6 +159,7 @@ impl FileDriver {
             locking: options.locking,
             needs: Some(cx.needs()),
             beneath: beneath.as_deref(),
+            trace: cx.trace.as_ref(),
             ..FileOptions::default()
         };
         FileNode::open(path_of(&options.filename), &file_options)

@@ -216,7 +216,7 @@ impl CreateOptions {
         self.header(1).encode().map(drop)
     }
 
-    fn header(&self, reftable_clusters: u32) -> Header {
+    pub(crate) fn header(&self, reftable_clusters: u32) -> Header {
         let cluster = 1u64 << self.cluster_bits;
         let v3 = self.version == 3;
         let mut incompatible = Incompatible::empty();

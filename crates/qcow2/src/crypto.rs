@@ -15,6 +15,7 @@ use cowbell_block::range_lock::{LockMode, RangeLock};
 use cowbell_block::spawn::Spawner;
 use cowbell_block::{
     Buf, Bufs, Cause, Child, Completion, DebugEvent, Error, ErrorKind, Op, Request, Result, Secret,
+    TraceEvent,
 };
 use cowbell_luks::header::Facts;
 use cowbell_luks::{Area, CipherSpec, KeyMissing, MasterKey, Placement, SECTOR, SectorCipher};
@@ -26,6 +27,7 @@ use crate::engine::Engine;
 use crate::geometry::HostOffset;
 use crate::header::{CryptoExtension, Header};
 use crate::state::EpochPin;
+use crate::told::{Task, cluster_type};
 use crate::{read, write};
 
 /// No encryption.
@@ -247,6 +249,11 @@ impl Engine {
     /// Writes guest data, which begins at `guest`, to its storage. The completion brings the buffers back as they
     /// were.
     pub fn write_stored(&self, guest: u64, host: HostOffset, bufs: Bufs, cause: Cause) -> Op {
+        if self.file.is_traced() {
+            let (cluster_type, len) = (cluster_type::WRITTEN, bufs.len() as u64);
+            self.tell_task(Task { what: "write", cluster_type, host: host.0, guest, len }, cause);
+            self.trace(TraceEvent::Qcow2WritevData, [cause.request, host.0]);
+        }
         let Some(crypto) = &self.around.crypto else {
             return self.data().submit(Request::write(host.0, bufs).caused_by(cause));
         };

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 
 use cowbell_block::buf::BUF_ALIGN;
 use cowbell_block::range_lock::LockMode;
-use cowbell_block::{DebugEvent, Error, ErrorKind, Request, Result, mutant};
+use cowbell_block::{DebugEvent, Error, ErrorKind, Request, Result, TraceEvent, mutant};
 
 use crate::cache::{TableCache, WriteBack};
 use crate::engine::{Engine, NO_CAUSE};
@@ -52,6 +52,15 @@ impl Tables {
             Self::L2 => DebugEvent::L2Update,
             Self::Reftable => DebugEvent::ReftableUpdate,
             Self::Refblocks => DebugEvent::RefblockUpdatePart,
+        }
+    }
+
+    /// Which cache it is for the field's events, if it is one there.
+    fn number(self) -> Option<u64> {
+        match self {
+            Self::L2 => Some(1),
+            Self::Refblocks => Some(0),
+            Self::L1 | Self::Reftable => None,
         }
     }
 
@@ -96,6 +105,8 @@ impl Engine {
             }
             (state.flush_started, entries, depends, freed)
         };
+        self.trace(TraceEvent::Qcow2CacheFlush, [NO_CAUSE.request, 1]);
+        self.trace(TraceEvent::Qcow2CacheFlush, [NO_CAUSE.request, 0]);
         let result = self.write_in_order(&mut entries, depends).await;
         {
             let mut state = self.state.lock();
@@ -205,6 +216,9 @@ impl Engine {
         let mut keys = Vec::with_capacity(writes.len());
         for (tables, write) in writes.drain(..) {
             self.file.announce(tables.event(), NO_CAUSE).await;
+            if let Some(is_l2) = tables.number() {
+                self.trace(TraceEvent::Qcow2CacheEntryFlush, [NO_CAUSE.request, is_l2, write.key]);
+            }
             keys.push((tables, write.key));
             gather.add(self.file.submit(Request::write(write.host.0, write.bytes)));
         }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use cowbell_block::range_lock::LockMode;
-use cowbell_block::{Buf, Cause, DebugEvent, Result, mutant};
+use cowbell_block::{Buf, Cause, DebugEvent, Result, TraceEvent, mutant};
 
 use crate::cache::Full;
 use crate::engine::{Dropped, Engine};
@@ -115,6 +115,7 @@ impl Engine {
             }
             self.check_table(table, index).await?;
             let host = HostOffset(table.0 + key % self.geometry.slices_per_cluster() * self.slice_bytes());
+            self.tell_of_load(1, host.0, key, cause);
             self.file.announce(DebugEvent::L2Load, cause).await;
             let data = self.read_slice(host, self.slice_bytes()).await?;
             let mut moved = false;
@@ -181,6 +182,7 @@ impl Engine {
             return Err(self.report(Corruption::RefblockOutside { offset: block.0, index }).await);
         }
         let host = HostOffset(block.0 + key % self.geometry.slices_per_cluster() * self.slice_bytes());
+        self.tell_of_load(0, host.0, key, cause);
         self.file.announce(DebugEvent::RefblockLoad, cause).await;
         let data = self.read_slice(host, self.slice_bytes()).await?;
         self.cache_it(Tables::Refcounts, data, |state, data| {
@@ -384,8 +386,11 @@ impl Engine {
             }
             L1Entry::Empty => None,
         };
+        let this = Arc::as_ptr(self).addr() as u64;
+        self.trace(TraceEvent::Qcow2L2Allocate, [this, index]);
         let owned = self.decide(cause, |state| state.allocate(1)).await?;
         let host = HostOffset(owned.first << self.geometry.cluster_bits);
+        self.trace(TraceEvent::Qcow2L2AllocateWriteL2, [this, index]);
         if let Err(e) = self.fill_l2(old, host, cause).await {
             self.state.lock().give_back(owned);
             return Err(e);
@@ -406,8 +411,9 @@ impl Engine {
                 Ok(())
             })
             .await;
-        if linked.is_err() {
-            self.state.lock().give_back(owned);
+        match linked {
+            Ok(()) => self.trace(TraceEvent::Qcow2L2AllocateDone, [this, index, 0]),
+            Err(_) => self.state.lock().give_back(owned),
         }
         linked
     }

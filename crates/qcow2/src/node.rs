@@ -1,18 +1,19 @@
 //! An open image as a node of the graph: each request goes to the module that acts on it.
 
 use std::any::Any;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cowbell_block::child::{EdgeKind, NamedEdge};
 use cowbell_block::modes::Modes;
 use cowbell_block::naming::{options_of, write_json};
+use cowbell_block::node::NoSuchBitmap;
 use cowbell_block::options::OptionTree;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{
-    Access, Amend, BoxFuture, Bufs, CheckReport, Child, Completion, Fix, ImageInfo, Limits, Node, Op,
-    Operation, Request, Result, SnapshotChange, SnapshotName,
+    Access, Amend, BoxFuture, Bufs, CheckReport, Child, Completion, ErrorKind, Fix, ImageInfo, Limits, Node,
+    Op, Operation, Request, Result, SnapshotChange, SnapshotName,
 };
 use cowbell_luks::SECTOR;
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ use crate::engine::Engine;
 use crate::header::Header;
 use crate::open::{self, OpenOptions, SkipRepair};
 use crate::sharing::{self, Sharing};
-use crate::{DRIVER, amend, check, copy, describe, driver, read, resize, snapshot, vmstate, write, zero};
+use crate::{DRIVER, amend, check, copy, describe, driver, read, resize, snapshot, told, vmstate, zero};
 
 /// An open qcow2 image.
 pub struct Qcow2 {
@@ -117,8 +118,8 @@ impl Node for Qcow2 {
         }
         match request.op {
             Operation::Read => read::submit(engine, request),
-            Operation::Write => write::submit(engine, request),
-            Operation::WriteZeroes => zero::submit_zeroes(engine, request),
+            Operation::Write => told::write(engine, request),
+            Operation::WriteZeroes => told::write_zeroes(engine, request),
             Operation::Discard => zero::submit_discard(engine, request),
             Operation::Status => read::submit_status(engine, &request),
             Operation::Flush => self.submit_flush(request),
@@ -127,6 +128,22 @@ impl Node for Qcow2 {
             Operation::VmStateRead => vmstate::submit_read(engine, request),
             Operation::VmStateWrite => vmstate::submit_write(engine, request),
         }
+    }
+
+    fn dirty_areas(&self, bitmap: String) -> BoxFuture<Result<Vec<Range<u64>>>> {
+        let image = Self { engine: self.engine.clone(), modes: self.modes };
+        Box::pin(async move {
+            let mut bits = image.read_bitmap(&bitmap).await.map_err(|e| match e.kind() {
+                ErrorKind::NotFound => NoSuchBitmap(bitmap.clone()).into(),
+                _ => e,
+            })?;
+            let (mut areas, mut at) = (Vec::new(), 0);
+            while let Some(area) = bits.next_dirty(at).await? {
+                at = area.end;
+                areas.push(area);
+            }
+            Ok(areas)
+        })
     }
 
     fn driver(&self) -> &'static str {
@@ -187,6 +204,11 @@ impl Node for Qcow2 {
         tree.insert("driver".to_owned(), json!(DRIVER));
         tree.insert("file".to_owned(), options_of(&*file));
         format!("json:{}", write_json(&Value::Object(tree)))
+    }
+
+    /// The engine's: it tells more than the node does.
+    fn identity(&self) -> u64 {
+        Arc::as_ptr(&self.engine).addr() as u64
     }
 
     fn info(&self) -> BoxFuture<Result<ImageInfo>> {

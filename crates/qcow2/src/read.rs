@@ -12,6 +12,7 @@ use crate::engine::Engine;
 use crate::geometry::HostOffset;
 use crate::map::{Kind, Run};
 use crate::state::{Corruption, EpochPin};
+use crate::told::{Task, cluster_type};
 use crate::{compress, hollow};
 
 /// Starts a read. Without a wait when the mapping is cached and the file answers at once.
@@ -81,13 +82,18 @@ fn start_piece(
     mut bufs: Bufs,
     cause: Cause,
 ) -> Op {
+    let task = |cluster_type, host| Task { what: "read", cluster_type, host, guest, len: run.len };
     let (child, offset, event) = match run.kind {
         Kind::Data(host) if engine.is_encrypted() => {
             return engine.read_stored(guest, host, pin, bufs, cause);
         }
-        Kind::Data(host) => (engine.data(), host.0, DebugEvent::ReadAio),
+        Kind::Data(host) => {
+            engine.tell_task(task(cluster_type::NORMAL, host.0), cause);
+            (engine.data(), host.0, DebugEvent::ReadAio)
+        }
         Kind::Unallocated(_) if engine.backing.is_some() => {
             let backing = engine.backing.as_ref().expect("just asked");
+            engine.tell_task(task(cluster_type::UNALLOCATED, 0), cause);
             // It ends with the disk: the VM state behind is not its.
             let visible = backing.len().min(engine.state.lock().header.size);
             let have = visible.saturating_sub(guest).min(run.len);
@@ -161,6 +167,8 @@ async fn read_compressed(
 ) -> Completion {
     let Kind::Compressed(descriptor) = run.kind else { unreachable!("the caller asked") };
     let compression = engine.state.lock().header.compression;
+    let (cluster_type, host) = (cluster_type::COMPRESSED, descriptor.offset.0);
+    engine.tell_task(Task { what: "read", cluster_type, host, guest, len: run.len }, cause);
     engine.file.announce(DebugEvent::ReadCompressed, cause).await;
     let stored = match engine.file.read(descriptor.offset.0, descriptor.len as usize).await {
         Ok(stored) => stored,

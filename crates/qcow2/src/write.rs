@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use cowbell_block::range_lock::{LockMode, RangeGuard};
 use cowbell_block::{
-    Buf, Bufs, Cause, Child, Completion, DebugEvent, ErrorKind, Flags, Op, Request, Result, mutant,
+    Buf, Bufs, Cause, Child, Completion, DebugEvent, ErrorKind, Flags, Op, Request, Result, TraceEvent,
+    mutant,
 };
 
 use crate::bitmap::Mode;
@@ -19,6 +20,9 @@ use crate::geometry::{DataPlace, HostOffset};
 use crate::map::{KeptStorage, Kind, Pieces, Span, WriteRun};
 use crate::pack;
 use crate::read::{self, Gather};
+
+/// What the field's events call a place that nobody has asked for.
+const NOWHERE: u64 = u64::MAX;
 
 /// Starts a write. Without a wait when it goes in place, the mapping is cached and the file takes it at once.
 pub(crate) fn submit(engine: &Arc<Engine>, request: Request) -> Op {
@@ -169,9 +173,11 @@ pub(crate) async fn write(engine: &Arc<Engine>, offset: u64, mut bufs: Bufs, cau
 /// Writes the beginning of `bufs` that is of one kind; returns the part that was written.
 async fn write_run(engine: &Arc<Engine>, at: u64, bufs: &mut Bufs, cause: Cause) -> Result<Bufs> {
     let len = bufs.len() as u64;
+    engine.trace(TraceEvent::Qcow2AllocClustersOffset, [cause.request, at, len]);
     let run = engine.decide(cause, |state| state.plan_write(at, len)).await?;
     match run {
         WriteRun::InPlace { host, len } => {
+            engine.trace(TraceEvent::Qcow2HandleCopied, [cause.request, at, host.0, len]);
             let part = bufs.split_to(len as usize);
             engine.file.announce(DebugEvent::WriteAio, cause).await;
             let completion = engine.write_stored(at, host, part, cause).finish().await;
@@ -191,6 +197,9 @@ async fn write_run(engine: &Arc<Engine>, at: u64, bufs: &mut Bufs, cause: Cause)
         }
         WriteRun::Fresh { clusters } => {
             engine.announce_allocation(cause).await;
+            engine.trace(TraceEvent::Qcow2HandleAlloc, [cause.request, at, NOWHERE, len]);
+            engine.trace(TraceEvent::Qcow2DoAllocClustersOffset, [cause.request, at, NOWHERE, clusters]);
+            engine.trace(TraceEvent::Qcow2ClusterAllocPhys, [cause.request]);
             let owned = engine.decide(cause, |state| state.allocate(clusters)).await?;
             let host = HostOffset(owned.first << engine.geometry.cluster_bits);
             let stale = if owned.virgin && !engine.is_encrypted() {
@@ -301,6 +310,15 @@ impl Fill {
         completion.bufs.recycle();
         completion.bufs = part;
         let part = hand_back(completion, bufs)?;
+        if engine.file.is_traced() {
+            let clusters = engine.clusters_of(stored.start, stored.end - stored.start);
+            let count = clusters.end - clusters.start;
+            if skipped > 0 {
+                let first = engine.geometry.guest_offset(engine.geometry.guest_cluster(start));
+                engine.trace(TraceEvent::Qcow2SkipCow, [cause.request, first, count]);
+            }
+            engine.trace(TraceEvent::Qcow2ClusterLinkL2, [cause.request, count]);
+        }
         let linked = engine.decide(cause, |state| state.link_data(stored.clone(), host)).await;
         match linked {
             Ok(()) => Ok(part),

@@ -1,7 +1,8 @@
 //! The options of the commands that deal with blocks at places: `dd` and `bench`.
 
 use super::img::{
-    FORCE_SHARE, FORMAT, FORMATS, HELP, IMAGE_CACHE, IMAGE_OPTS, OBJECT, OUTPUT_MORE, POLICY, QUIET,
+    FORCE_SHARE, FORMAT, FORMATS, HELP, IMAGE_CACHE, IMAGE_OPTS, OBJECT, OUTPUT_MORE, POLICY, PROGRESS_MORE,
+    QUIET,
 };
 use super::{Command, Flag, State, Value, flag};
 
@@ -20,7 +21,17 @@ pub static DD: Command = Command {
     operands: "if=INPUT of=OUTPUT [bs=SIZE] [count=BLOCKS] [skip=BLOCKS]",
     about: "OUTPUT is made anew. It gets COUNT blocks of SIZE bytes (default: 512, and all there are) from the SKIPth \
             on. Under the drop-in names COUNT counts from the beginning of INPUT, as the reference counts.",
-    flags: &[&HELP, &FORMAT, &IMAGE_OPTS, &OUTPUT_FORMAT, &FORCE_SHARE, &OBJECT, &OUTPUT_MORE, &POLICY],
+    flags: &[
+        &HELP,
+        &FORMAT,
+        &IMAGE_OPTS,
+        &OUTPUT_FORMAT,
+        &FORCE_SHARE,
+        &OBJECT,
+        &PROGRESS_MORE,
+        &OUTPUT_MORE,
+        &POLICY,
+    ],
     commands: &[],
     state: State::Ready,
 };

@@ -52,6 +52,9 @@ pub fn signature(flag: &Flag) -> String {
     if let Some(value) = flag.value.name() {
         let _ = write!(out, " {value}");
     }
+    if let super::Value::Form(words) = flag.value {
+        let _ = write!(out, "[={}]", words.join("|"));
+    }
     out
 }
 
@@ -60,6 +63,9 @@ pub fn explanation(flag: &Flag) -> String {
     let mut out = flag.help.to_owned();
     if let super::Value::OneOf(_, words) = flag.value {
         let _ = write!(out, " One of: {}.", words.join(", "));
+    }
+    if let super::Value::Form(_) = flag.value {
+        out.push_str(" A form can be given under the name cowbell.");
     }
     if flag.state == State::Refused {
         out.push_str(" Not available in this version.");

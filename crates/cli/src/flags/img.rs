@@ -6,7 +6,7 @@ use super::bitmap::BITMAP;
 use super::blocks::{BENCH, DD};
 use super::layers::{COMMIT, REBASE};
 use super::look::DIFF;
-use super::{Command, Flag, State, Value, cowbell, flag, refused};
+use super::{Command, Flag, State, Value, cowbell, flag};
 
 pub(super) const FORMATS: &[&str] = &["raw", "qcow2"];
 pub(super) const CACHES: &[&str] = &["writeback", "none", "off", "directsync", "writethrough", "unsafe"];
@@ -18,7 +18,15 @@ pub static HELP: Flag = flag(b'h', &["help"], Value::None, "Print this help and 
 pub static QUIET: Flag = flag(b'q', &["quiet"], Value::None, "Print errors only.");
 /// `-p`.
 pub static PROGRESS: Flag =
-    flag(b'p', &["progress"], Value::None, "Show how far the operation is; -q wins over it.");
+    flag(b'p', &["progress"], Value::Form(FORMS), "Show how far the operation is; -q wins over it.");
+/// `--progress`, where the reference has none.
+pub static PROGRESS_MORE: Flag = cowbell(
+    &["progress"],
+    Value::Form(FORMS),
+    "Show how far the operation is; with json, one object per line.",
+);
+/// How progress is shown: one figure over and over, or one object per line on standard error.
+const FORMS: &[&str] = &["text", "json"];
 /// `-f`, where one image is read or made.
 pub static FORMAT: Flag = flag(
     b'f',
@@ -240,7 +248,12 @@ pub static SKIP_BROKEN_BITMAPS: Flag =
 /// `-V`.
 pub static VERSION: Flag = flag(b'V', &["version"], Value::None, "Print the version and exit.");
 /// `-T` before the command.
-pub static TRACE: Flag = refused(b'T', &["trace"], Value::Required("TRACE"), "Log events.");
+pub static TRACE: Flag = flag(
+    b'T',
+    &["trace"],
+    Value::Required("TRACE"),
+    "Log events: [enable=]PATTERN[,events=FILE][,file=FILE]; 'help' lists them.",
+);
 
 /// `img create`.
 pub static CREATE: Command = Command {

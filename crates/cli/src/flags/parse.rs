@@ -163,7 +163,9 @@ fn take_long(
     };
     let (flag, name) = find_long(command, face, name, arg)?;
     match (flag.value, joined) {
-        (Value::None, None) => Ok((flag, None)),
+        (Value::None | Value::Form(_), None) => Ok((flag, None)),
+        (Value::Form(_), Some(form)) if face == Face::Cowbell => Ok((flag, Some(form))),
+        (Value::Form(_), Some(_)) => Err(ParseError::UnexpectedValue(name, arg.to_owned())),
         (Value::None, Some(_)) => Err(ParseError::UnexpectedValue(name, arg.to_owned())),
         (_, Some(value)) => Ok((flag, Some(value))),
         (_, None) => match rest.next() {
@@ -209,7 +211,7 @@ fn take_cluster(
         let Some(flag) = command.flags.iter().find(known).copied() else {
             return Err(ParseError::UnknownShort(letter, arg.to_owned()));
         };
-        if flag.value == Value::None {
+        if flag.value.name().is_none() {
             push(parsed, (flag, None))?;
             continue;
         }
@@ -247,6 +249,19 @@ mod tests {
             assert_eq!(args.value(&img::SOURCE_FORMAT), Some("raw"));
             assert_eq!(args.operands, ["a", "b"]);
         }
+    }
+
+    #[test]
+    fn a_form_follows_an_equals_sign_and_only_under_our_own_name() {
+        let parsed = |face, args: &[&str]| {
+            parse(&img::CONVERT, face, Order::Permute, args.iter().map(|s| (*s).to_owned()))
+        };
+        let args = parsed(Face::Cowbell, &["--progress=json", "a"]).expect("understood");
+        assert_eq!((args.value(&img::PROGRESS), args.operands.len()), (Some("json"), 1));
+        let args = parsed(Face::Cowbell, &["--progress", "json", "-p"]).expect("understood");
+        assert_eq!((args.value(&img::PROGRESS), args.operands.len()), (None, 1));
+        let error = parsed(Face::QemuImg, &["--progress=json"]).expect_err("not there");
+        assert_eq!(error.getopt_text(), "option '--progress' doesn't allow an argument");
     }
 
     #[test]

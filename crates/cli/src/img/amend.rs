@@ -14,7 +14,7 @@ use super::target::{asks_for_help, check_lists};
 use super::{format_or_options, one_image};
 use crate::context::{Context, usage};
 use crate::flags::{Args, img as flags};
-use crate::meter::Meter;
+use crate::meter::{Audience, Meter};
 use crate::open::{How, cache_mode, open, warn_probed_raw};
 use crate::out::Out;
 
@@ -65,7 +65,7 @@ async fn amend(cx: &Context, args: &Args, driver: &dyn Driver, image: &crate::op
             _ => anyhow!("{e}"),
         })?;
     }
-    let meter = Meter::new(cx, args.has(&flags::PROGRESS), args.has(&flags::QUIET));
+    let meter = Meter::new(cx, Audience::of(args, &flags::PROGRESS)?.unless(args.has(&flags::QUIET)));
     let force = if args.has(&flags::FORCE) { Force::Yes } else { Force::No };
     let how = Amend { force, secrets: cx.secrets.clone() };
     let amended = image.node().amend(options, how).await;

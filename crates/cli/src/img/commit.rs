@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::face::Face;
 use crate::flags::{Args, img as flags, layers};
 use crate::json;
-use crate::meter::Meter;
+use crate::meter::{Audience, Meter};
 use crate::open::{How, Image, cache_mode, open, warn_probed_raw};
 use crate::out::Out;
 use crate::pace::Limited;
@@ -65,7 +65,7 @@ async fn whole(
     let base = base(args, image).await?;
     make_writable(&base).await?;
     let hidden = args.has(&flags::QUIET) || form == Form::Json;
-    let meter = Meter::new(cx, args.has(&flags::PROGRESS), hidden);
+    let meter = Meter::new(cx, Audience::of(args, &flags::PROGRESS)?.unless(hidden));
     let done = copy_and_empty(cx, args, rate, image, &base, &meter).await;
     if done.is_ok() {
         meter.complete();

@@ -10,7 +10,7 @@ use super::{Form, form};
 use crate::context::{Context, usage};
 use crate::flags::{Args, img as flags};
 use crate::json;
-use crate::meter::Meter;
+use crate::meter::{Audience, Meter};
 use crate::open::{How, Image, cache_mode, open};
 use crate::out::Out;
 
@@ -61,7 +61,7 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
 async fn judge(cx: &Context, args: &Args, form: Form, a: Image, b: Image) -> Result<u8> {
     let quiet = args.has(&flags::QUIET);
     let mode = if args.has(&flags::STRICT) { Mode::Strict } else { Mode::Content };
-    let meter = Meter::new(cx, args.has(&flags::PROGRESS), quiet || form == Form::Json);
+    let meter = Meter::new(cx, Audience::of(args, &flags::PROGRESS)?.unless(quiet || form == Form::Json));
     let say = |text: &str| {
         if !quiet && form == Form::Human {
             Out::new().line(text);

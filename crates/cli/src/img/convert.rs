@@ -21,7 +21,7 @@ use crate::context::{Context, Reported};
 use crate::face::Face;
 use crate::flags::{Args, img as flags};
 use crate::json;
-use crate::meter::Meter;
+use crate::meter::{Audience, Meter};
 use crate::open::{How, Image, Purpose, cache_mode, open};
 use crate::out::Out;
 use crate::pace::Limited;
@@ -351,7 +351,7 @@ async fn copy(
     let options = Options { start, store, ..plan.options };
     let quiet = args.has(&flags::QUIET);
     let json = form(args, &flags::OUTPUT_MORE)? == Form::Json;
-    let meter = Meter::new(cx, args.has(&flags::PROGRESS), quiet || json);
+    let meter = Meter::new(cx, Audience::of(args, &flags::PROGRESS)?.unless(quiet || json));
     let limited = plan.pace.map(Limited::new);
     let pace: &dyn Pace = match &limited {
         Some(limited) => limited,

@@ -15,7 +15,7 @@ use crate::context::{Context, Reported};
 use crate::face::Face;
 use crate::flags::{Args, blocks, img as flags};
 use crate::json;
-use crate::meter::Meter;
+use crate::meter::{Audience, Meter};
 use crate::open::{How, Image, open};
 use crate::out::Out;
 use crate::size::SIZE_MAX;
@@ -102,6 +102,7 @@ async fn whole(cx: &Context, args: &Args, operands: &Operands<'_>, source: &Imag
     if cx.registry().driver(name).is_none() {
         bail!("Unknown file format");
     }
+    let audience = Audience::of(args, &flags::PROGRESS_MORE)?;
     let format = Format::find(cx, name, Some(operands.output))?;
     if is_same_file(source, operands.output) {
         bail!("'{}' is the input as well as the output", operands.output);
@@ -116,7 +117,7 @@ async fn whole(cx: &Context, args: &Args, operands: &Operands<'_>, source: &Imag
         anyhow!("{}: error while creating output image: {}", operands.output, staged.reword(&e.to_string()))
     })?;
     staged.created();
-    match fill(cx, name, part, source, &staged).await {
+    match fill(cx, name, part, source, &staged, audience).await {
         Ok(copied) => {
             staged.finish()?;
             if part.is_none() {
@@ -147,6 +148,7 @@ async fn fill(
     part: Option<Part>,
     source: &Image,
     staged: &Staged,
+    audience: Audience,
 ) -> Result<Copied> {
     let how = How {
         access: Access::ReadWrite,
@@ -161,7 +163,7 @@ async fn fill(
         None => Ok(Copied::default()),
         Some(_) => {
             let options = Options { start, part, ..Options::default() };
-            let meter = Meter::new(cx, false, false);
+            let meter = Meter::new(cx, audience);
             let sources = std::slice::from_ref(&source.root);
             let copied = convert(sources, &target.root, &options, &meter, &Unpaced).await;
             meter.end();

@@ -18,7 +18,7 @@ use super::target::{asks_for_help, check_lists};
 use super::{Form, Interrupted, bitmap, form, rebase, snapshot};
 use crate::context::{Context, Reported, usage};
 use crate::flags::{Args, img as flags, look};
-use crate::meter::Meter;
+use crate::meter::{Audience, Meter};
 use crate::open::{How, Image, open};
 use overlay::Target;
 use report::Report;
@@ -166,7 +166,8 @@ async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<u8> {
 
 async fn judge(cx: &Context, args: &Args, plan: &Plan<'_>, a: &Opened, b: &Opened) -> Result<u8> {
     let quiet = args.has(&flags::QUIET);
-    let meter = Meter::new(cx, args.has(&flags::PROGRESS), quiet || plan.form == Form::Json);
+    let meter =
+        Meter::new(cx, Audience::of(args, &flags::PROGRESS)?.unless(quiet || plan.form == Form::Json));
     let mut report = Report::new(plan.form, quiet);
     let done = tell(cx, args, plan, a, b, &mut report, &meter).await;
     meter.end();

@@ -17,7 +17,7 @@ use crate::context::{Context, usage};
 use crate::face::Face;
 use crate::flags::{Args, img as flags, layers};
 use crate::json;
-use crate::meter::Meter;
+use crate::meter::{Audience, Meter};
 use crate::open::{How, Image, Purpose, cache_mode, open, open_bare, warn_probed_raw};
 use crate::out::Out;
 
@@ -49,7 +49,7 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         if image.probed_raw && !quiet {
             warn_probed_raw(plan.name);
         }
-        let meter = Meter::new(cx, args.has(&flags::PROGRESS), quiet || form == Form::Json);
+        let meter = Meter::new(cx, Audience::of(args, &flags::PROGRESS)?.unless(quiet || form == Form::Json));
         let done = whole(cx, args, &plan, &image, &meter).await;
         if done.is_ok() {
             meter.complete();

@@ -31,6 +31,7 @@ impl Session<'_> {
             self.give_turns().await;
         }
         self.flush_if_live();
+        self.cx.flush_trace();
         After { failed: done.is_err(), quit: command.command.name == "quit" }
     }
 
@@ -53,7 +54,10 @@ impl Session<'_> {
             }
         };
         match command.command.name {
-            "abort" => std::process::abort(),
+            "abort" => {
+                self.cx.flush_trace();
+                std::process::abort()
+            }
             "aio_flush" => requests::aio_flush(self).await,
             "aio_read" => requests::aio_read(self, command, &args),
             "aio_write" => requests::aio_write(self, command, &args),

@@ -30,6 +30,7 @@ use std::sync::{Arc, Weak};
 
 use cowbell_block::modes::Modes;
 use cowbell_block::range_lock::RangeLock;
+use cowbell_block::trace::{Trace, TraceEvent, Word};
 use cowbell_block::{
     Access, AioMode, BoxFuture, CacheMode, Completion, Error, ErrorKind, Flags, ImageInfo, Limits, Node, Op,
     Operation, Request, Result,
@@ -77,6 +78,7 @@ pub(crate) struct Shared {
     can: Abilities,
     data: DataCache,
     lock: Mutex<Option<Needs>>,
+    trace: Option<Trace>,
 }
 
 /// How a read is tried on the submitting thread.
@@ -140,6 +142,7 @@ impl Shared {
             can: Abilities::default(),
             data: DataCache::default(),
             lock: Mutex::new(opened.lock),
+            trace: options.trace.cloned(),
         }
     }
 
@@ -214,6 +217,10 @@ impl Shared {
         // If this future is dropped here nobody learns the result, so the mark must not be lost.
         let mark = Mark(Some(&self.dirty));
         let finished = lane::start(Job::plain(self.handle.clone(), Call::Sync, 0), self.lane).await;
+        if let (Err(errno), Some(trace)) = (&finished.result, &self.trace) {
+            let words = [Word::Result(errno.raw_os_error().into())];
+            trace.tell(TraceEvent::FileFlushFdatasyncFailed, &words);
+        }
         finished.result.map_err(os)?;
         mark.clear();
         self.check_health()
@@ -299,6 +306,10 @@ impl Node for FileNode {
 
     fn filename(&self) -> String {
         self.shared.filename.clone()
+    }
+
+    fn trace(&self) -> Option<Trace> {
+        self.shared.trace.clone()
     }
 
     fn info(&self) -> BoxFuture<Result<ImageInfo>> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use cowbell_block::modes::Modes;
-use cowbell_block::{Access, AioMode, CacheMode};
+use cowbell_block::{Access, AioMode, CacheMode, Trace};
 use serde::Deserialize;
 
 use crate::lane::Lane;
@@ -83,6 +83,8 @@ pub struct FileOptions<'a> {
     /// The directory that the name must not lead out of, be it by `..` or by a link. The name begins with it,
     /// unless it is `.`.
     pub beneath: Option<&'a Path>,
+    /// Where events are told.
+    pub trace: Option<&'a Trace>,
     /// For tests and benches: take one way of making calls only.
     pub lane: Lane,
 }

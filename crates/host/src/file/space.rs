@@ -4,10 +4,12 @@
 //! last block, never by `ftruncate` or by an `fallocate` that extends: the former would cut off what another
 //! request wrote beyond the new end meanwhile, the latter makes some kernels (XFS) lose such a write.
 
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cowbell_block::{Buf, ErrorKind, Flags, Node, Operation, Preallocation, Request, Result};
+use cowbell_block::trace::Word;
+use cowbell_block::{Buf, ErrorKind, Flags, Node, Operation, Preallocation, Request, Result, TraceEvent};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
@@ -248,6 +250,7 @@ impl Shared {
             let n = (len - done).min(COPY_CHUNK);
             let (from, to) = (from.clone(), to.clone());
             let copied = pool::run(move || copy(&from, source_offset + done, &to, offset + done, n)).await;
+            self.tell_of_copy(source, source_offset + done, offset + done, n, copied);
             match copied {
                 // The source ends here; beyond its end it reads as zeroes, which the caller can write better.
                 Ok(0) => return Err(ErrorKind::Unsupported.into()),
@@ -310,6 +313,35 @@ fn asked(result: std::result::Result<(), Errno>, lacking: &AtomicBool) -> Result
 
 fn is_not_offered(errno: Errno) -> bool {
     [Errno::OPNOTSUPP, Errno::NOSYS, Errno::NOTTY, Errno::INVAL].contains(&errno)
+}
+
+impl Shared {
+    fn tell_of_copy(
+        &self,
+        source: &FileNode,
+        from: u64,
+        to: u64,
+        len: u64,
+        copied: std::result::Result<u64, Errno>,
+    ) {
+        let Some(trace) = &self.trace else { return };
+        let fd = |handle: &Handle| Word::Number(handle.as_fd().as_raw_fd().unsigned_abs().into());
+        let result = match copied {
+            Ok(n) => i64::try_from(n).unwrap_or(i64::MAX),
+            Err(errno) => -i64::from(errno.raw_os_error()),
+        };
+        let words = [
+            source.identity().into(),
+            fd(&source.shared.handle),
+            from.into(),
+            fd(&self.handle),
+            to.into(),
+            len.into(),
+            0.into(),
+            Word::Result(result),
+        ];
+        trace.tell(TraceEvent::FileCopyFileRange, &words);
+    }
 }
 
 fn copy(
