@@ -5,8 +5,8 @@
 
 mod access;
 
-pub(crate) use access::modify_base;
 pub use access::{Access, CsrEffect, Refused, read, write};
+pub(crate) use access::{exchange_quietly, is_quiet, modify_base};
 
 use crate::pmp::Pmp;
 use std::fmt;

@@ -1,20 +1,22 @@
 //! The fast engine: blocks decoded once into micro-operations, chained, run to exact budgets.
 //!
 //! A block lies in one page, is keyed by its physical address, and ends at a jump, at an instruction that only
-//! [`exec::step`] executes, or at the page's end. Micro-operations do what can be done with registers and RAM; one
-//! that meets anything else (a fault, a device, a watched page) leaves the block *before* its instruction, and the
-//! plain executor takes that one. A block is entered only when it fits into the budget; what does not fit is run
-//! one by one. So the engine stops at exactly its count, and differs from the plain executor in speed alone.
+//! the plain executor ([`exec`]) knows, or at the page's end; forward branches it passes as if they were never taken.
+//! Micro-operations do what can be done with registers and RAM; one that meets anything else (a fault, a device, a
+//! watched page) leaves the block *before* its instruction, and the plain executor takes that one. A block is entered
+//! only when it fits into the budget; what does not fit is run one by one. So the engine stops at exactly its count, and
+//! differs from the plain executor in speed alone.
 //!
 //! Links between blocks exist only inside a page: there the translation that led to the first holds for the next,
-//! because every change of a translation leaves the engine. All other jumps go through the jump cache, which is
-//! valid for one generation of the fetch TLB.
+//! because every change of a translation leaves the engine. All other jumps go through the jump cache, which knows
+//! nothing that is not in the fetch TLB: before each run it forgets the pages that went from there.
 
 mod build;
 mod float_ops;
 mod fuse;
 mod int_ops;
 mod mem_ops;
+mod system_ops;
 mod uop;
 
 use crate::bus::Bus;
@@ -22,6 +24,8 @@ use crate::exec::{self, Step, fetch_page};
 use crate::hart::Hart;
 use crate::ram::{PAGE, Ram};
 pub use build::LEN_MAX;
+use build::WAYS;
+
 use uop::{Flow, Uop};
 
 /// Why the engine stopped.
@@ -98,12 +102,14 @@ const DEAD: u32 = u32::MAX;
 /// Blocks held before all are dropped; about 150 MB.
 const BLOCKS_MAX: usize = 400_000;
 const JUMPS: usize = 4096;
+/// Slots among which the jumps to one page lie.
+const JUMPS_OF_PAGE: usize = PAGE as usize / 2;
 
 struct Block {
     /// Instructions.
     len: u32,
-    /// Successors inside the page: jump taken, and not.
-    links: [u32; 2],
+    /// Successors inside the page, by the first of [`Flow`].
+    links: [u32; WAYS],
     ops: Box<[Uop]>,
 }
 
@@ -119,10 +125,21 @@ struct Jump {
 enum Chain {
     /// The plain executor has to take the instruction at the pc.
     Plain,
+    /// The same, and these are its bits.
+    System(u32),
     /// Nothing is known about the pc.
     Lookup,
     /// A block was left by a slot that is not linked yet.
     Follow { block: u32, slot: usize },
+}
+
+/// Whose turn it is.
+enum Turn {
+    Blocks,
+    /// The plain executor's.
+    Plain,
+    /// The plain executor's, for the instruction with these bits.
+    System(u32),
 }
 
 const NO_JUMP: Jump = Jump { pc: u64::MAX, key: 0, block: NONE };
@@ -189,6 +206,9 @@ impl Tier for Blocks {
             self.jumps_of = jumps_of;
             self.jumps.fill(NO_JUMP);
         }
+        for page in hart.tlb.fetch_gone.drain(..) {
+            self.forget_jumps(page);
+        }
         let end = bus.clock.count + budget;
         let mut left = budget;
         let mut first = true;
@@ -207,23 +227,26 @@ impl Tier for Blocks {
                 id = self.lookup(hart, bus);
             }
             first = false;
-            let step_next = id == NONE || self.run_chain(hart, bus, id, &mut left);
+            let turn = if id == NONE { Turn::Plain } else { self.run_chain(hart, bus, id, &mut left) };
             bus.clock.count = end - left;
             if !bus.ram.attention.is_empty() {
                 return Stop::Attention;
             }
-            if step_next {
-                if left == 0 {
-                    return Stop::Budget;
-                }
-                left -= 1;
-                match exec::step(hart, bus) {
-                    Step::Changed => return Stop::Changed,
-                    Step::Wait => return Stop::Wait,
-                    Step::Sbi => return Stop::Sbi,
-                    Step::Done if !bus.ram.attention.is_empty() => return Stop::Attention,
-                    Step::Done => {}
-                }
+            if left == 0 {
+                return Stop::Budget;
+            }
+            let step = match turn {
+                Turn::Blocks => continue,
+                Turn::Plain => exec::step(hart, bus),
+                Turn::System(bits) => exec::step_fetched(hart, bus, bits),
+            };
+            left -= 1;
+            match step {
+                Step::Changed => return Stop::Changed,
+                Step::Wait => return Stop::Wait,
+                Step::Sbi => return Stop::Sbi,
+                Step::Done if !bus.ram.attention.is_empty() => return Stop::Attention,
+                Step::Done => {}
             }
         }
     }
@@ -245,14 +268,15 @@ impl Blocks {
         }
     }
 
-    /// Runs blocks from `id` on. True when the instruction at the pc is one for the plain executor.
-    fn run_chain(&mut self, hart: &mut Hart, bus: &mut Bus, mut id: u32, left: &mut u64) -> bool {
+    /// Runs blocks from `id` on, and says who goes on.
+    fn run_chain(&mut self, hart: &mut Hart, bus: &mut Bus, mut id: u32, left: &mut u64) -> Turn {
         loop {
             match self.run_linked(hart, &mut bus.ram, id, left) {
-                Chain::Plain => return true,
-                Chain::Lookup => return false,
+                Chain::Plain => return Turn::Plain,
+                Chain::System(bits) => return Turn::System(bits),
+                Chain::Lookup => return Turn::Blocks,
                 Chain::Follow { block, slot } => match self.follow(hart, bus, block, slot) {
-                    NONE => return false,
+                    NONE => return Turn::Blocks,
                     next => id = next,
                 },
             }
@@ -269,7 +293,7 @@ impl Blocks {
                 // Overwritten, or longer than the budget.
                 break if block.len == DEAD { Chain::Lookup } else { Chain::Plain };
             };
-            let Some((first, rest)) = block.ops.split_first() else { break Chain::Plain };
+            let Some((first, rest)) = block.ops.split_first() else { break Chain::Lookup };
             let flow = (first.run)(hart, ram, first, rest);
             if flow as u8 <= Flow::Fall as u8 {
                 remaining = after;
@@ -285,7 +309,19 @@ impl Blocks {
                 remaining = after;
             } else {
                 remaining -= u64::from(hart.executed);
-                break if flow == Flow::Before { Chain::Plain } else { Chain::Lookup };
+                match flow {
+                    Flow::FirstExit | Flow::SecondExit => {
+                        let next = block.links[flow as usize & (WAYS - 1)];
+                        if next < UNLINKABLE {
+                            id = next;
+                            continue;
+                        }
+                        break Chain::Follow { block: id, slot: flow as usize };
+                    }
+                    Flow::Before => break Chain::Plain,
+                    Flow::System => break Chain::System(block.ops.last().map_or(0, |op| op.imm as u32)),
+                    _ => break Chain::Lookup,
+                }
             }
             let jump = &self.jumps[jump_slot(hart.pc)];
             if jump.pc != hart.pc || jump.key != jump_key(hart) {
@@ -325,8 +361,8 @@ impl Blocks {
         let Some(page) = fetch_page(hart, bus, pc) else { return NONE };
         let block = self.block_at(hart, &mut bus.ram, page, pc & (PAGE - 1));
         if block != NONE {
-            // The fill above may have changed nothing that the key covers: fetches only add.
-            self.jumps[jump_slot(pc)] = Jump { pc, key, block };
+            // The fill above may have changed the generation.
+            self.jumps[jump_slot(pc)] = Jump { pc, key: jump_key(hart), block };
         }
         block
     }
@@ -343,8 +379,8 @@ impl Blocks {
         }
         let Some(bytes) = ram.page(page) else { return NONE };
         let limit = self.next_breakpoint_offset(offset);
-        let Some(built) = build::block(bytes, offset, limit, self.len_max) else { return NONE };
-        if ram.watch_code(page, offset, built.bytes) {
+        let built = build::block(bytes, offset, limit, self.len_max);
+        if built.bytes != 0 && ram.watch_code(page, offset, built.bytes) {
             hart.obey_watches(ram);
         }
         let id = self.blocks.len() as u32;
@@ -355,6 +391,16 @@ impl Blocks {
         }
         self.pages[page as usize].get_or_insert_with(|| vec![NONE; PAGE as usize / 2].into())[index] = id;
         id
+    }
+
+    /// Forgets where jumps to a page of the address space lead.
+    fn forget_jumps(&mut self, page: u64) {
+        // Offsets change only the bits below 11 of a slot.
+        let half = jump_slot(page) & !(JUMPS_OF_PAGE - 1);
+        let jumps = &mut self.jumps[half..half + JUMPS_OF_PAGE];
+        for jump in jumps.iter_mut().filter(|jump| jump.pc & !(PAGE - 1) == page) {
+            *jump = NO_JUMP;
+        }
     }
 
     fn is_breakpoint_offset(&self, pc: u64) -> bool {

@@ -9,8 +9,8 @@ mod atomic;
 mod fpu;
 mod system;
 
+pub(crate) use access::{find_ram, load_ram, store_ram};
 pub use access::{load, store};
-pub(crate) use access::{load_ram, store_ram};
 pub use alu::{alu, branch_taken, is_alu};
 pub(crate) use atomic::atomic_in_ram;
 pub use fpu::{compute, from_integer, rounding, to_integer};
@@ -39,6 +39,17 @@ pub enum Step {
 /// Executes one instruction, or takes the trap it causes, and counts it.
 pub fn step(hart: &mut Hart, bus: &mut Bus) -> Step {
     let result = fetch(hart, bus).and_then(|bits| execute(hart, bus, &decode(bits)));
+    count(hart, bus, result)
+}
+
+/// The same for an instruction whose bits are known already.
+pub(crate) fn step_fetched(hart: &mut Hart, bus: &mut Bus, bits: u32) -> Step {
+    let result = execute(hart, bus, &decode(bits));
+    count(hart, bus, result)
+}
+
+/// Counts an instruction, and takes the trap it caused.
+fn count(hart: &mut Hart, bus: &mut Bus, result: Result<Step, Trap>) -> Step {
     bus.clock.count += 1;
     match result {
         Ok(step) if std::mem::take(&mut bus.touched) && step == Step::Done => Step::Changed,

@@ -53,28 +53,29 @@ impl Attention {
 /// A translation that went stale because its page table entry was overwritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stale {
-    /// The one page of this virtual address.
-    Page(u64),
+    /// Those of the virtual addresses that differ from `va` in their lowest `bits` only: 12 for one page.
+    Region {
+        /// The first of them.
+        va: u64,
+        /// How many bits differ.
+        bits: u32,
+    },
     /// Perhaps any.
     All,
 }
 
-/// How a page was used by walks: the virtual address that its first entry maps, when it is only ever a last-level
-/// table there.
-mod table_use {
-    use super::PAGE;
+/// How a page was used by walks: as a table of this level (0 is the last) for the addresses from this one on. `None`
+/// when it was one at several places.
+type TableUse = Option<(u32, u64)>;
 
-    /// Not a last-level table, or one at several places.
-    pub(super) const ANY: u64 = 0;
-    const LEAF: u64 = 1;
+/// Bits of the addresses that one entry of a table maps.
+const fn entry_bits(level: u32) -> u32 {
+    12 + 9 * level
+}
 
-    pub(super) const fn new(level: u32, va: u64) -> u64 {
-        if level == 0 { va & !(PAGE * 512 - 1) | LEAF } else { ANY }
-    }
-
-    pub(super) const fn leaf_base(table_use: u64) -> Option<u64> {
-        if table_use & LEAF != 0 { Some(table_use & !LEAF) } else { None }
-    }
+const fn table_use(level: u32, va: u64) -> TableUse {
+    let bits = entry_bits(level + 1);
+    Some((level, va >> bits << bits))
 }
 
 /// Guest memory.
@@ -84,7 +85,7 @@ pub struct Ram {
     /// For each page, which of its 64-byte pieces hold decoded instructions.
     code: Box<[u64]>,
     /// For each page, how walks used it.
-    table_uses: Box<[u64]>,
+    table_uses: Box<[TableUse]>,
     /// The pages that walks used.
     tables: Vec<u32>,
     /// For each page that may be in store TLBs, its place there, or [`SEVERAL`].
@@ -111,7 +112,7 @@ impl Ram {
             pages,
             watch: vec![0; count].into(),
             code: vec![0; count].into(),
-            table_uses: vec![0; count].into(),
+            table_uses: vec![None; count].into(),
             tables: Vec::new(),
             cached_at: vec![0; count].into(),
             attention: Attention::default(),
@@ -163,6 +164,25 @@ impl Ram {
         let Some(page) = self.pages.get_mut(page as usize) else { return };
         let at = offset as usize & (PAGE as usize - SIZE);
         page[at..at + SIZE].copy_from_slice(&value.to_le_bytes()[..SIZE]);
+    }
+
+    /// Loads `SIZE` bytes at any offset, zero-extended, unless they cross the end of the page.
+    #[inline]
+    pub(crate) fn load_inside<const SIZE: usize>(&self, page: u32, offset: u64) -> Option<u64> {
+        let from = self.pages.get(page as usize)?.get(offset as usize % PAGE as usize..)?;
+        let mut bytes = [0; 8];
+        bytes[..SIZE].copy_from_slice(from.get(..SIZE)?);
+        Some(u64::from_le_bytes(bytes))
+    }
+
+    /// Stores `SIZE` bytes at any offset of a page *that nobody watches*. False, and nothing done, when they cross its end.
+    #[inline]
+    pub(crate) fn store_inside<const SIZE: usize>(&mut self, page: u32, offset: u64, value: u64) -> bool {
+        let page = self.pages.get_mut(page as usize);
+        let to = page.and_then(|page| page.get_mut(offset as usize % PAGE as usize..)?.get_mut(..SIZE));
+        let Some(to) = to else { return false };
+        to.copy_from_slice(&value.to_le_bytes()[..SIZE]);
+        true
     }
 
     /// Reads bytes that may span pages; `false`, and nothing read, when not all of them are RAM.
@@ -224,7 +244,7 @@ impl Ram {
     /// An entry that was invalid is in no TLB; one that was valid and changes makes its translation stale.
     fn note_table_store(&mut self, page: u32, offset: usize, bytes: &[u8]) {
         let content = &self.pages[page as usize];
-        let leaf_base = table_use::leaf_base(self.table_uses[page as usize]);
+        let table_use = self.table_uses[page as usize];
         for entry in offset / 8..(offset + bytes.len()).div_ceil(8) {
             let start = entry * 8;
             let valid = content[start] & 1 != 0;
@@ -232,8 +252,11 @@ impl Ram {
                 at.checked_sub(offset).and_then(|i| bytes.get(i)).is_some_and(|new| *new != content[at])
             });
             if valid && changes {
-                self.attention.translations.push(match leaf_base {
-                    Some(base) => Stale::Page(base.wrapping_add(entry as u64 * PAGE)),
+                self.attention.translations.push(match table_use {
+                    Some((level, base)) => {
+                        let bits = entry_bits(level);
+                        Stale::Region { va: base.wrapping_add((entry as u64) << bits), bits }
+                    }
                     None => Stale::All,
                 });
             }
@@ -277,12 +300,12 @@ impl Ram {
     /// Notes that a walk for `va` read a table of `level` (0 is the last). As [`add_watcher`](Self::add_watcher).
     #[must_use]
     pub fn watch_table(&mut self, page: u32, level: u32, va: u64) -> bool {
-        let now = table_use::new(level, va);
+        let now = table_use(level, va);
         let known = &mut self.table_uses[page as usize];
         if self.watch[page as usize] & watch::TABLE != 0 {
             if *known != now {
                 // Seen at two places: any change of it may concern any translation.
-                *known = table_use::ANY;
+                *known = None;
             }
             return false;
         }
@@ -351,10 +374,17 @@ mod tests {
                 assert!(!ram.watch_table(0, level, 0x4020_1000));
             }
         };
+        let page = Stale::Region { va: 0x4020_1000, bits: 12 };
         check(prepare(0), (0, &[1]), (vec![], vec![]));
         check(prepare(0), (8, &[1]), (vec![], vec![]));
-        check(prepare(0), (8, &[0]), (vec![], vec![Stale::Page(0x4020_1000)]));
-        check(prepare(1), (9, &[7]), (vec![], vec![Stale::All]));
+        check(prepare(0), (8, &[0]), (vec![], vec![page]));
+        let superpage = Stale::Region { va: 0x4020_0000, bits: 21 };
+        check(prepare(1), (9, &[7]), (vec![], vec![superpage]));
+        let twice = |ram: &mut Ram| {
+            prepare(0)(ram);
+            assert!(!ram.watch_table(0, 0, 0x4040_1000));
+        };
+        check(twice, (9, &[7]), (vec![], vec![Stale::All]));
     }
 
     #[test]

@@ -182,7 +182,9 @@ fn machine(seed: u64, world: World, engine: Engine, harts: usize) -> Machine {
             hart.set_reg(number, if random.below(2) == 0 { random.next() } else { random.below(100) });
             hart.f[number as usize] = random.next();
         }
-        let pointers = [RAM_BASE + 0x4_0800, START + 0x400, leaf + 0x800, RAM_BASE + 0x2_0ffc];
+        // Mostly at entries for pages; sometimes at the only one for all of them.
+        let table = if random.below(8) == 0 { middle } else { leaf + 0x800 };
+        let pointers = [RAM_BASE + 0x4_0800, START + 0x400, table, RAM_BASE + 0x2_0ffc];
         for (number, pointer) in (8..).zip(pointers) {
             hart.set_reg(number, pointer);
         }

@@ -74,14 +74,20 @@ fn counter_allowed(hart: &Hart, index: u16) -> bool {
 /// When there is no such register, or it may not be accessed like that.
 pub fn read(hart: &Hart, clock: &Clock, number: u16, access: Access) -> Result<u64, Refused> {
     permit(hart, number, access)?;
-    let csr = &hart.csr;
+    match number {
+        CYCLE | MCYCLE => Ok(clock.now().wrapping_add(hart.csr.cycle_offset)),
+        TIME => Ok(clock.ticks()),
+        INSTRET | MINSTRET => Ok(clock.count.wrapping_add(hart.csr.instret_offset)),
+        _ => read_timeless(&hart.csr, number),
+    }
+}
+
+/// Reads a register that may be read and has nothing to do with the clock.
+fn read_timeless(csr: &CsrFile, number: u16) -> Result<u64, Refused> {
     Ok(match number {
         FFLAGS => csr.fflags.into(),
         FRM => csr.frm.into(),
         FCSR => u64::from(csr.frm) << 5 | u64::from(csr.fflags),
-        CYCLE | MCYCLE => clock.now().wrapping_add(csr.cycle_offset),
-        TIME => clock.ticks(),
-        INSTRET | MINSTRET => clock.count.wrapping_add(csr.instret_offset),
         SSTATUS => csr.mstatus.read() & (Mstatus::SUPERVISOR | Mstatus::SD | 3 << 32),
         SIE => csr.mie & csr.mideleg,
         STVEC => csr.stvec,
@@ -127,12 +133,49 @@ pub(crate) fn modify_base(hart: &Hart, number: u16, value: u64) -> u64 {
     }
 }
 
+/// Registers that supervisors use all the time, and whose writing has no effect besides but for one bit.
+pub(crate) const fn is_quiet(number: u16) -> bool {
+    matches!(number, SSTATUS | SSCRATCH | SEPC | SCAUSE | STVAL)
+}
+
+/// Exchanges the value of such a register for what `modify` makes of it, if that is a new one. `None`, and nothing done,
+/// when it may not be accessed, or the write would let interrupts in.
+#[inline]
+pub(crate) fn exchange_quietly(
+    hart: &mut Hart,
+    number: u16,
+    modify: impl FnOnce(u64) -> Option<u64>,
+) -> Option<u64> {
+    if hart.privilege == Privilege::U {
+        return None;
+    }
+    let old = read_timeless(&hart.csr, number).ok()?;
+    if let Some(new) = modify(old) {
+        if number == SSTATUS && new & !old & Mstatus::SIE != 0 {
+            return None;
+        }
+        write_timeless(hart, number, new).ok()?;
+    }
+    Some(old)
+}
+
 /// Writes a register; bits that cannot be written keep their value, as WARL fields do.
 ///
 /// # Errors
 /// When there is no such register, or it may not be written.
 pub fn write(hart: &mut Hart, clock: &Clock, number: u16, value: u64) -> Result<CsrEffect, Refused> {
     permit(hart, number, Access::Write)?;
+    match number {
+        // The instruction that writes is counted after the write: the next one reads what was written.
+        MCYCLE => hart.csr.cycle_offset = value.wrapping_sub(clock.now() + 1),
+        MINSTRET => hart.csr.instret_offset = value.wrapping_sub(clock.count + 1),
+        _ => return write_timeless(hart, number, value),
+    }
+    Ok(CsrEffect::None)
+}
+
+/// Writes a register that may be written and has nothing to do with the clock.
+fn write_timeless(hart: &mut Hart, number: u16, value: u64) -> Result<CsrEffect, Refused> {
     let csr = &mut hart.csr;
     match number {
         FFLAGS | FRM | FCSR => {
@@ -203,9 +246,6 @@ pub fn write(hart: &mut Hart, clock: &Clock, number: u16, value: u64) -> Result<
         MCAUSE => csr.mcause = value,
         MTVAL => csr.mtval = value,
         super::MEDELEG => csr.medeleg = value & MEDELEG,
-        // The instruction that writes is counted after the write: the next one reads what was written.
-        MCYCLE => csr.cycle_offset = value.wrapping_sub(clock.now() + 1),
-        MINSTRET => csr.instret_offset = value.wrapping_sub(clock.count + 1),
         super::MISA | MCOUNTINHIBIT | 0xb03..=0xb1f | 0x323..=0x33f => {}
         0x3a0 | 0x3a2 => {
             csr.pmp.set_config((number - PMPCFG0) as usize * 4, value);

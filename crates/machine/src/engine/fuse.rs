@@ -1,7 +1,14 @@
-//! Pairs of instructions that become one micro-operation. Neither of a pair can fault or leave the block between
-//! the two, so that a pair is never seen half done; both are counted.
+//! What is done to micro-operations that follow each other.
+//!
+//! Some pairs of instructions become one operation. Neither can fault or leave the block between the two, so that such a
+//! pair is never seen half done; both are counted. And of operations that often follow each other the first gets a
+//! handler that does the next ones too ([`runs`]); these stay what they are, so that a fault, or a slow path, among them
+//! finds all in its place.
 
-use super::uop::{Flow, Handler, Uop, fall_through};
+use super::build::{Item, Role};
+use super::int_ops::{Branch, Exit, Immediate, Jump, JumpRegister, Registers};
+use super::mem_ops::{Load, Store};
+use super::uop::{Flow, Handler, Micro, Then, Uop, fall_through};
 use crate::exec::branch_taken;
 use crate::hart::{Hart, SINK};
 use crate::isa::{Insn, Op};
@@ -61,4 +68,99 @@ macro_rules! counted_branches {
 
 fn handler(branch: Op) -> Option<Handler> {
     counted_branches!(branch; Beq Bne Blt Bge Bltu Bgeu)
+}
+
+/// Names the kinds of operations that are fused into runs.
+mod kind {
+    use super::*;
+
+    macro_rules! kinds {
+        ($($kind:ident: $($name:ident)*;)*) => {
+            $($(pub(in crate::engine::fuse) type $name = $kind<{ Op::$name as usize }>;)*)*
+        };
+    }
+
+    macro_rules! accesses {
+        ($($kind:ident $name:ident $size:literal;)*) => {
+            $(pub(super) type $name = $kind<{ Op::$name as usize }, $size>;)*
+        };
+    }
+
+    kinds! {
+        Registers: Add Xor Or And Addw Mulw;
+        Immediate: Addi Addiw Andi Slli Srli Srliw;
+        Branch: Beq Bne Blt Bge Bltu Bgeu;
+    }
+    accesses! { Load Ld 8; Load Lw 4; Load Lbu 1; Store Sd 8; Store Sw 4; }
+
+    pub(super) type Jal = Jump;
+    pub(super) type Jalr = JumpRegister;
+
+    /// The branches in the midst of blocks.
+    pub(super) mod exit {
+        use super::*;
+
+        kinds! { Exit: Beq Bne Blt Bge Bltu Bgeu; }
+    }
+}
+
+macro_rules! second {
+    ($first:ty, $second:expr; inner: $($inner:ident)*; exit: $($exit:ident)*; last: $($last:ident)*) => {
+        match ($second.role, $second.insn.op) {
+            $((Role::Inner, Op::$inner) => Some(<$first>::run::<Then<kind::$inner>> as Handler),)*
+            $((Role::Exit, Op::$exit) => Some(<$first>::run::<Then<kind::exit::$exit>> as Handler),)*
+            $((Role::Last, Op::$last) => Some(<$first>::run::<Then<kind::$last>> as Handler),)*
+            _ => None,
+        }
+    };
+}
+
+macro_rules! first {
+    ($first:expr, $second:expr; $($name:ident)*) => {
+        match $first.insn.op {
+            $(Op::$name => second! { kind::$name, $second;
+                inner: Addi Add Slli Srli Andi Xor Or And Addiw Addw Srliw Mulw Ld Lw Lbu Sd Sw;
+                exit: Beq Bne Blt Bge Bltu Bgeu;
+                last: Beq Bne Blt Bge Bltu Bgeu Jal Jalr
+            },)*
+            _ => None,
+        }
+    };
+}
+
+/// The handler of two operations that often follow each other.
+fn pair(first: &Item, second: &Item) -> Option<Handler> {
+    if first.role != Role::Inner {
+        return None;
+    }
+    first!(first, second; Addi Add Slli Srli Andi Xor Or And Addiw Addw Srliw Mulw Ld Lw Lbu Sd Sw)
+}
+
+/// The handler of four equal ones: functions save and restore registers.
+fn four(items: &[Item; 4]) -> Option<Handler> {
+    type Four<M> = Then<M, Then<M, Then<M>>>;
+    let op = items[0].insn.op;
+    if items.iter().any(|item| item.role != Role::Inner || item.insn.op != op) {
+        return None;
+    }
+    match op {
+        Op::Ld => Some(kind::Ld::run::<Four<kind::Ld>>),
+        Op::Sd => Some(kind::Sd::run::<Four<kind::Sd>>),
+        _ => None,
+    }
+}
+
+/// Gives the first of each run of operations that are known to follow each other the handler of all of them.
+pub(super) fn runs(items: &mut [Item]) {
+    let mut at = 0;
+    while at < items.len() {
+        let rest = &items[at..];
+        let found = rest
+            .first_chunk()
+            .and_then(|items| Some((4, four(items)?)))
+            .or_else(|| rest.first_chunk().and_then(|[first, second]| Some((2, pair(first, second)?))));
+        let (len, run) = found.unwrap_or((1, rest[0].uop.run));
+        items[at].uop.run = run;
+        at += len;
+    }
 }

@@ -5,7 +5,7 @@ use crate::hart::Hart;
 use crate::mmu::{AccessKind, translate};
 use crate::ram::{PAGE, Ram};
 use crate::tlb::store_index;
-use crate::trap::Trap;
+use crate::trap::{Cause, Trap};
 
 fn crosses_page(va: u64, size: usize) -> bool {
     (va & (PAGE - 1)) + size as u64 > PAGE
@@ -16,19 +16,8 @@ pub(crate) fn load_ram(hart: &mut Hart, ram: &mut Ram, va: u64, size: usize) -> 
     if crosses_page(va, size) {
         return None;
     }
-    let translated = translate(hart, ram, va, size as u64, AccessKind::Load).ok()?;
-    let page = ram.page_of(translated.address)?;
-    if translated.whole_page {
-        hart.tlb.fill_load(hart.data_mode, va, page);
-    }
-    let address = translated.address;
-    Some(match size {
-        _ if !address.is_multiple_of(size as u64) => return ram.read_number(address, size),
-        1 => ram.load::<1>(page, address),
-        2 => ram.load::<2>(page, address),
-        4 => ram.load::<4>(page, address),
-        _ => ram.load::<8>(page, address),
-    })
+    let address = find_ram(hart, ram, va, size as u64, AccessKind::Load).ok()??;
+    ram.read_number(address, size)
 }
 
 /// Stores to RAM when that is all there is to it; `false`, and nothing done, otherwise.
@@ -36,23 +25,41 @@ pub(crate) fn store_ram(hart: &mut Hart, ram: &mut Ram, va: u64, size: usize, va
     if crosses_page(va, size) {
         return false;
     }
-    let Ok(translated) = translate(hart, ram, va, size as u64, AccessKind::Store) else { return false };
-    let Some(page) = ram.page_of(translated.address) else { return false };
-    let address = translated.address;
-    if ram.watchers(page) != 0 || !address.is_multiple_of(size as u64) {
-        return ram.write(address, &value.to_le_bytes()[..size]);
+    match find_ram(hart, ram, va, size as u64, AccessKind::Store) {
+        Ok(Some(address)) => ram.write(address, &value.to_le_bytes()[..size]),
+        _ => false,
     }
-    if translated.whole_page {
-        ram.set_cached(page, store_index(va));
-        hart.tlb.fill_store(hart.data_mode, va, page);
+}
+
+/// Where in RAM an access of `size` bytes inside a page goes. Remembers it for the fast path. `None` for devices.
+///
+/// # Errors
+/// The cause of the trap that the access takes.
+pub(crate) fn find_ram(
+    hart: &mut Hart,
+    ram: &mut Ram,
+    va: u64,
+    size: u64,
+    kind: AccessKind,
+) -> Result<Option<u64>, Cause> {
+    let mode = hart.data_mode;
+    let known =
+        if kind == AccessKind::Store { hart.tlb.store::<1>(mode, va) } else { hart.tlb.load::<1>(mode, va) };
+    if let Some(page) = known {
+        return Ok(Some(Ram::address_of(page) + va % PAGE));
     }
-    match size {
-        1 => ram.store_unwatched::<1>(page, address, value),
-        2 => ram.store_unwatched::<2>(page, address, value),
-        4 => ram.store_unwatched::<4>(page, address, value),
-        _ => ram.store_unwatched::<8>(page, address, value),
+    let translated = translate(hart, ram, va, size, kind)?;
+    let Some(page) = ram.page_of(translated.address) else { return Ok(None) };
+    match kind {
+        _ if !translated.whole_page => {}
+        AccessKind::Store if ram.watchers(page) == 0 => {
+            ram.set_cached(page, store_index(va));
+            hart.tlb.fill_store(mode, va, page);
+        }
+        AccessKind::Load => hart.tlb.fill_load(mode, va, page),
+        _ => {}
     }
-    true
+    Ok(Some(translated.address))
 }
 
 /// Loads `size` bytes, zero-extended. Misaligned loads from memory are done; devices want alignment.

@@ -1,8 +1,9 @@
 //! Load-reserved, store-conditional and atomic memory operations. They want alignment and RAM.
 
+use super::find_ram;
 use crate::hart::Hart;
 use crate::isa::{Insn, Op};
-use crate::mmu::{AccessKind, translate};
+use crate::mmu::AccessKind;
 use crate::ram::Ram;
 use crate::trap::Trap;
 
@@ -20,10 +21,9 @@ pub(crate) fn atomic_in_ram(hart: &mut Hart, ram: &mut Ram, insn: &Insn) -> Resu
     if !va.is_multiple_of(size as u64) {
         return Err(Trap { cause: kind.misaligned(), value: va });
     }
-    let translated =
-        translate(hart, ram, va, size as u64, kind).map_err(|cause| Trap { cause, value: va })?;
-    let address = translated.address;
     let fault = Trap { cause: kind.access_fault(), value: va };
+    let found = find_ram(hart, ram, va, size as u64, kind).map_err(|cause| Trap { cause, value: va })?;
+    let address = found.ok_or(fault)?;
     let old = ram.read_number(address, size).ok_or(fault)?;
     let old = if size == 4 { old as i32 as i64 as u64 } else { old };
     let operand = hart.reg(insn.rs2);
