@@ -15,7 +15,7 @@ use crate::step::Outcome;
 /// a minute.
 const CI_COUNT: &str = "15000";
 /// Executions of each guided target in CI: the same inputs each time, as long as the code is the same.
-const CI_GUIDED_RUNS: u64 = 15_000;
+const CI_GUIDED_RUNS: u64 = 4_000;
 /// Seconds after which CI leaves a guided target.
 const CI_GUIDED_SECONDS_MAX: u64 = 20;
 /// Counts coverage of our code, and tells libFuzzer what is compared. All of it is for the stable compiler.

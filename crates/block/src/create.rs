@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, ErrorKind};
-use crate::options::{BoolOpt, OptionError, OptionTree, from_tree, parse_size};
+use crate::options::{BoolOpt, OptionError, OptionTree, SizeError, from_tree, parse_size};
 
 /// One option of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +80,12 @@ impl OptionKind {
             |expected: &str| OptionError::Expects { key: key.to_owned(), expected: expected.to_owned() };
         match self {
             Self::Str => Ok(Value::from(text)),
-            Self::Size => {
-                parse_size(text).map(Value::from).map_err(|_| expects("a non-negative number below 2^64"))
-            }
+            Self::Size => parse_size(text).map(Value::from).map_err(|e| match e {
+                SizeError::Malformed => expects("a non-negative number below 2^64"),
+                SizeError::OutOfRange => {
+                    OptionError::OutOfRange { key: key.to_owned(), value: text.to_owned() }
+                }
+            }),
             Self::Num => text.parse::<u64>().map(Value::from).map_err(|_| expects("a number")),
             Self::Bool => {
                 BoolOpt::from_word(text).map(|b| Value::from(b.0)).ok_or_else(|| expects("'on' or 'off'"))

@@ -208,15 +208,12 @@ pub fn resolve_relative(base: &str, name: &str) -> String {
     format!("{}{name}", directory_of(base))
 }
 
-/// The name that relative names in an image are resolved against: that of the file that stores it.
+/// The name that relative names in an image are resolved against: that of the file that stores it, whatever filters
+/// (`blkdebug::a.qcow2`) stand in between.
 pub fn location_of(node: &dyn Node) -> String {
-    let name = node.filename();
-    if !name.starts_with("json:") {
-        return name;
-    }
     match node.primary() {
         Some(child) => location_of(&*child),
-        None => name,
+        None => node.filename(),
     }
 }
 

@@ -55,6 +55,14 @@ pub enum OptionError {
         /// What would fit.
         expected: String,
     },
+    /// A size that is negative or beyond 64 bits.
+    #[error("Value '{value}' is out of range for parameter '{key}'")]
+    OutOfRange {
+        /// The option's dotted key.
+        key: String,
+        /// The size as it was written.
+        value: String,
+    },
     /// A word outside of the option's list of words.
     #[error("Parameter '{key}' does not accept value '{value}'")]
     NotAccepted {
@@ -182,7 +190,10 @@ impl<'de> Deserialize<'de> for SizeOpt {
                     .map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<SizeOpt, E> {
-                parse_size(text).map(SizeOpt).map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+                parse_size(text).map(SizeOpt).map_err(|e| match e {
+                    SizeError::Malformed => E::invalid_value(Unexpected::Str(text), &self),
+                    SizeError::OutOfRange => E::invalid_value(de_value::OUT_OF_RANGE, &text),
+                })
             }
         }
         deserializer.deserialize_any(Sizes)
@@ -452,6 +463,7 @@ mod tests {
         fails(json!({"nested": {}}), "Parameter 'nested.key-secret' is missing");
         fails(json!({"lazy-refcounts": "maybe"}), "Parameter 'lazy-refcounts' expects 'on' or 'off'");
         fails(json!({"cache-size": "x"}), "Parameter 'cache-size' expects a non-negative number below 2^64");
+        fails(json!({"cache-size": "-1"}), "Value '-1' is out of range for parameter 'cache-size'");
         fails(json!({"cache-size": -1}), "Parameter 'cache-size' expects a non-negative number below 2^64");
         fails(json!({"mode": "sure"}), "Parameter 'mode' does not accept value 'sure'");
         fails(json!({"nested": 1}), "Invalid parameter type for 'nested', expected: object");

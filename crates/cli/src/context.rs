@@ -11,6 +11,7 @@ use cowbell_block::secrets::Secrets;
 use cowbell_block::{Graph, ThrottleGroups, Trace};
 
 use crate::face::Face;
+use crate::flags::parse::ParseError;
 use crate::flags::{Args, Command, State, help, img};
 use crate::object;
 use crate::out::complain;
@@ -23,7 +24,7 @@ pub struct Context {
     pub face: Face,
     /// The prefix of messages: the last component of `argv[0]`.
     pub name: String,
-    /// How the user calls the command, for help texts: `qemu-img create`.
+    /// How the user calls the command, for help texts and hints: `qemu-img create`, with the directory if it was named.
     pub path: String,
     /// What images may make us open.
     pub policy: Policy,
@@ -48,6 +49,18 @@ impl fmt::Display for Usage {
 }
 
 impl std::error::Error for Usage {}
+
+/// An option that was not understood: reported with the command's name, and the same hint.
+#[derive(Debug)]
+pub struct BadOption(pub ParseError);
+
+impl fmt::Display for BadOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.text())
+    }
+}
+
+impl std::error::Error for BadOption {}
 
 /// Reported already: only the status is left.
 #[derive(Debug)]
@@ -170,14 +183,18 @@ impl Context {
         if error.is::<Reported>() {
             return;
         }
-        self.report(error);
-        if error.is::<Usage>() {
-            // The plain release names the tool, not the command; the name `cowbell` can do better.
-            match self.face {
-                Face::Cowbell => eprintln!("Try '{} --help' for more information", self.path),
-                _ => eprintln!("Try '{} --help' for more information", self.name),
-            }
+        match error.is::<BadOption>() {
+            true => complain(format_args!("{}: {error}", self.path)),
+            false => self.report(error),
         }
+        if error.is::<Usage>() || error.is::<BadOption>() {
+            eprintln!("{}", self.hint());
+        }
+    }
+
+    /// Where help is to be found.
+    pub fn hint(&self) -> String {
+        format!("Try '{} --help' for more info", self.path)
     }
 
     /// The text of `--help` for `command`.

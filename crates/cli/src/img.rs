@@ -13,6 +13,7 @@ mod dd;
 mod diff;
 pub(crate) mod facts;
 mod info;
+mod lists;
 mod map;
 mod measure;
 mod rebase;
@@ -22,7 +23,7 @@ pub(crate) mod target;
 
 use anyhow::{Result, bail};
 
-use crate::context::{Context, refusal, usage};
+use crate::context::{BadOption, Context, refusal, usage};
 use crate::face::version_text;
 use crate::flags::parse::{Order, parse};
 use crate::flags::{Args, Flag, img as flags};
@@ -36,7 +37,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
     if args.is_empty() {
         return Err(usage("Not enough arguments"));
     }
-    let parsed = parse(&flags::IMG, cx.face, Order::StopAtOperand, args).map_err(|e| usage(e.img_text()))?;
+    let parsed = parse(&flags::IMG, cx.face, Order::StopAtOperand, args).map_err(BadOption)?;
     if parsed.has(&flags::HELP) {
         Out::new().put(&cx.help(&flags::IMG));
         return Ok(0);
@@ -61,7 +62,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         "resize" => words.pop_if(|word| resize::is_size(word)),
         _ => None,
     };
-    let mut args = parse(command, cx.face, Order::Permute, words).map_err(|e| usage(e.img_text()))?;
+    let mut args = parse(command, cx.face, Order::Permute, words).map_err(BadOption)?;
     args.operands.extend(size);
     if args.has(&flags::HELP) {
         Out::new().put(&cx.help(command));
@@ -105,7 +106,7 @@ fn form(args: &Args, flag: &'static Flag) -> Result<Form> {
     match args.value(flag) {
         None | Some("human") => Ok(Form::Human),
         Some("json") => Ok(Form::Json),
-        Some(_) => bail!("--output must be used with human or json as argument."),
+        Some(other) => Err(usage(format!("--output expects 'human' or 'json' not '{other}'"))),
     }
 }
 
@@ -135,16 +136,6 @@ fn one_image(args: &Args) -> Result<&str> {
         [name] => Ok(name),
         _ => Err(usage("Expecting one image file name")),
     }
-}
-
-/// A size, or its message with the tool's prefix on every line.
-fn size(cx: &Context, what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
-    crate::size::parse_named(what, text, min, max).map_err(|e| {
-        let mut lines = e.lines();
-        let last = lines.pop().unwrap_or_default();
-        lines.iter().for_each(|line| cx.report(line));
-        anyhow::anyhow!(last)
-    })
 }
 
 /// What `-f` and `--image-opts` may not do together.

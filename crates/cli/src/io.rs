@@ -73,10 +73,10 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
 
 /// The reference prints its usage after the C library's message.
 fn bad_usage(cx: &Context, error: &ParseError) -> u8 {
-    cx.report(error.getopt_text());
+    cx.report(error.text());
     let known = matches!(error, ParseError::NotAvailable(_));
     match cx.face {
-        Face::Cowbell => eprintln!("Try '{} --help' for more information", cx.path),
+        Face::Cowbell => eprintln!("{}", cx.hint()),
         _ if known => {}
         _ => print!("{}", cx.help(&flags::IO)),
     }

@@ -41,7 +41,7 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow, bail};
 use cowbell_host::name_of;
 
-use context::{Context, refusal, usage};
+use context::{BadOption, Context, refusal, usage};
 use face::Face;
 use flags::parse::{Order, parse};
 use flags::{completions, manual, top};
@@ -49,13 +49,15 @@ use out::Out;
 
 fn main() -> ExitCode {
     let mut argv = std::env::args_os();
-    let name = face::program_name(argv.next().as_deref());
+    let called = argv.next();
+    let name = face::program_name(called.as_deref());
+    let path = called.map_or_else(|| name.clone(), name_of);
     let face = Face::of(&name);
     let args: Vec<String> = argv.map(name_of).collect();
     let status = match face {
         Face::Cowbell => run_top(&name, args),
-        Face::QemuImg => tool(face, &name, &name, args, img::run),
-        Face::QemuIo => tool(face, &name, &name, args, io::run),
+        Face::QemuImg => tool(face, &name, &path, args, img::run),
+        Face::QemuIo => tool(face, &name, &path, args, io::run),
     };
     ExitCode::from(status)
 }
@@ -91,8 +93,7 @@ fn tool(
 /// The program under its own name.
 fn run_top(name: &str, args: Vec<String>) -> u8 {
     tool(Face::Cowbell, name, name, args, |cx, args| {
-        let parsed =
-            parse(&top::COWBELL, cx.face, Order::StopAtOperand, args).map_err(|e| usage(e.getopt_text()))?;
+        let parsed = parse(&top::COWBELL, cx.face, Order::StopAtOperand, args).map_err(BadOption)?;
         if parsed.has(&flags::img::HELP) {
             Out::new().put(&cx.help(&top::COWBELL));
             return Ok(0);
@@ -121,7 +122,7 @@ fn run_top(name: &str, args: Vec<String>) -> u8 {
 
 /// The commands that are neither of the tools.
 fn run_small(cx: &mut Context, command: &'static flags::Command, args: Vec<String>) -> Result<u8> {
-    let parsed = parse(command, cx.face, Order::Permute, args).map_err(|e| usage(e.getopt_text()))?;
+    let parsed = parse(command, cx.face, Order::Permute, args).map_err(BadOption)?;
     if parsed.has(&flags::img::HELP) {
         Out::new().put(&cx.help(command));
         return Ok(0);

@@ -37,8 +37,7 @@ use front::Front;
 /// Reported by the caller, with status 1.
 pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
     let args = flags::with_two_dashes(args);
-    let args =
-        parse(&flags::RUN, cx.face, Order::Permute, args).map_err(|error| bad_usage(error.getopt_text()))?;
+    let args = parse(&flags::RUN, cx.face, Order::Permute, args).map_err(|error| bad_usage(error.text()))?;
     if args.has(&img::HELP) {
         Out::new().put(&cx.help(&flags::RUN));
         return Ok(0);

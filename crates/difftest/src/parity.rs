@@ -156,10 +156,6 @@ fn difference(theirs: &Ran, ours: &Ran, expect: Expect) -> Option<String> {
     let same_status = theirs.status == ours.status;
     let same = match expect {
         Expect::Same => same_status && same_text(&theirs.out, &ours.out) && theirs.err == ours.err,
-        // A text that both have the same is no exception any more.
-        Expect::Plain(err) => {
-            same_status && same_text(&theirs.out, &ours.out) && ours.err == err && theirs.err != ours.err
-        }
         Expect::SameStatus => same_status,
         Expect::SameOutput => same_status && same_text(&theirs.out, &ours.out),
     };

@@ -7,9 +7,6 @@ pub enum Expect {
     Same,
     /// Exit status and standard output.
     SameOutput,
-    /// Exit status and standard output; standard error of ours is this text of the plain 10.0.2 release, where the
-    /// distribution's build that serves as the reference has another one.
-    Plain(&'static str),
     /// Exit status alone: the texts have a reason to differ.
     SameStatus,
 }
@@ -93,10 +90,6 @@ const fn status(args: &'static [&'static str]) -> Case {
     Case { tool: "img", args, input: "", makes: None, expect: Expect::SameStatus }
 }
 
-const fn plain(args: &'static [&'static str], err: &'static str) -> Case {
-    Case { tool: "img", args, input: "", makes: None, expect: Expect::Plain(err) }
-}
-
 const fn output(args: &'static [&'static str]) -> Case {
     Case { tool: "img", args, input: "", makes: None, expect: Expect::SameOutput }
 }
@@ -112,32 +105,14 @@ const fn io(args: &'static [&'static str], input: &'static str) -> Case {
 /// The table.
 pub const CASES: &[Case] = &[
     // Usage errors.
-    plain(&[], "qemu-img: Not enough arguments\nTry 'qemu-img --help' for more information\n"),
-    plain(
-        &["frobnicate"],
-        "qemu-img: Command not found: frobnicate\nTry 'qemu-img --help' for more information\n",
-    ),
-    plain(
-        &["--frobnicate"],
-        "qemu-img: unrecognized option '--frobnicate'\nTry 'qemu-img --help' for more information\n",
-    ),
-    plain(&["info"], "qemu-img: Expecting one image file name\nTry 'qemu-img --help' for more information\n"),
-    plain(
-        &["info", "a", "b"],
-        "qemu-img: Expecting one image file name\nTry 'qemu-img --help' for more information\n",
-    ),
-    plain(
-        &["info", "--frob", "small.qcow2"],
-        "qemu-img: unrecognized option '--frob'\nTry 'qemu-img --help' for more information\n",
-    ),
-    plain(
-        &["info", "-f"],
-        "qemu-img: missing argument for option '-f'\nTry 'qemu-img --help' for more information\n",
-    ),
-    plain(
-        &["info", "--output", "xml", "small.qcow2"],
-        "qemu-img: --output must be used with human or json as argument.\n",
-    ),
+    img(&[]),
+    img(&["frobnicate"]),
+    img(&["--frobnicate"]),
+    img(&["info"]),
+    img(&["info", "a", "b"]),
+    img(&["info", "--frob", "small.qcow2"]),
+    img(&["info", "-f"]),
+    img(&["info", "--output", "xml", "small.qcow2"]),
     img(&["info", "-f", "qcow2", "--image-opts", "driver=qcow2,file.filename=small.qcow2"]),
     img(&["info", "missing.qcow2"]),
     img(&["info", "-f", "frob", "small.qcow2"]),
@@ -151,24 +126,12 @@ pub const CASES: &[Case] = &[
         "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"small.qcow2\"},\"frob\":1}",
     ]),
     img(&["info", "--image-opts", "driver=qcow2,file.filename=small.qcow2,frob=1"]),
-    plain(&["create"], "qemu-img: Expecting image file name\nTry 'qemu-img --help' for more information\n"),
-    plain(
-        &["create", "-f", "qcow2"],
-        "qemu-img: Expecting image file name\nTry 'qemu-img --help' for more information\n",
-    ),
+    img(&["create"]),
+    img(&["create", "-f", "qcow2"]),
     img(&["create", "-f", "qcow2", "new.qcow2"]),
-    plain(
-        &["create", "-f", "qcow2", "new.qcow2", "12x"],
-        "qemu-img: Invalid image size specified. You may use k, M, G, T, P or E suffixes for \nqemu-img: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.\n",
-    ),
-    plain(
-        &["create", "-f", "qcow2", "new.qcow2", "-1"],
-        "qemu-img: unrecognized option '-1'\nTry 'qemu-img --help' for more information\n",
-    ),
-    plain(
-        &["create", "-f", "qcow2", "new.qcow2", "1M", "extra"],
-        "qemu-img: Unexpected argument: extra\nTry 'qemu-img --help' for more information\n",
-    ),
+    img(&["create", "-f", "qcow2", "new.qcow2", "12x"]),
+    img(&["create", "-f", "qcow2", "new.qcow2", "-1"]),
+    img(&["create", "-f", "qcow2", "new.qcow2", "1M", "extra"]),
     img(&["create", "-f", "frob", "new.qcow2", "1M"]),
     img(&["create", "-f", "qcow2", "-o", "cluster_size=1000", "new.qcow2", "1M"]),
     img(&["create", "-f", "qcow2", "-o", "cluster_size=4M", "new.qcow2", "1M"]),
@@ -188,49 +151,22 @@ pub const CASES: &[Case] = &[
     img(&["create", "-f", "qcow2", "nodir/new.qcow2", "1M"]),
     img(&["create", "-f", "qcow2", "-o", "help"]),
     img(&["create", "-f", "raw", "-o", "help"]),
-    plain(
-        &["check"],
-        "qemu-img: Expecting one image file name\nTry 'qemu-img --help' for more information\n",
-    ),
-    plain(
-        &["check", "a", "b"],
-        "qemu-img: Expecting one image file name\nTry 'qemu-img --help' for more information\n",
-    ),
+    img(&["check"]),
+    img(&["check", "a", "b"]),
     img(&["check", "missing.qcow2"]),
     img(&["check", "plain.raw"]),
     img(&["check", "-f", "raw", "plain.raw"]),
-    plain(
-        &["check", "--output=frob", "small.qcow2"],
-        "qemu-img: --output must be used with human or json as argument.\n",
-    ),
-    plain(
-        &["check", "-r", "frob", "small.qcow2"],
-        "qemu-img: Unknown option value for -r (expecting 'leaks' or 'all'): frob\nTry 'qemu-img --help' for more information\n",
-    ),
+    img(&["check", "--output=frob", "small.qcow2"]),
+    img(&["check", "-r", "frob", "small.qcow2"]),
     img(&["check", "-T", "frob", "small.qcow2"]),
     img(&["check", "-f", "qcow2", "garbage.bin"]),
-    plain(&["map"], "qemu-img: Expecting one image file name\nTry 'qemu-img --help' for more information\n"),
-    plain(
-        &["map", "--output=frob", "small.qcow2"],
-        "qemu-img: --output must be used with human or json as argument.\n",
-    ),
-    plain(
-        &["map", "-s", "x", "small.qcow2"],
-        "qemu-img: Invalid start offset specified. You may use k, M, G, T, P or E suffixes for \nqemu-img: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.\n",
-    ),
+    img(&["map"]),
+    img(&["map", "--output=frob", "small.qcow2"]),
+    img(&["map", "-s", "x", "small.qcow2"]),
     img(&["map", "missing.qcow2"]),
-    plain(
-        &["compare"],
-        "qemu-img: Expecting two image file names\nTry 'qemu-img --help' for more information\n",
-    ),
-    plain(
-        &["compare", "a"],
-        "qemu-img: Expecting two image file names\nTry 'qemu-img --help' for more information\n",
-    ),
-    plain(
-        &["compare", "a", "b", "c"],
-        "qemu-img: Expecting two image file names\nTry 'qemu-img --help' for more information\n",
-    ),
+    img(&["compare"]),
+    img(&["compare", "a"]),
+    img(&["compare", "a", "b", "c"]),
     img(&["compare", "missing.raw", "plain.raw"]),
     img(&["compare", "-T", "frob", "small.qcow2", "plain.raw"]),
     img(&["convert"]),
@@ -239,10 +175,7 @@ pub const CASES: &[Case] = &[
     img(&["convert", "-f", "frob", "plain.raw", "new"]),
     img(&["convert", "missing.raw", "new"]),
     img(&["convert", "-S", "100", "plain.raw", "new"]),
-    plain(
-        &["convert", "-S", "x", "plain.raw", "new"],
-        "qemu-img: Invalid buffer size for sparse output specified. You may use k, M, G, T, P or E suffixes for \nqemu-img: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.\n",
-    ),
+    img(&["convert", "-S", "x", "plain.raw", "new"]),
     img(&["convert", "-m", "17", "plain.raw", "new"]),
     img(&["convert", "-m", "0", "plain.raw", "new"]),
     img(&["convert", "-t", "frob", "plain.raw", "new"]),

@@ -130,6 +130,9 @@ impl Crypto {
         if let Some(given) = unlock.format.filter(|given| given != stored) {
             return Err(CryptoError::OtherFormat { stored, given }.into());
         }
+        if header.crypt_method == METHOD_LUKS && header.crypto().is_none() {
+            return Err(CryptoError::NoHeader.into());
+        }
         let passphrase = match (unlock.passphrase, metadata_only) {
             (_, true) => None,
             (Some(passphrase), false) => Some(passphrase),

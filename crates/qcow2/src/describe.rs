@@ -64,7 +64,7 @@ fn format_specific(engine: &Engine, header: &Header, bitmaps: Option<Value>) -> 
     if let Some(crypto) = &engine.around.crypto {
         put("encrypt", Value::Object(crypto.facts()));
     }
-    if header.data_file().is_some() {
+    if header.incompatible.contains(Incompatible::DATA_FILE) {
         put("data-file-raw", json!(header.has_raw_data_file()));
     }
     put("corrupt", json!(header.incompatible.contains(Incompatible::CORRUPT)));

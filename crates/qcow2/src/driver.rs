@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::create::{EncryptionMethod, NewEncryption, create_encrypted};
 
+use crate::header::Incompatible;
 use crate::runtime::{CacheSizes, RuntimeOptions};
 use crate::{
     Amendment, Cleaning, CompressionType, CreateError, CreateOptions, DRIVER, DataFile, DataFileForm, Header,
@@ -270,7 +271,9 @@ impl Driver for Qcow2Driver {
             let header = Qcow2::read_header(&Child::new(file.clone())).await?;
             let overlap_checks = options.overlap_checks()?;
             let discards = options.discards(cx.discard, header.version)?;
-            let data_name = header.data_file();
+            // Without the feature bit the name is only a name.
+            let has_data_file = header.incompatible.contains(Incompatible::DATA_FILE);
+            let data_name = header.data_file().filter(|_| has_data_file);
             let data_file = match cx.no_io {
                 true => None,
                 false => {
@@ -383,7 +386,7 @@ impl CreationOptions {
         }
         Ok(CreateOptions {
             version,
-            size: self.size.unwrap_or(0).next_multiple_of(512),
+            size: self.size.unwrap_or(0).checked_next_multiple_of(512).ok_or(CreateError::TooLarge)?,
             cluster_bits: power(self.cluster_size.unwrap_or(65536), CreateError::ClusterSize)?,
             refcount_order: power(self.refcount_bits.unwrap_or(16), CreateError::RefcountWidth)?,
             lazy_refcounts: self.lazy_refcounts,

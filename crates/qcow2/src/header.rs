@@ -7,6 +7,8 @@ mod encode;
 mod error;
 mod parse;
 
+use parse::until_nul;
+
 use cowbell_block::names;
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -92,6 +94,8 @@ const EXT_BITMAPS: u32 = 0x2385_2875;
 /// Bytes of the bitmaps extension.
 const BITMAPS_EXTENSION_BYTES: usize = 24;
 const EXT_CRYPTO: u32 = 0x0537_be77;
+/// Bytes of the extension that places the LUKS header: an offset and a length.
+const CRYPTO_EXTENSION_BYTES: usize = 16;
 const EXT_DATA_FILE: u32 = 0x4441_5441;
 /// Ours: its content means nothing. It is there only while a header is being rewritten, see `rewrite`.
 const EXT_NOTHING: u32 = 0x636f_7762;
@@ -261,7 +265,7 @@ impl Header {
     /// The external data file's name.
     pub fn data_file(&self) -> Option<String> {
         let extension = self.extensions.iter().find(|e| e.kind == EXT_DATA_FILE)?;
-        Some(names::from_bytes(&extension.data))
+        Some(names::from_bytes(until_nul(&extension.data)))
     }
 
     /// The image's sizes, with table slices of about `slice_bytes` bytes.

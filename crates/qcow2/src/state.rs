@@ -41,23 +41,27 @@ pub(crate) enum Need {
 pub(crate) enum Corruption {
     #[error("Preventing invalid write on metadata (overlaps with {0})")]
     Overlap(Structure),
-    #[error("L2 table offset {offset:#x} unaligned (L1 index: {index:#x})")]
+    #[error("L2 table offset {offset:#x} unaligned (L1 index: {})", Hex(*index))]
     L2TableUnaligned { offset: u64, index: u64 },
-    #[error("L2 table offset {offset:#x} outside the image file (L1 index: {index:#x})")]
+    #[error("L2 table offset {offset:#x} outside the image file (L1 index: {})", Hex(*index))]
     L2TableOutside { offset: u64, index: u64 },
     #[error("Cluster allocation offset {offset:#x} unaligned ({at})")]
     ClusterUnaligned { offset: u64, at: EntryPlace },
+    #[error("Preallocated zero cluster offset {offset:#x} unaligned ({at})")]
+    ZeroClusterUnaligned { offset: u64, at: EntryPlace },
     #[error("Zero cluster entry found in pre-v3 image ({0})")]
     ZeroInVersion2(EntryPlace),
     #[error("Invalid cluster entry found ({0})")]
     EntryInvalid(EntryPlace),
     #[error(
-        "External data file host cluster {offset:#x} does not match guest cluster offset: {guest:#x} ({at})"
+        "External data file host cluster {} does not match guest cluster offset: {} ({at})",
+        Hex(*offset),
+        Hex(*guest)
     )]
     ExternalMisplaced { offset: u64, guest: u64, at: EntryPlace },
-    #[error("Refblock offset {offset:#x} unaligned (reftable index: {index:#x})")]
+    #[error("Refblock offset {offset:#x} unaligned (reftable index: {})", Hex(*index))]
     RefblockUnaligned { offset: u64, index: u64 },
-    #[error("Refblock offset {offset:#x} outside the image file (reftable index: {index:#x})")]
+    #[error("Refblock offset {offset:#x} outside the image file (reftable index: {})", Hex(*index))]
     RefblockOutside { offset: u64, index: u64 },
     #[error("table at {offset:#x} overlaps with {other}")]
     TableOverlaps { offset: u64, other: Structure },
@@ -71,6 +75,18 @@ pub(crate) enum Corruption {
     Compressed { offset: u64, guest: u64 },
 }
 
+/// A number as C prints it with `%#x`: zero has no prefix.
+pub(crate) struct Hex(pub u64);
+
+impl fmt::Display for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("0"),
+            value => write!(f, "{value:#x}"),
+        }
+    }
+}
+
 /// Where an L2 entry lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EntryPlace {
@@ -81,7 +97,7 @@ pub(crate) struct EntryPlace {
 
 impl fmt::Display for EntryPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "L2 offset: {:#x}, L2 index: {:#x}", self.table, self.index)
+        write!(f, "L2 offset: {:#x}, L2 index: {}", self.table, Hex(self.index))
     }
 }
 
@@ -295,7 +311,11 @@ impl State {
                 Err(Corruption::ExternalMisplaced { offset, guest, at: self.place_of(slot, cluster) }.into())
             }
             Storage::Cluster(host, _) if !geometry.is_aligned(host) => {
-                Err(Corruption::ClusterUnaligned { offset: host.0, at: self.place_of(slot, cluster) }.into())
+                let (offset, at) = (host.0, self.place_of(slot, cluster));
+                match cell.zero {
+                    0 => Err(Corruption::ClusterUnaligned { offset, at }.into()),
+                    _ => Err(Corruption::ZeroClusterUnaligned { offset, at }.into()),
+                }
             }
             _ if cell.zero != 0 && self.header.version < 3 => {
                 Err(Corruption::ZeroInVersion2(self.place_of(slot, cluster)).into())

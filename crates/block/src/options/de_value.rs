@@ -20,6 +20,7 @@ impl OptionError {
             | Self::UnknownToProtocol { key, .. }
             | Self::Unknown { key }
             | Self::Expects { key, .. }
+            | Self::OutOfRange { key, .. }
             | Self::NotAccepted { key, .. }
             | Self::WrongType { key, .. }
             | Self::Missing { key }
@@ -29,6 +30,9 @@ impl OptionError {
         self
     }
 }
+
+/// Said of a size that is none of ours to hold; the text of the size stands where an expectation would.
+pub(super) const OUT_OF_RANGE: Unexpected<'static> = Unexpected::Other("a size out of range");
 
 impl de::Error for OptionError {
     fn custom<T: Display>(text: T) -> Self {
@@ -40,8 +44,11 @@ impl de::Error for OptionError {
         let expected = if text.starts_with("struct ") { "object".to_owned() } else { text };
         Self::WrongType { key: String::new(), expected }
     }
-    fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::Expects { key: String::new(), expected: expected.to_string() }
+    fn invalid_value(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        match unexpected {
+            OUT_OF_RANGE => Self::OutOfRange { key: String::new(), value: expected.to_string() },
+            _ => Self::Expects { key: String::new(), expected: expected.to_string() },
+        }
     }
     fn unknown_variant(value: &str, _: &'static [&'static str]) -> Self {
         Self::NotAccepted { key: String::new(), value: value.to_owned() }

@@ -11,20 +11,25 @@ pub enum SizeError {
     OutOfRange,
 }
 
-/// Reads an integer, decimal or `0x` hexadecimal, or a decimal fraction, with a suffix of `b k K M G T P E`
-/// (powers of 1024; none means bytes). A fraction needs a suffix above `B` and is rounded to the nearest byte.
+/// Reads an integer, decimal or `0x` hexadecimal, or a decimal fraction, with a suffix of `b k K m M g G t T p P e E`
+/// (powers of 1024; none means bytes). A fraction needs a suffix above `B` and is rounded to the nearest byte; hexadecimal
+/// takes no suffix, whose letters could be digits. Blanks and one `+` may stand before.
 ///
 /// # Errors
-/// The text is no size, or beyond 64 bits.
+/// The text is no size, or a number that is negative or beyond 64 bits.
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
+    let text = text.trim_ascii_start();
+    if let Some(rest) = text.strip_prefix('-') {
+        let is_number = !rest.is_empty() && digits_len(rest) == rest.len();
+        return Err(if is_number { SizeError::OutOfRange } else { SizeError::Malformed });
+    }
+    let text = text.strip_prefix('+').unwrap_or(text);
     if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        let digits = hex.len() - hex.trim_start_matches(|c: char| c.is_ascii_hexdigit()).len();
-        let (digits, suffix) = hex.split_at(digits);
-        let value = u64::from_str_radix(digits, 16).map_err(|_| match digits {
-            "" => SizeError::Malformed,
-            _ => SizeError::OutOfRange,
-        })?;
-        return value.checked_mul(unit(suffix)?).ok_or(SizeError::OutOfRange);
+        // Not for `from_str_radix` alone: it takes a sign.
+        if hex.is_empty() || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(SizeError::Malformed);
+        }
+        return u64::from_str_radix(hex, 16).map_err(|_| SizeError::OutOfRange);
     }
     let whole_len = digits_len(text);
     let (whole, rest) = text.split_at(whole_len);
@@ -101,14 +106,20 @@ mod tests {
         check("7E", Ok(7 << 60));
         check("18446744073709551615", Ok(u64::MAX));
         check("1.0", Ok(1));
+        check(" 1024", Ok(1024));
+        check("\t+1k", Ok(1024));
+        check("0x10b", Ok(0x10b));
     }
 
     #[test]
     fn anything_else_is_refused() {
-        for text in ["", "k", "-1", "+1", "1.5", "1kk", "1 k", "0x", "1e3", ".", "1z", "0x1.8k", "１"] {
+        for text in [
+            "", "k", "-1k", "+-1", "1.5", "1kk", "1 k", "1k ", "0x", "0x+1", "0x10k", "1e3", ".", "1z",
+            "0x1.8", "１",
+        ] {
             check(text, Err(SizeError::Malformed));
         }
-        for text in ["16E", "18446744073709551616", "99999999999999999999P"] {
+        for text in ["-1", "-0", "16E", "18446744073709551616", "99999999999999999999P"] {
             check(text, Err(SizeError::OutOfRange));
         }
     }

@@ -323,7 +323,7 @@ pub static IO_COMMANDS: [IoCommand; 33] = [
     .words(1, 3)
     .alias("t")
     .needs(Needs::Writable),
-    io("wait_break", "tag", "waits for the suspension of a request", &[&TIMEOUT], "").words(1, 3),
+    io("wait_break", "tag", "waits for the suspension of a request", &[&TIMEOUT], "").words(1, 1),
     io(
         "write",
         "[-bcCfnqruz] [-P pattern | -s source_file] off len",
@@ -356,15 +356,20 @@ pub static IO_COMMANDS: [IoCommand; 33] = [
     )
     .words(2, ANY)
     .needs(Needs::Writable),
-    zone("zone_append", "offset len [len..]", "append write a number of bytes at a specified offset").words(3, 4),
-    zone("zone_close", "offset len", "close a range of zones in zone block device"),
-    zone("zone_finish", "offset len", "finish a range of zones in zone block device"),
-    zone("zone_open", "offset len", "explicit open a range of zones in zone block device"),
-    zone("zone_report", "offset number", "report zone information"),
-    zone("zone_reset", "offset len", "reset a zone write pointer in zone block device"),
+    zone("zone_append", "zap", "offset len [len..]", "append write a number of bytes at a specified offset").words(3, 4),
+    zone("zone_close", "zc", "offset len", "close a range of zones in zone block device"),
+    zone("zone_finish", "zf", "offset len", "finish a range of zones in zone block device"),
+    zone("zone_open", "zo", "offset len", "explicit open a range of zones in zone block device"),
+    zone("zone_report", "zrp", "offset number", "report zone information"),
+    zone("zone_reset", "zrs", "offset len", "reset a zone write pointer in zone block device"),
 ];
 
 /// A command about the zones of a device, of which no device here has any.
-const fn zone(name: &'static str, usage: &'static str, summary: &'static str) -> IoCommand {
-    io(name, usage, summary, &[], "").words(2, 2)
+const fn zone(
+    name: &'static str,
+    alias: &'static str,
+    usage: &'static str,
+    summary: &'static str,
+) -> IoCommand {
+    io(name, usage, summary, &[], "").words(2, 2).alias(alias)
 }

@@ -58,7 +58,7 @@ fn flag_state(flag: &Flag) -> String {
     match flag.state {
         State::Ready => "works".to_owned(),
         State::CowbellOnly => "cowbell".to_owned(),
-        State::Refused => format!("refused: `{}`", ParseError::NotAvailable(flag.display()).getopt_text()),
+        State::Refused => format!("refused: `{}`", ParseError::NotAvailable(flag.display()).text()),
     }
 }
 

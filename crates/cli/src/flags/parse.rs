@@ -66,28 +66,11 @@ pub enum ParseError {
 }
 
 impl ParseError {
-    /// The message as `qemu-img` words it.
-    pub fn img_text(&self) -> String {
-        match self {
-            Self::UnknownShort(_, arg) | Self::UnknownLong(arg) | Self::Ambiguous(arg, _) => {
-                format!("unrecognized option '{arg}'")
-            }
-            Self::UnexpectedValue(_, arg) => format!("unrecognized option '{arg}'"),
-            Self::MissingShort(_, arg) | Self::MissingLong(_, arg) => {
-                format!("missing argument for option '{arg}'")
-            }
-            Self::NotAvailable(_) => self.getopt_text(),
-        }
-    }
-
     /// The message as the C library words it.
-    pub fn getopt_text(&self) -> String {
+    pub fn text(&self) -> String {
         match self {
             Self::UnknownShort(c, _) => format!("invalid option -- '{c}'"),
-            Self::UnknownLong(arg) => {
-                let name = arg.split_once('=').map_or(arg.as_str(), |(name, _)| name);
-                format!("unrecognized option '{name}'")
-            }
+            Self::UnknownLong(arg) => format!("unrecognized option '{arg}'"),
             Self::Ambiguous(arg, names) => {
                 let names: String = names.iter().map(|name| format!(" '--{name}'")).collect();
                 format!("option '{arg}' is ambiguous; possibilities:{names}")
@@ -261,7 +244,7 @@ mod tests {
         let args = parsed(Face::Cowbell, &["--progress", "json", "-p"]).expect("understood");
         assert_eq!((args.value(&img::PROGRESS), args.operands.len()), (None, 1));
         let error = parsed(Face::QemuImg, &["--progress=json"]).expect_err("not there");
-        assert_eq!(error.getopt_text(), "option '--progress' doesn't allow an argument");
+        assert_eq!(error.text(), "option '--progress' doesn't allow an argument");
     }
 
     #[test]
@@ -273,11 +256,14 @@ mod tests {
 
     #[test]
     fn mistakes_are_worded_as_the_reference_words_them() {
-        let text = |args: &[&str]| convert(args).expect_err("not understood").img_text();
-        assert_eq!(text(&["-z"]), "unrecognized option '-z'");
+        let text = |args: &[&str]| convert(args).expect_err("not understood").text();
+        assert_eq!(text(&["-z"]), "invalid option -- 'z'");
         assert_eq!(text(&["--nothing"]), "unrecognized option '--nothing'");
-        assert_eq!(text(&["--source"]), "unrecognized option '--source'");
-        assert_eq!(text(&["-f"]), "missing argument for option '-f'");
+        assert_eq!(
+            text(&["--source"]),
+            "option '--source' is ambiguous; possibilities: '--source-format' '--source-image-opts' '--source-cache' '--source-snapshot'"
+        );
+        assert_eq!(text(&["-f"]), "option requires an argument -- 'f'");
         assert_eq!(text(&["--policy=none"]), "unrecognized option '--policy=none'");
     }
 

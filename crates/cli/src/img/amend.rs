@@ -10,7 +10,7 @@ use cowbell_block::registry::Driver;
 use cowbell_block::{Amend, Force};
 use cowbell_host::block_on;
 
-use super::target::{asks_for_help, check_lists};
+use super::lists::{asks_for_help, check_lists};
 use super::{format_or_options, one_image};
 use crate::context::{Context, usage};
 use crate::flags::{Args, img as flags};

@@ -9,13 +9,13 @@ use cowbell_host::block_on;
 use cowbell_jobs::bench::{Direction, Drain, Flushes, Plan, bench};
 use serde_json::json;
 
-use super::{Form, form, format_or_options, one_image, size};
+use super::{Form, form, format_or_options, one_image};
 use crate::context::Context;
 use crate::flags::{Args, Flag, blocks, img as flags};
 use crate::json;
 use crate::open::{How, open, warn_probed_raw};
 use crate::out::Out;
-use crate::size::SIZE_MAX;
+use crate::size::{SIZE_MAX, parse_count, parse_named};
 
 /// Requests, in flight and in all, bytes of each: the reference's.
 const DEPTH: u64 = 64;
@@ -26,7 +26,7 @@ const NUMBER_MAX: u64 = i32::MAX as u64;
 
 pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let form = form(args, &flags::OUTPUT_MORE)?;
-    let plan = plan(cx, args)?;
+    let plan = plan(args)?;
     let name = one_image(args)?;
     let (format, image_opts) = format_or_options(args, &flags::FORMAT)?;
     let writes = plan.direction != Direction::Read;
@@ -78,25 +78,25 @@ fn beginning(plan: &Plan) -> String {
 }
 
 /// Reads the numbers, judged in the order they were given.
-fn plan(cx: &Context, args: &Args) -> Result<Plan> {
+fn plan(args: &Args) -> Result<Plan> {
     let (mut count, mut depth, mut offset, mut len, mut step) = (COUNT, DEPTH, 0, REQUEST_BYTES, 0);
     let (mut pattern, mut interval) = (0, 0);
     for (flag, text) in args.iter() {
         let is = |other: &'static Flag| std::ptr::eq(flag, other);
         if is(&blocks::COUNT) {
-            count = number("request count", text, 1, NUMBER_MAX)?;
+            count = parse_count("request count", text, 1, NUMBER_MAX)?;
         } else if is(&blocks::DEPTH) {
-            depth = number("queue depth", text, 1, NUMBER_MAX)?;
+            depth = parse_count("queue depth", text, 1, NUMBER_MAX)?;
         } else if is(&blocks::OFFSET) {
-            offset = size(cx, "offset", text, 0, SIZE_MAX)?;
+            offset = parse_named("offset", text, 0, SIZE_MAX)?;
         } else if is(&blocks::BUFFER_SIZE) {
-            len = size(cx, "buffer size", text, 1, NUMBER_MAX)?;
+            len = parse_named("buffer size", text, 1, NUMBER_MAX)?;
         } else if is(&blocks::STEP_SIZE) {
-            step = size(cx, "step size", text, 0, NUMBER_MAX)?;
+            step = parse_named("step size", text, 0, NUMBER_MAX)?;
         } else if is(&blocks::PATTERN) {
-            pattern = number("pattern byte", text, 0, u64::from(u8::MAX))? as u8;
+            pattern = parse_count("pattern byte", text, 0, u64::from(u8::MAX))? as u8;
         } else if is(&blocks::FLUSH_INTERVAL) {
-            interval = number("flush interval", text, 0, NUMBER_MAX)?;
+            interval = parse_count("flush interval", text, 0, NUMBER_MAX)?;
         } else if is(&blocks::AIO) {
             aio(args)?;
         } else if is(&flags::IMAGE_CACHE) {
@@ -118,21 +118,6 @@ fn check(plan: &Plan) -> Result<()> {
         }
         Some(flushes) if flushes.every < plan.depth => bail!("Flush interval can't be smaller than depth"),
         _ => Ok(()),
-    }
-}
-
-/// A number without a suffix.
-fn number(what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
-    let digits = text.trim_start();
-    let parsed = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-        Some(hex) => u64::from_str_radix(hex, 16).ok(),
-        None => digits.strip_prefix('+').unwrap_or(digits).parse().ok(),
-    };
-    let is_negative = digits.strip_prefix('-').is_some_and(|rest| rest.parse::<u64>().is_ok());
-    match parsed {
-        Some(n) if (min..=max).contains(&n) => Ok(n),
-        None if !is_negative => bail!("Invalid {what} specified: '{text}'."),
-        _ => bail!("Invalid {what} specified. Must be between {min} and {max}."),
     }
 }
 

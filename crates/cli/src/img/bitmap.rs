@@ -14,7 +14,7 @@ use crate::flags::{Args, Flag, bitmap as flags, img};
 use crate::json;
 use crate::open::{How, Image, Purpose, open, warn_probed_raw};
 use crate::out::Out;
-use crate::size::{SIZE_MAX, SizeError, parse};
+use crate::size::{SIZE_MAX, parse_named};
 
 /// How messages call a node that is no qcow2 image. The reference makes up a name with a random number in it.
 const NODE_NAME: &str = "#block100";
@@ -95,11 +95,7 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
 
 fn granularity(args: &Args) -> Result<u64> {
     let Some(text) = args.value(&flags::GRANULARITY) else { return Ok(0) };
-    match parse(text) {
-        Ok(bytes) if bytes <= SIZE_MAX => Ok(bytes),
-        Err(SizeError::Malformed) => bail!("Invalid granularity specified: '{text}'."),
-        _ => bail!("Invalid granularity specified. Must be between 0 and {SIZE_MAX}."),
-    }
+    parse_named("granularity", text, 0, SIZE_MAX)
 }
 
 /// Opens the image for its metadata: what lies below is of no interest.

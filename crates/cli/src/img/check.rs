@@ -33,7 +33,7 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         Some("leaks") => Fix::Leaks,
         Some("all") => Fix::All,
         Some(other) => {
-            return Err(usage(format!("Unknown option value for -r (expecting 'leaks' or 'all'): {other}")));
+            return Err(usage(format!("--repair (-r) expects 'leaks' or 'all' not '{other}'")));
         }
     };
     let form = form(args, &flags::OUTPUT)?;

@@ -13,7 +13,7 @@ use cowbell_jobs::commit::{Committed, commit};
 use cowbell_jobs::{Pace, Unpaced};
 use serde_json::json;
 
-use super::{Form, Interrupted, form, format_or_options, job_failure, one_image, size};
+use super::{Form, Interrupted, form, format_or_options, job_failure, one_image};
 use crate::context::Context;
 use crate::face::Face;
 use crate::flags::{Args, img as flags, layers};
@@ -22,11 +22,12 @@ use crate::meter::{Audience, Meter};
 use crate::open::{How, Image, cache_mode, open, warn_probed_raw};
 use crate::out::Out;
 use crate::pace::Limited;
-use crate::size::SIZE_MAX;
+use crate::size::{SIZE_MAX, parse_named};
 
 pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let form = form(args, &flags::OUTPUT_MORE)?;
-    let rate = args.value(&flags::RATE).map(|text| size(cx, "rate limit", text, 0, SIZE_MAX)).transpose()?;
+    let rate =
+        args.value(&flags::RATE).map(|text| parse_named("rate limit", text, 0, SIZE_MAX)).transpose()?;
     let name = one_image(args)?;
     let (format, image_opts) = format_or_options(args, &flags::FORMAT)?;
     let how = How {

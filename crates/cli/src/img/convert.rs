@@ -15,8 +15,9 @@ use cowbell_jobs::{Pace, Unpaced};
 use serde_json::json;
 
 use super::convert_bitmaps::{Bitmaps, Broken};
-use super::target::{Format, Staged, asks_for_help, check_lists, mark_existing};
-use super::{Form, Interrupted, form, job_failure, size, snapshot};
+use super::lists::{asks_for_help, check_lists};
+use super::target::{Format, Staged, mark_existing};
+use super::{Form, Interrupted, form, job_failure, snapshot};
 use crate::context::{Context, Reported};
 use crate::face::Face;
 use crate::flags::{Args, img as flags};
@@ -25,7 +26,7 @@ use crate::meter::{Audience, Meter};
 use crate::open::{How, Image, Purpose, cache_mode, open};
 use crate::out::Out;
 use crate::pace::Limited;
-use crate::size::SIZE_MAX;
+use crate::size::{SIZE_MAX, parse_count, parse_named};
 
 /// Largest unit of `-S`: the reference's buffer.
 const SPARSE_BYTES_MAX: u64 = 16 << 20;
@@ -54,7 +55,7 @@ struct Plan<'a> {
 
 pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let form = form(args, &flags::OUTPUT_MORE)?;
-    let (options, pace) = numbers(cx, args)?;
+    let (options, pace) = numbers(args)?;
     let target_format = args.value(&flags::TARGET_FORMAT).unwrap_or("raw");
     check_lists(args.values(&flags::OPTIONS))?;
     if args.values(&flags::OPTIONS).any(asks_for_help) {
@@ -74,12 +75,12 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
 }
 
 /// The flags with numbers, judged in the order they were given.
-fn numbers(cx: &Context, args: &Args) -> Result<(Options, Option<u64>)> {
+fn numbers(args: &Args) -> Result<(Options, Option<u64>)> {
     let mut options = Options::default();
     let mut rate = None;
     for (flag, text) in args.iter() {
         if std::ptr::eq(flag, &flags::SPARSE_SIZE) {
-            let bytes = size(cx, "buffer size for sparse output", text, 0, SIZE_MAX)?;
+            let bytes = parse_named("buffer size for sparse output", text, 0, SIZE_MAX)?;
             if !bytes.is_multiple_of(512) || bytes > SPARSE_BYTES_MAX {
                 bail!(
                     "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up \
@@ -88,13 +89,9 @@ fn numbers(cx: &Context, args: &Args) -> Result<(Options, Option<u64>)> {
             }
             options.sparse_bytes = bytes;
         } else if std::ptr::eq(flag, &flags::PARALLEL) {
-            let count = text.parse().ok().filter(|n| (1..=PARALLEL_MAX).contains(n));
-            let Some(count) = count else {
-                bail!("Invalid number of coroutines specified. Must be between 1 and {PARALLEL_MAX}.");
-            };
-            options.parallel = count as usize;
+            options.parallel = parse_count("number of coroutines", text, 1, PARALLEL_MAX)? as usize;
         } else if std::ptr::eq(flag, &flags::RATE) {
-            rate = Some(size(cx, "rate limit", text, 0, SIZE_MAX)?).filter(|rate| *rate > 0);
+            rate = Some(parse_named("rate limit", text, 0, SIZE_MAX)?).filter(|rate| *rate > 0);
         }
     }
     if args.has(&flags::OUT_OF_ORDER) {

@@ -6,14 +6,15 @@ use cowbell_block::options::OptionTree;
 use cowbell_host::block_on;
 use serde_json::{Value, json};
 
-use super::target::{Format, asks_for_help, check_lists};
-use super::{Form, form, size};
+use super::lists::{asks_for_help, check_lists};
+use super::target::Format;
+use super::{Form, form};
 use crate::context::{Context, usage};
 use crate::flags::{Args, img as flags};
 use crate::json;
 use crate::open::{How, Purpose, open_bare};
 use crate::out::Out;
-use crate::size::SIZE_MAX;
+use crate::size::{SIZE_MAX, parse_named};
 
 pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let form = form(args, &flags::OUTPUT_MORE)?;
@@ -28,7 +29,7 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         return Err(usage("Expecting image file name"));
     };
     let given = match args.operands.get(1) {
-        Some(text) => Some(size(cx, "image size", text, 0, SIZE_MAX)?),
+        Some(text) => Some(parse_named("image size", text, 0, SIZE_MAX)?),
         None => None,
     };
     if let Some(more) = args.operands.get(2) {

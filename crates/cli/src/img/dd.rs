@@ -10,7 +10,7 @@ use cowbell_jobs::convert::{Copied, Options, Part, TargetStart, convert};
 use serde_json::json;
 
 use super::target::{Format, Staged};
-use super::{Form, form, format_or_options, job_failure, size};
+use super::{Form, form, format_or_options, job_failure};
 use crate::context::{Context, Reported};
 use crate::face::Face;
 use crate::flags::{Args, blocks, img as flags};
@@ -18,7 +18,7 @@ use crate::json;
 use crate::meter::{Audience, Meter};
 use crate::open::{How, Image, open};
 use crate::out::Out;
-use crate::size::SIZE_MAX;
+use crate::size::{SIZE_MAX, parse_named};
 
 /// Bytes of a block unless the user says otherwise.
 const BLOCK_BYTES: u64 = 512;
@@ -35,7 +35,7 @@ struct Operands<'a> {
 }
 
 impl<'a> Operands<'a> {
-    fn parse(cx: &Context, words: &'a [String]) -> Result<Self> {
+    fn parse(words: &'a [String]) -> Result<Self> {
         let (mut input, mut output) = (None, None);
         let (mut block, mut count, mut skip) = (BLOCK_BYTES, None, 0);
         for word in words {
@@ -44,9 +44,9 @@ impl<'a> Operands<'a> {
                 _ if !word.contains('=') => bail!("unrecognized operand {key}"),
                 "if" => input = Some(value),
                 "of" => output = Some(value),
-                "bs" => block = size(cx, "bs", value, 1, BLOCK_BYTES_MAX)?,
-                "count" => count = Some(size(cx, "count", value, 0, SIZE_MAX)?),
-                "skip" => skip = size(cx, "skip", value, 0, SIZE_MAX)?,
+                "bs" => block = parse_named("bs", value, 1, BLOCK_BYTES_MAX)?,
+                "count" => count = Some(parse_named("count", value, 0, SIZE_MAX)?),
+                "skip" => skip = parse_named("skip", value, 0, SIZE_MAX)?,
                 _ => bail!("unrecognized operand {key}"),
             }
         }
@@ -72,7 +72,7 @@ impl<'a> Operands<'a> {
 
 pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let form = form(args, &flags::OUTPUT_MORE)?;
-    let operands = Operands::parse(cx, &args.operands)?;
+    let operands = Operands::parse(&args.operands)?;
     let (format, image_opts) = format_or_options(args, &flags::FORMAT)?;
     let how = How {
         image_opts,

@@ -14,7 +14,7 @@ use cowbell_jobs::diff::{Diff, Difference, Kind, SameLayer};
 use cowbell_jobs::{Error, Progress};
 use cowbell_qcow2::{BitmapError, BitmapReader};
 
-use super::target::{asks_for_help, check_lists};
+use super::lists::{asks_for_help, check_lists};
 use super::{Form, Interrupted, bitmap, form, rebase, snapshot};
 use crate::context::{Context, Reported, usage};
 use crate::flags::{Args, img as flags, look};

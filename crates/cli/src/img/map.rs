@@ -4,17 +4,17 @@ use anyhow::{Result, anyhow};
 use cowbell_host::block_on;
 use cowbell_jobs::map::{MapEntry, map};
 
-use super::{Form, form, format_or_options, one_image, size};
+use super::{Form, form, format_or_options, one_image};
 use crate::context::Context;
 use crate::flags::{Args, img as flags};
 use crate::open::{How, open};
 use crate::out::Out;
-use crate::size::SIZE_MAX;
+use crate::size::{SIZE_MAX, parse_named};
 
 pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let form = form(args, &flags::OUTPUT)?;
     let bound = |flag, what| match args.value(flag) {
-        Some(text) => size(cx, what, text, 0, SIZE_MAX).map(Some),
+        Some(text) => parse_named(what, text, 0, SIZE_MAX).map(Some),
         None => Ok(None),
     };
     let start = bound(&flags::START_OFFSET, "start offset")?.unwrap_or(0);

@@ -9,30 +9,20 @@ use cowbell_block::registry::{Driver, MeasureSource, Measurement};
 use cowbell_host::block_on;
 use serde_json::json;
 
-use super::target::{Format, check_lists};
-use super::{Form, format_or_options, snapshot};
-use crate::context::{Context, usage};
+use super::lists::check_lists;
+use super::target::Format;
+use super::{Form, form, format_or_options, snapshot};
+use crate::context::{Context, Reported};
 use crate::flags::{Args, img as flags};
 use crate::json;
 use crate::open::{How, open};
 use crate::out::Out;
-use crate::size::SIZE_MAX;
+use crate::size::{SIZE_MAX, parse_named};
 
 pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
-    let form = match args.value(&flags::OUTPUT) {
-        None | Some("human") => Form::Human,
-        Some("json") => Form::Json,
-        Some(other) => {
-            return Err(usage(format!("--output expects 'human' or 'json' not '{other}'")));
-        }
-    };
-    let size = match args.value(&flags::MEASURE_SIZE) {
-        Some(text) => Some(
-            crate::size::parse_named("image size", text, 0, SIZE_MAX)
-                .map_err(|_| anyhow!("Invalid image size specified: '{text}'."))?,
-        ),
-        None => None,
-    };
+    let form = form(args, &flags::OUTPUT)?;
+    let size = args.value(&flags::MEASURE_SIZE);
+    let size = size.map(|text| parse_named("image size", text, 0, SIZE_MAX)).transpose()?;
     let (format, image_opts) = format_or_options(args, &flags::FORMAT)?;
     let name = match (args.operands.as_slice(), size) {
         ([_, _, ..], _) => bail!("At most one filename argument is allowed."),
@@ -41,13 +31,22 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         ([name], None) => Some(name),
         ([], Some(_)) => None,
     };
+    if name.is_none() && (image_opts || format.is_some() || args.has(&flags::MEASURE_SNAPSHOT)) {
+        bail!("--image-opts, -f, and -l require a filename argument.");
+    }
     check_lists(args.values(&flags::OPTIONS))?;
     let target = args.value(&flags::MEASURE_FORMAT).unwrap_or("raw");
     if cx.registry().driver(target).is_some_and(|driver| driver.create_options().is_empty()) {
         bail!("Block driver '{target}' does not support size measurement");
     }
     let target = Format::find(cx, target, None)?;
-    let options = target.options(args.values(&flags::OPTIONS))?;
+    let options = target.options(args.values(&flags::OPTIONS)).inspect_err(|e| {
+        cx.report(e);
+    });
+    let Ok(options) = options else {
+        cx.report(format_args!("Invalid options for file format '{}'", target.driver.name()));
+        return Err(Reported.into());
+    };
     let how = name.map(|name| How {
         image_opts,
         force_share: args.has(&flags::FORCE_SHARE),

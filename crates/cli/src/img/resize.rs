@@ -1,11 +1,14 @@
 //! `img resize`.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use cowbell_block::node::Access;
+use cowbell_block::options::SizeError;
+use cowbell_block::parse_size;
 use cowbell_block::{Preallocation, Request};
 use cowbell_host::block_on;
 use serde_json::json;
 
+use super::target::SIZE_HINT;
 use super::{Form, form, format_or_options};
 use crate::context::{Context, Reported, usage};
 use crate::flags::{Args, img as flags};
@@ -35,11 +38,13 @@ impl Change {
                 None => (None, text),
             },
         };
-        let bytes = crate::size::parse_named("size", digits, 0, u64::MAX).map_err(|_| {
-            cx.report("Parameter 'size' expects a non-negative number below 2^64");
-            eprintln!("Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-");
-            eprintln!("and exabytes, respectively.");
-            Reported
+        let bytes = parse_size(digits).map_err(|e| match e {
+            SizeError::OutOfRange => anyhow!("Value '{digits}' is out of range for parameter 'size'"),
+            SizeError::Malformed => {
+                cx.report("Parameter 'size' expects a non-negative number below 2^64");
+                eprintln!("{SIZE_HINT}");
+                Reported.into()
+            }
         })?;
         Ok(match sign {
             Some(sign) => Self::By(sign * i128::from(bytes)),

@@ -143,26 +143,12 @@ impl Format {
 /// The reference explains how sizes are written, under a size that it could not read.
 fn hint(error: &impl std::fmt::Display) -> Option<&'static str> {
     let about_size = error.to_string().ends_with("expects a non-negative number below 2^64");
-    about_size.then_some(
-        "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.\n",
-    )
+    about_size.then_some(SIZE_HINT)
 }
 
-/// Whether the value of `-o` asks for the list of options.
-pub(crate) fn asks_for_help(list: &str) -> bool {
-    list.split(',').any(|item| matches!(item, "help" | "?"))
-}
-
-/// Refuses `-o` values that would hide a mistake: an empty list, or one that ends in the middle.
-///
-/// # Errors
-/// Names the list.
-pub(crate) fn check_lists<'a>(mut lists: impl Iterator<Item = &'a str>) -> Result<()> {
-    match lists.find(|list| list.is_empty() || list.starts_with(',') || list.ends_with(',')) {
-        Some(list) => bail!("Invalid option list: {list}"),
-        None => Ok(()),
-    }
-}
+/// How sizes are written, as the reference explains it.
+pub(crate) const SIZE_HINT: &str =
+    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.";
 
 /// The name under which a target is filled.
 ///

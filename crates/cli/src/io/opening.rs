@@ -5,10 +5,12 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow, bail};
 use cowbell_block::copy_on_read::CopyOnRead;
 use cowbell_block::filter::FilterNode;
+use cowbell_block::naming::split_option_list;
 use cowbell_block::node::{Access, Node};
 use cowbell_block::options::{AioMode, CacheMode, DiscardMode};
-use cowbell_block::{Child, Error, ErrorKind, Root};
+use cowbell_block::{Child, Error, ErrorKind, OptionTree, Root};
 use cowbell_host::{Create, FileNode, FileOptions, Locking};
+use serde_json::Value;
 
 use super::requests::errno;
 use super::session::Session;
@@ -31,6 +33,8 @@ pub(super) struct Settings {
     aio: AioMode,
     snapshot: bool,
     copy_on_read: bool,
+    /// Options of the image, beside its name.
+    more: OptionTree,
 }
 
 impl Settings {
@@ -79,6 +83,7 @@ impl Settings {
             aio,
             snapshot: args.has(&flags::SNAPSHOT),
             copy_on_read: args.has(&flags::COPY_ON_READ),
+            more: OptionTree::new(),
         })
     }
 }
@@ -103,6 +108,7 @@ pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Resul
         cache: settings.cache,
         discard: settings.discard,
         aio: settings.aio,
+        more: settings.more.clone(),
         ..How::reading(name, settings.format.as_deref())
     };
     let refused = |e: cowbell_block::Error| match settings.image_opts {
@@ -182,18 +188,16 @@ pub(super) async fn open_command(session: &mut Session<'_>, command: &IoCommand,
         return Err(Failed);
     }
     let (name, settings) = match (name, options) {
-        (Some(name), None) => (name.to_owned(), settings),
-        (name, Some(options)) => {
-            // A list of options can say all that a name and options say together.
-            let list = match name {
-                Some(name) => format!("file.filename={},{options}", name.replace(',', ",,")),
-                None => options.to_owned(),
-            };
-            (list, Settings { image_opts: true, ..settings })
+        (Some(name), None) => (name, settings),
+        (Some(name), Some(options)) => {
+            let pairs = split_option_list(options).into_iter();
+            let more = pairs.map(|(key, value)| (key.to_owned(), Value::from(value))).collect();
+            (name, Settings { more, ..settings })
         }
+        (None, Some(options)) => (options, Settings { image_opts: true, ..settings }),
         (None, None) => return session.bad_usage(command, "open"),
     };
-    match session.open(&name, &settings).await {
+    match session.open(name, &settings).await {
         Ok(()) => Ok(()),
         Err(e) => {
             session.cx.report(e);

@@ -5,10 +5,11 @@ use std::time::Duration;
 use super::session::{After, Session};
 use super::words::c_number;
 use super::{breaks, inspect, opening, reopen, requests, zones};
-use crate::flags::Args;
+use crate::face::Face;
 use crate::flags::help::signature;
 use crate::flags::io::{IO_COMMANDS, IoCommand, Needs};
 use crate::flags::parse::{Order, offered, parse};
+use crate::flags::{Args, State, Value};
 
 /// What a command came to: fine, or failed after its message was printed.
 pub(super) type Done = Result<(), Failed>;
@@ -40,7 +41,7 @@ impl Session<'_> {
             eprintln!("no file open, try 'help open'");
             return Err(Failed);
         }
-        check_count(command, name, words.len())?;
+        check_count(command, self.cx.face, name, words.len())?;
         if command.needs == Needs::Writable && self.image().is_some_and(|image| image.node().is_read_only()) {
             self.cx.report("Block node is read-only");
             return Err(Failed);
@@ -49,7 +50,7 @@ impl Session<'_> {
         let args = match parse(&command.command, self.cx.face, Order::Permute, words) {
             Ok(args) => args,
             Err(e) => {
-                eprintln!("{name}: {}", e.getopt_text());
+                eprintln!("{name}: {}", e.text());
                 return self.bad_usage(command, name);
             }
         };
@@ -166,8 +167,12 @@ fn usage_line(command: &IoCommand, name: &str) -> String {
     format!("{name}{space}{} -- {}\n", command.usage, command.command.summary)
 }
 
-fn check_count(command: &IoCommand, name: &str, count: usize) -> Done {
-    let (min, max) = (command.words_min, command.words_max);
+fn check_count(command: &IoCommand, face: Face, name: &str, count: usize) -> Done {
+    // What only `cowbell` offers comes on top.
+    let own =
+        command.command.flags.iter().filter(|flag| flag.state == State::CowbellOnly && offered(flag, face));
+    let own: usize = own.map(|flag| if flag.value == Value::None { 1 } else { 2 }).sum();
+    let (min, max) = (command.words_min, command.words_max.saturating_add(own));
     if count >= min && count <= max {
         return Ok(());
     }

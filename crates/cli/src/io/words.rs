@@ -1,6 +1,9 @@
 //! Words of command lines as numbers and bytes, with the reference's messages.
 
-use crate::size::{SIZE_MAX, SizeError, parse};
+use cowbell_block::options::SizeError;
+use cowbell_block::parse_size;
+
+use crate::size::SIZE_MAX;
 
 /// A size or an offset.
 ///
@@ -8,7 +11,7 @@ use crate::size::{SIZE_MAX, SizeError, parse};
 /// The line to print.
 pub(super) fn number(word: &str) -> Result<u64, String> {
     let too_large = || format!("Parsing error: argument too large -- {word}\n");
-    match parse(word) {
+    match parse_size(word) {
         Ok(value) if value <= SIZE_MAX => Ok(value),
         Ok(_) | Err(SizeError::OutOfRange) => Err(too_large()),
         Err(SizeError::Malformed) => {

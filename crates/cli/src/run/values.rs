@@ -22,7 +22,7 @@ pub fn memory(text: &str) -> Result<u64> {
     let bytes = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         text.parse::<u64>().ok().and_then(|mib| mib.checked_mul(1 << 20))
     } else {
-        crate::size::parse(text).ok()
+        cowbell_block::parse_size(text).ok()
     };
     bytes.ok_or_else(|| anyhow!("-m takes a size such as 512, 512M or 2G, not '{text}'"))
 }

@@ -19,6 +19,8 @@ use crate::handle::{Handle, retry};
 use crate::lane::{self, Call, Durability, Job};
 use crate::{ioctl, pool};
 
+/// Bytes of the first block of a file that is shorter than [`BLOCK_MAX`].
+const SECTOR: u64 = 512;
 /// Bytes per write when zeroes are written out.
 const ZERO_CHUNK: u64 = 1 << 20;
 /// Bytes per call when the host copies: an interruption or a cancellation is noticed in between.
@@ -203,15 +205,29 @@ impl Shared {
         self.set_length(len).await?;
         let filled = match preallocation {
             _ if len <= old => Ok(()),
-            Preallocation::Falloc => self.reserve(old, len).await,
             Preallocation::Full => self.write_out_zeroes(old, len).await,
-            _ => Ok(()),
+            Preallocation::Falloc => match self.reserve(old, len).await {
+                Ok(()) => self.store_first_block(old, len).await,
+                refused => refused,
+            },
+            _ => self.store_first_block(old, len).await,
         };
         if filled.is_err() {
             // Nothing half made stays behind; the first error is the one that tells.
             drop(self.set_length(old).await);
         }
         filled
+    }
+
+    /// Stores the first block of a file that was empty. Whoever opens it for direct I/O learns the alignment that the host
+    /// wants by trying to read there, and some hosts take any read of a hole.
+    async fn store_first_block(&self, old: u64, len: u64) -> Result<()> {
+        let grain = u64::from(self.mode.request_alignment());
+        let block = if len < u64::from(BLOCK_MAX) { SECTOR } else { u64::from(BLOCK_MAX) }.max(grain);
+        match old == 0 && len >= block {
+            true => self.write_out_zeroes(0, block).await,
+            false => Ok(()),
+        }
     }
 
     async fn set_length(&self, len: u64) -> Result<()> {

@@ -17,6 +17,7 @@ use super::scan::Pass;
 use super::topics;
 use crate::geometry::Geometry;
 use crate::refcount;
+use crate::state::Hex;
 
 /// Clusters in a row whose refcount is wrong in the same way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -328,9 +329,9 @@ impl Comparison {
 
     fn tell_unreadable(&self, log: &mut Log, bits: u32) {
         if let Some((index, offset)) = self.unreadable_first {
-            let zero = if index == 0 { "" } else { "0x" };
+            let index = Hex(index);
             log.line(format!(
-                "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: {zero}{index:x}); \
+                "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: {index}); \
                  further non-fatal corruption events will be suppressed"
             ));
         }

@@ -172,7 +172,9 @@ impl Format {
     /// was not written to its end looks like.
     pub fn is_outside(&self, offset: u64, bytes: u64) -> bool {
         let end = offset.saturating_add(bytes);
-        end >= self.file_len.saturating_add(self.geometry.cluster_size())
+        // The reference knows files by whole sectors.
+        let file_end = self.file_len.div_ceil(512).saturating_mul(512);
+        end >= file_end.saturating_add(self.geometry.cluster_size())
     }
 
     /// An entry and its bitmap of subclusters.

@@ -2,6 +2,7 @@
 
 use cowbell_block::{Error, ErrorKind};
 
+use super::CRYPTO_EXTENSION_BYTES;
 use crate::bitmap::{BITMAPS_MAX, DIRECTORY_BYTES_MAX};
 
 /// A header that breaks a rule of the format.
@@ -62,7 +63,7 @@ pub enum HeaderError {
     #[error("L1 table is too small")]
     L1TooSmall,
     /// The disk is longer than any L1 table could map.
-    #[error("Image is too big to fit into the L1 table")]
+    #[error("Image is too big")]
     SizeTooLarge,
     /// More than 65536.
     #[error("Snapshot table too large")]
@@ -99,6 +100,12 @@ pub enum HeaderError {
         "bitmaps_ext: bitmap directory size ({0}) exceeds the maximum supported size ({DIRECTORY_BYTES_MAX})"
     )]
     BitmapDirectorySize(u64),
+    /// A LUKS header in an image that is not encrypted with it.
+    #[error("CRYPTO header extension only expected with LUKS encryption method")]
+    CryptoUnused,
+    /// Not 16 bytes.
+    #[error("CRYPTO header extension size {0}, but expected size {CRYPTO_EXTENSION_BYTES}")]
+    CryptoLength(usize),
     /// More than 15 bytes, or not text.
     #[error("ERROR: ext_backing_format: len={0} too large (>=16)")]
     BackingFormat(usize),

@@ -5,18 +5,20 @@
 use cowbell_block::{Result, names};
 
 use super::{
-    AUTOCLEAR_RAW_DATA, BACKING_NAME_MAX, BITMAPS_EXTENSION_BYTES, BitmapsExtension, CompressionType,
-    EXT_BACKING_FORMAT, EXT_BITMAPS, EXT_END, EXT_FEATURE_NAMES, EXT_NOTHING, EXTENDED_L2_CLUSTER_BITS_MIN,
-    Extension, Header, HeaderError, Incompatible, L1_BYTES_MAX, MAGIC, REFTABLE_BYTES_MAX, RawHeader,
-    SNAPSHOTS_MAX, V2_LEN, V3_LEN,
+    AUTOCLEAR_RAW_DATA, BACKING_NAME_MAX, BITMAPS_EXTENSION_BYTES, BitmapsExtension, CRYPTO_EXTENSION_BYTES,
+    CompressionType, EXT_BACKING_FORMAT, EXT_BITMAPS, EXT_CRYPTO, EXT_END, EXT_FEATURE_NAMES, EXT_NOTHING,
+    EXTENDED_L2_CLUSTER_BITS_MIN, Extension, Header, HeaderError, Incompatible, L1_BYTES_MAX, MAGIC,
+    REFTABLE_BYTES_MAX, RawHeader, SNAPSHOTS_MAX, V2_LEN, V3_LEN,
 };
 use crate::bitmap::{BITMAPS_MAX, DIRECTORY_BYTES_MAX};
+use crate::crypto::METHOD_LUKS;
 use crate::geometry::{CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, HostOffset, SLICE_BYTES};
 
 impl Header {
     /// Whether `bytes`, the beginning of a file, look like a header of this format.
     pub fn probe(bytes: &[u8]) -> bool {
-        matches!(bytes, [b'Q', b'F', b'I', 0xfb, 0, 0, 0, 2 | 3, ..]) && bytes.len() >= V2_LEN
+        // Also what is too short, or of a version to come: taken for a raw disk it would show its header to a guest.
+        bytes.len() >= 8 && be32(bytes) == MAGIC && be32(&bytes[4..]) >= 2
     }
 
     /// The cluster size that the first bytes state, to know how much [`Header::parse`] needs.
@@ -66,26 +68,28 @@ impl Header {
             unknown_fields: if v3 { unknown_fields } else { Vec::new() },
             extensions: Vec::new(),
         };
-        let backing = header.parse_backing(&raw, cluster)?;
-        header.parse_extensions(cluster, header_len, backing)?;
+        let name_at = match raw.backing_file_offset.get() {
+            0 => None,
+            offset => {
+                let offset = usize::try_from(offset).ok().filter(|offset| *offset <= cluster.len());
+                Some(offset.ok_or(HeaderError::BackingOffset)?)
+            }
+        };
+        header.parse_extensions(cluster, header_len, name_at.unwrap_or(cluster.len()))?;
         header.parse_features(&raw, header_len)?;
         header.check_tables()?;
+        if let Some(offset) = name_at {
+            header.parse_backing(offset, raw.backing_file_size.get(), cluster)?;
+        }
         Ok(header)
     }
 
-    fn parse_backing(&mut self, raw: &RawHeader, cluster: &[u8]) -> Result<usize> {
-        let (offset, len) = (raw.backing_file_offset.get(), raw.backing_file_size.get());
-        if offset == 0 {
-            return Ok(cluster.len());
-        }
-        let offset = usize::try_from(offset).ok().filter(|o| *o <= cluster.len());
-        let offset = offset.ok_or(HeaderError::BackingOffset)?;
-        if len > BACKING_NAME_MAX.min((cluster.len() - offset) as u32) {
-            return Err(HeaderError::BackingLength.into());
-        }
-        let name = cluster.get(offset..offset + len as usize).ok_or(HeaderError::BackingLength)?;
-        self.backing_file = Some(names::from_bytes(until_nul(name))).filter(|n| !n.is_empty());
-        Ok(offset)
+    fn parse_backing(&mut self, offset: usize, len: u32, cluster: &[u8]) -> Result<()> {
+        let name = cluster.get(offset..).and_then(|rest| rest.get(..len as usize));
+        let name = name.filter(|name| name.len() <= BACKING_NAME_MAX as usize);
+        let name = until_nul(name.ok_or(HeaderError::BackingLength)?);
+        self.backing_file = Some(names::from_bytes(name)).filter(|name| !name.is_empty());
+        Ok(())
     }
 
     fn parse_extensions(&mut self, cluster: &[u8], start: usize, end: usize) -> Result<()> {
@@ -96,11 +100,16 @@ impl Header {
             let data = rest.get(..len).ok_or(HeaderError::ExtensionLength)?;
             match kind {
                 EXT_END => break,
-                EXT_BACKING_FORMAT if until_nul(data).is_empty() => {}
                 EXT_BACKING_FORMAT => {
-                    let text = std::str::from_utf8(until_nul(data)).ok().filter(|t| t.len() < 16);
+                    let text = std::str::from_utf8(until_nul(data)).ok().filter(|_| len < 16);
                     let text = text.ok_or(HeaderError::BackingFormat(len))?;
-                    self.backing_format = Some(text.to_owned());
+                    self.backing_format = Some(text.to_owned()).filter(|text| !text.is_empty());
+                }
+                EXT_CRYPTO if self.crypt_method != METHOD_LUKS => {
+                    return Err(HeaderError::CryptoUnused.into());
+                }
+                EXT_CRYPTO if len != CRYPTO_EXTENSION_BYTES => {
+                    return Err(HeaderError::CryptoLength(len).into());
                 }
                 EXT_NOTHING => {}
                 // Version 2 images have no feature bits, but their extensions are kept all the same.
@@ -270,7 +279,7 @@ impl RawHeader {
 }
 
 /// Names that other writers padded end at their first NUL.
-fn until_nul(bytes: &[u8]) -> &[u8] {
+pub(super) fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|b| *b == 0).next().unwrap_or_default()
 }
 
