@@ -14,6 +14,7 @@ use futures_util::lock::Mutex;
 
 use crate::crew::{self, DATA_BYTES_MAX, Step, Stop, Work, ZERO_BYTES_MAX};
 use crate::error::{Error, Result};
+use crate::joined::{Joined, Walk, Way};
 use crate::progress::{Pace, Progress};
 
 /// Requests in flight: as many as `convert` has by default.
@@ -46,7 +47,7 @@ pub async fn commit(top: &Root, base: &Root, progress: &dyn Progress, pace: &dyn
     progress.advanced(0, total);
     let mut sum = Committed { grown: grow(base, total).await?, ..Committed::default() };
     let stop = Stop::default();
-    let walk = Mutex::new(Walk { chain, at: 0, known: None });
+    let walk = Mutex::new(Walk::new(Above(chain), total));
     let job = Job { top, base, progress, pace, walk, done: AtomicU64::new(0), total };
     for part in crew::run(&job, &stop, PARALLEL).await? {
         sum.data += part.data;
@@ -68,13 +69,8 @@ async fn grow(base: &Root, len: u64) -> Result<u64> {
     Ok(len - old)
 }
 
-/// Which range comes next.
-struct Walk {
-    chain: Chain,
-    at: u64,
-    /// What is known about the range from `at` on: its end and kind.
-    known: Option<(u64, Kind)>,
-}
+/// The layers above the base.
+struct Above(Chain);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -84,52 +80,28 @@ enum Kind {
     Below,
 }
 
-struct Piece {
-    offset: u64,
-    len: u64,
-    kind: Kind,
-}
+type Piece = Joined<Kind>;
 
-impl Walk {
-    async fn next(&mut self) -> Result<Option<Piece>> {
-        let offset = self.at;
-        if offset >= self.chain.len() {
-            return Ok(None);
-        }
-        let (mut end, kind) = self.known().await?;
-        let most = match kind {
-            // Cut at multiples, so that later pieces are aligned whatever the first one was.
-            Kind::Data => DATA_BYTES_MAX - offset % DATA_BYTES_MAX,
-            Kind::Zero | Kind::Below => ZERO_BYTES_MAX,
-        };
-        let limit = (offset + most).min(self.chain.len());
-        loop {
-            self.at = end.min(limit);
-            if self.at == limit {
-                break;
-            }
-            match self.known().await? {
-                (further, same) if same == kind => end = further,
-                _ => break,
-            }
-        }
-        Ok(Some(Piece { offset, len: self.at - offset, kind }))
-    }
+impl Way for Above {
+    type Kind = Kind;
 
-    /// The end of what `at` lies in, and its kind.
-    async fn known(&mut self) -> Result<(u64, Kind)> {
-        if let Some(known) = self.known.filter(|(end, _)| *end > self.at) {
-            return Ok(known);
-        }
-        let offset = self.at;
-        let extent = self.chain.status(offset, self.chain.len() - offset).await;
-        let extent = extent.map_err(|source| Error::Status { offset, source })?;
+    async fn ask(&mut self, at: u64) -> Result<(u64, Kind)> {
+        let extent = self.0.status(at, self.0.len() - at).await;
+        let extent = extent.map_err(|source| Error::Status { offset: at, source })?;
         let kind = match (extent.is_allocated(), extent.is_zero()) {
             (false, _) => Kind::Below,
             (true, true) => Kind::Zero,
             (true, false) => Kind::Data,
         };
-        Ok(*self.known.insert((offset + extent.len, kind)))
+        Ok((at + extent.len, kind))
+    }
+}
+
+/// Most bytes of a range that is dealt with at once.
+fn most(kind: Kind) -> u64 {
+    match kind {
+        Kind::Data => DATA_BYTES_MAX,
+        Kind::Zero | Kind::Below => ZERO_BYTES_MAX,
     }
 }
 
@@ -138,7 +110,7 @@ struct Job<'a> {
     base: &'a Root,
     progress: &'a dyn Progress,
     pace: &'a dyn Pace,
-    walk: Mutex<Walk>,
+    walk: Mutex<Walk<Above>>,
     done: AtomicU64,
     total: u64,
 }
@@ -150,7 +122,7 @@ impl Work for Job<'_> {
         if self.progress.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let Some(piece) = self.walk.lock().await.next().await? else { return Ok(Step::NothingLeft) };
+        let Some(piece) = self.walk.lock().await.next(most).await? else { return Ok(Step::NothingLeft) };
         match piece.kind {
             Kind::Data => {
                 self.copy(&piece).await?;

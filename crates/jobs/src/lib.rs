@@ -12,6 +12,7 @@ pub mod convert;
 mod crew;
 pub mod diff;
 mod error;
+mod joined;
 pub mod layers;
 pub mod map;
 mod progress;

@@ -25,8 +25,9 @@ use futures_util::lock::Mutex;
 
 use crate::crew::{self, DATA_BYTES_MAX, Step, Stop, Work};
 use crate::error::{Error, Result};
+use crate::joined::Walk;
 use crate::progress::Progress;
-use piece::{Content, Kind, Piece, Walk, runs};
+use piece::{Content, Kind, Layers, Piece, runs};
 
 /// Requests in flight: as many as `convert` has by default.
 const PARALLEL: usize = 8;
@@ -72,14 +73,15 @@ pub async fn rebase(
 ) -> Result<Rebased> {
     let (node, stop) = (top.node(), Stop::default());
     let grain = node.limits().preferred_write.max(1);
+    let total = node.len();
     let job = Job {
         top,
         new: new.root,
         store,
         grain,
         progress,
-        total: node.len(),
-        walk: Mutex::new(Walk::new(node, new, grain)),
+        total,
+        walk: Mutex::new(Walk::new(Layers::new(node, new, grain), total)),
         done: AtomicU64::new(0),
     };
     progress.advanced(0, job.total);
@@ -100,7 +102,7 @@ struct Job<'a> {
     grain: u64,
     progress: &'a dyn Progress,
     total: u64,
-    walk: Mutex<Walk>,
+    walk: Mutex<Walk<Layers>>,
     done: AtomicU64,
 }
 
@@ -111,7 +113,9 @@ impl Work for Job<'_> {
         if self.progress.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let Some(piece) = self.walk.lock().await.next().await? else { return Ok(Step::NothingLeft) };
+        let Some(piece) = self.walk.lock().await.next(Layers::most(self.grain)).await? else {
+            return Ok(Step::NothingLeft);
+        };
         self.settle(&piece, tally).await?;
         let done = self.done.fetch_add(piece.len, Ordering::Relaxed) + piece.len;
         self.progress.advanced(done, self.total);

@@ -8,6 +8,7 @@ use cowbell_block::{Chain, ChainExtent, ExtentFlags, Node};
 use super::NewBacking;
 use crate::crew::{CACHED_BYTES_MAX, DATA_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::error::{Error, Result};
+use crate::joined::{Joined, Way};
 use crate::layers::is_same_place;
 
 /// What a backing file has somewhere.
@@ -25,11 +26,7 @@ pub(super) enum Kind {
     Differs { old: Content, new: Content },
 }
 
-pub(super) struct Piece {
-    pub offset: u64,
-    pub len: u64,
-    pub kind: Kind,
-}
+pub(super) type Piece = Joined<Kind>;
 
 /// A chain of backing files, or none, as long as the overlay: behind its end there are zeroes.
 struct Below {
@@ -51,20 +48,19 @@ impl Below {
     }
 }
 
-pub(super) struct Walk {
+/// The overlay, over its backing files: of what it has nothing of its own, they are compared.
+pub(super) struct Layers {
     top: Chain,
     old: Below,
     /// Layers of `old` stop above the new backing file, which is among them: what none of them has stays.
     stops_above_new: bool,
     new: Below,
     grain: u64,
-    at: u64,
-    /// From `at` to here the overlay has nothing of its own, as far as known.
+    /// From where one is to here the overlay has nothing of its own, as far as known.
     open_until: u64,
-    known: Option<(u64, Kind)>,
 }
 
-impl Walk {
+impl Layers {
     pub fn new(top: Arc<dyn Node>, new: NewBacking<'_>, grain: u64) -> Self {
         let old = top.backing();
         let above = old.clone().zip(new.below.as_ref()).and_then(|(old, new)| Chain::above(old, new));
@@ -81,54 +77,46 @@ impl Walk {
             },
             top: Chain::only(top),
             grain,
-            at: 0,
             open_until: 0,
-            known: None,
         }
     }
 
-    pub async fn next(&mut self) -> Result<Option<Piece>> {
-        let (offset, total) = (self.at, self.top.len());
-        if offset >= total {
-            return Ok(None);
-        }
-        let (mut end, kind) = self.known().await?;
-        let most = match kind {
+    /// Most bytes of a range that is dealt with at once.
+    pub fn most(grain: u64) -> impl Fn(Kind) -> u64 {
+        move |kind| match kind {
             Kind::Settled => ZERO_BYTES_MAX,
-            // Cut at multiples, so that later pieces are aligned whatever the first one was.
             Kind::Differs { old, new } => {
                 // The second is compared while the first is in the cache still.
                 let both = old == Content::Data && new == Content::Data;
                 let most = if both { CACHED_BYTES_MAX } else { DATA_BYTES_MAX };
-                let most = most.max(self.grain).min(DATA_BYTES_MAX);
-                most - offset % most
+                most.max(grain).min(DATA_BYTES_MAX)
             }
+        }
+    }
+
+    /// To where `at..limit`, which reads from below, is of one kind.
+    async fn compare(&self, at: u64, limit: u64) -> Result<(u64, Kind)> {
+        let old = self.old.ask(at, limit).await?;
+        if self.stops_above_new && !old.is_allocated() {
+            return Ok((at + old.len, Kind::Settled));
+        }
+        let new = self.new.ask(at, at + old.len).await?;
+        let content = |extent: &ChainExtent| if extent.is_zero() { Content::Zero } else { Content::Data };
+        let kind = match (content(&old), content(&new)) {
+            (Content::Zero, Content::Zero) => Kind::Settled,
+            _ if old.map.as_ref().zip(new.map.as_ref()).is_some_and(|(a, b)| is_same_place(a, b)) => {
+                Kind::Settled
+            }
+            (old, new) => Kind::Differs { old, new },
         };
-        let limit = (offset + most).min(total);
-        loop {
-            self.at = end.min(limit);
-            if self.at == limit {
-                break;
-            }
-            match self.known().await? {
-                (further, same) if same == kind => end = further,
-                _ => break,
-            }
-        }
-        Ok(Some(Piece { offset, len: self.at - offset, kind }))
+        Ok((at + old.len.min(new.len), kind))
     }
+}
 
-    /// The end of what `at` lies in, and its kind.
-    async fn known(&mut self) -> Result<(u64, Kind)> {
-        if let Some(known) = self.known.filter(|(end, _)| *end > self.at) {
-            return Ok(known);
-        }
-        let known = self.ask().await?;
-        Ok(*self.known.insert(known))
-    }
+impl Way for Layers {
+    type Kind = Kind;
 
-    async fn ask(&mut self) -> Result<(u64, Kind)> {
-        let at = self.at;
+    async fn ask(&mut self, at: u64) -> Result<(u64, Kind)> {
         if self.open_until <= at {
             let extent = self.top.status(at, self.top.len() - at).await;
             let extent = extent.map_err(|source| Error::Status { offset: at, source })?;
@@ -149,24 +137,6 @@ impl Walk {
             let end = (whole + self.grain).min(limit);
             Ok((end, Kind::Differs { old: Content::Data, new: Content::Data }))
         }
-    }
-
-    /// To where `at..limit`, which reads from below, is of one kind.
-    async fn compare(&self, at: u64, limit: u64) -> Result<(u64, Kind)> {
-        let old = self.old.ask(at, limit).await?;
-        if self.stops_above_new && !old.is_allocated() {
-            return Ok((at + old.len, Kind::Settled));
-        }
-        let new = self.new.ask(at, at + old.len).await?;
-        let content = |extent: &ChainExtent| if extent.is_zero() { Content::Zero } else { Content::Data };
-        let kind = match (content(&old), content(&new)) {
-            (Content::Zero, Content::Zero) => Kind::Settled,
-            _ if old.map.as_ref().zip(new.map.as_ref()).is_some_and(|(a, b)| is_same_place(a, b)) => {
-                Kind::Settled
-            }
-            (old, new) => Kind::Differs { old, new },
-        };
-        Ok((at + old.len.min(new.len), kind))
     }
 }
 
