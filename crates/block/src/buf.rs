@@ -37,7 +37,12 @@ pub unsafe trait Region: Send + Sync {
     }
 }
 
+/// `cap` zeroed bytes at a multiple of [`BUF_ALIGN`], inside an allocation that is longer by as much.
+///
+/// An allocator that is asked for zeroed memory *and* an alignment clears it by hand; asked for zeroed memory
+/// alone, it knows which pages are fresh from the system, and those cost nothing until they are used.
 struct Owned {
+    base: NonNull<u8>,
     ptr: NonNull<u8>,
     cap: usize,
 }
@@ -49,22 +54,28 @@ unsafe impl Sync for Owned {}
 
 impl Owned {
     fn layout(cap: usize) -> Layout {
-        Layout::from_size_align(cap, BUF_ALIGN).expect("buffer sizes are below isize::MAX")
+        let whole = cap.checked_add(BUF_ALIGN).and_then(|bytes| Layout::array::<u64>(bytes / 8).ok());
+        whole.expect("buffer sizes are below isize::MAX")
     }
 
+    /// `cap` is a multiple of [`BUF_ALIGN`].
     fn new(cap: usize) -> Self {
         let layout = Self::layout(cap);
-        // SAFETY: `cap` is never zero (see `Buf::zeroed`), so the layout has a non-zero size.
+        // SAFETY: the layout is longer than `BUF_ALIGN`, so its size is not zero.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
-        Self { ptr, cap }
+        let Some(base) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        let skipped = base.align_offset(BUF_ALIGN);
+        assert!(skipped < BUF_ALIGN, "bytes can be aligned to any power of two");
+        // SAFETY: less than `BUF_ALIGN` bytes are skipped, and the allocation is longer than `cap` by as many.
+        let ptr = unsafe { base.add(skipped) };
+        Self { base, ptr, cap }
     }
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with the same layout and freed once.
-        unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.cap)) }
+        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.cap)) }
     }
 }
 

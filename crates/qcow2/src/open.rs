@@ -91,8 +91,8 @@ enum OpenError {
     DataFileUnwanted,
 }
 
-/// Bytes of the first read: a whole cluster of the usual size.
-const HEADER_PIECE: u64 = 64 << 10;
+/// Bytes of the first read: more than the header of nearly every image.
+const HEADER_PIECE: u64 = 4 << 10;
 /// Most bytes of cached L1 and refcount table slices, each. They are needed only when a deeper slice is not cached.
 const ROOT_CACHE_BYTES: u64 = 2 << 20;
 
@@ -101,16 +101,18 @@ const ROOT_CACHE_BYTES: u64 = 2 << 20;
 /// # Errors
 /// The rule of the format that the header breaks, or the file's error.
 pub(crate) async fn read_header(file: &Child) -> Result<Header> {
-    let len = file.len();
-    let first = file.read(0, len.min(HEADER_PIECE) as usize).await?;
-    let bits = Header::peek_cluster_bits(&first)?;
-    let cluster = 1u64 << bits;
-    if cluster <= first.len() as u64 {
-        return Header::parse(&first);
-    }
-    // A file shorter than its first cluster reads as zeroes beyond its end.
-    let whole = file.read(0, cluster as usize).await?;
-    Header::parse(&whole)
+    let first = file.read(0, file.len().min(HEADER_PIECE) as usize).await?;
+    let header = if Header::is_covered_by(&first)? {
+        Header::parse(&first)
+    } else {
+        // A file shorter than its first cluster reads as zeroes beyond its end.
+        let whole = file.read(0, 1 << Header::peek_cluster_bits(&first)?).await?;
+        let header = Header::parse(&whole);
+        whole.recycle();
+        header
+    };
+    first.recycle();
+    header
 }
 
 pub(crate) async fn open_engine(

@@ -30,7 +30,31 @@ impl Header {
         Ok(raw.cluster_bits.get())
     }
 
-    /// Parses the first cluster of an image.
+    /// Whether all that [`Header::parse`] looks at lies in `bytes`, the beginning of the first cluster or all of it.
+    ///
+    /// # Errors
+    /// When these are not the beginning of an image.
+    pub fn is_covered_by(bytes: &[u8]) -> Result<bool> {
+        let raw = RawHeader::read_lenient(bytes)?;
+        if bytes.len() >= 1 << raw.cluster_bits.get() {
+            return Ok(true);
+        }
+        let (name, len) = (raw.backing_file_offset.get(), raw.backing_file_size.get());
+        if name != 0 && name.saturating_add(u64::from(len)) > bytes.len() as u64 {
+            return Ok(false);
+        }
+        let end = if name == 0 { bytes.len() } else { name as usize };
+        let mut area = bytes.get(raw.length()..end);
+        while let Some((head, rest)) = area.and_then(|area| area.split_at_checked(8)) {
+            if be32(head) == EXT_END {
+                return Ok(true);
+            }
+            area = rest.get((be32(&head[4..]) as usize).next_multiple_of(8)..);
+        }
+        Ok(false)
+    }
+
+    /// Parses the first cluster of an image, or as much of it as [covers](Header::is_covered_by) the header.
     ///
     /// # Errors
     /// The first rule of the format that is broken.
@@ -38,8 +62,11 @@ impl Header {
         let raw = RawHeader::read_lenient(cluster)?;
         let v3 = raw.version.get() == 3;
         let cluster_size = 1usize << raw.cluster_bits.get();
-        let cluster = cluster.get(..cluster_size).ok_or(HeaderError::Short)?;
-        let header_len = if v3 { raw.header_length.get() as usize } else { V2_LEN };
+        if !Self::is_covered_by(cluster)? {
+            return Err(HeaderError::Short.into());
+        }
+        let cluster = &cluster[..cluster.len().min(cluster_size)];
+        let header_len = raw.length();
         if v3 && header_len < 104 {
             return Err(HeaderError::Short.into());
         }
@@ -256,6 +283,11 @@ impl Header {
 }
 
 impl RawHeader {
+    /// Bytes of the header's fields, as it says itself.
+    fn length(&self) -> usize {
+        if self.version.get() == 3 { self.header_length.get() as usize } else { V2_LEN }
+    }
+
     /// Reads the fields; a version 2 header leaves the rest zero.
     fn read_lenient(bytes: &[u8]) -> Result<Self> {
         let mut full = [0u8; V3_LEN];

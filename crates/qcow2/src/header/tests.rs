@@ -41,6 +41,29 @@ fn everything_survives_a_round_trip() {
 }
 
 #[test]
+fn a_beginning_is_enough_when_all_of_the_header_lies_in_it() {
+    let short = sample().encode().unwrap();
+    assert!(short.len() < 4096);
+    let long = Extension { kind: 0x5678, data: vec![7; 5000] };
+    let long = Header { extensions: vec![long], ..sample() }.encode().unwrap();
+    for (mut bytes, covers) in [(short, true), (long, false)] {
+        bytes.resize(65536, 0);
+        assert_eq!(Header::is_covered_by(&bytes[..4096]).unwrap(), covers);
+        assert!(Header::is_covered_by(&bytes).unwrap());
+        let whole = Header::parse(&bytes).unwrap();
+        match Header::parse(&bytes[..4096]) {
+            Ok(part) => assert!(covers && part == whole),
+            Err(e) => assert!(!covers && e.to_string() == HeaderError::Short.to_string()),
+        }
+    }
+    // The name of the backing file may lie behind the extensions.
+    let mut bytes = sample().encode().unwrap();
+    bytes.resize(65536, 0);
+    bytes[8..16].copy_from_slice(&5000u64.to_be_bytes());
+    assert!(!Header::is_covered_by(&bytes[..4096]).unwrap());
+}
+
+#[test]
 fn broken_rules_are_named() {
     let put32 = |at: usize, v: u32| move |b: &mut Vec<u8>| b[at..at + 4].copy_from_slice(&v.to_be_bytes());
     let put64 = |at: usize, v: u64| move |b: &mut Vec<u8>| b[at..at + 8].copy_from_slice(&v.to_be_bytes());
