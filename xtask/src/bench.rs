@@ -3,7 +3,8 @@
 //! | module | duty |
 //! |---|---|
 //! | [`cases`] | what is measured, against which goal of `performance.md` |
-//! | [`fixtures`] | the images and scripts that the cases work on |
+//! | [`fixtures`], [`scripts`] | the images and scripts that the cases work on |
+//! | [`proof`] | what shows that both sides did the work |
 //! | [`table`] | what is printed |
 //!
 //! Runs are interleaved in pairs, the first of a pair in turn. CPU time (user and system, of the whole process)
@@ -12,6 +13,8 @@
 
 mod cases;
 mod fixtures;
+mod proof;
+mod scripts;
 mod table;
 
 use std::fs;
@@ -24,7 +27,8 @@ use anyhow::{Context, Result, bail};
 use crate::cargo;
 use crate::reference::Reference;
 use crate::usage::{self, Spent};
-use cases::{CASES, Case, Proof, Runs};
+use cases::{Case, Runs};
+use proof::Seen;
 use table::{Row, Table};
 
 /// Pairs of runs of a case, unless it has its own number or the command line says otherwise.
@@ -39,17 +43,29 @@ enum Side {
 
 /// The command line.
 struct Options {
-    filter: String,
+    /// Parts of names; a case that has one of them is measured, and without any every case is.
+    filters: Vec<String>,
     json: bool,
     pairs: Option<usize>,
+    /// Only the names of the cases are printed.
+    list: bool,
+    /// The program to measure, instead of the one that is built from these sources.
+    program: Option<PathBuf>,
 }
 
-/// Runs the cases whose name contains the filter. Falling short of a goal is reported, and is no failure.
+/// Runs the cases whose name contains one of the filters. Falling short of a goal is reported, and is no failure.
 pub fn run(args: &[String]) -> Result<bool> {
     let options = parse(args)?;
-    let bench = Bench::prepare()?;
+    let chosen = |case: &Case| {
+        options.filters.is_empty() || options.filters.iter().any(|part| case.name.contains(part))
+    };
+    if options.list {
+        cases::all().filter(|case| chosen(case)).for_each(|case| println!("{}", case.name));
+        return Ok(true);
+    }
+    let bench = Bench::prepare(options.program)?;
     let mut table = Table::new(&bench.reference.version);
-    for case in CASES.iter().filter(|case| case.name.contains(&options.filter)) {
+    for case in cases::all().filter(|case| chosen(case)) {
         let began = Instant::now();
         match bench.measure(case, options.pairs.unwrap_or(case.pairs.unwrap_or(PAIRS))) {
             Ok(row) => table.rows.push(row),
@@ -62,7 +78,7 @@ pub fn run(args: &[String]) -> Result<bool> {
 }
 
 fn parse(args: &[String]) -> Result<Options> {
-    let mut options = Options { filter: String::new(), json: false, pairs: None };
+    let mut options = Options { filters: Vec::new(), json: false, pairs: None, list: false, program: None };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -72,7 +88,11 @@ fn parse(args: &[String]) -> Result<Options> {
                 other => bail!("--output takes human or json, not {other:?}"),
             },
             "--pairs" => options.pairs = Some(args.next().context("--pairs needs a number")?.parse()?),
-            name if !name.starts_with('-') => options.filter = name.to_owned(),
+            "--list" => options.list = true,
+            "--program" => {
+                options.program = Some(fs::canonicalize(args.next().context("--program needs a path")?)?);
+            }
+            name if !name.starts_with('-') => options.filters.push(name.to_owned()),
             other => bail!("bench does not know {other}"),
         }
     }
@@ -87,9 +107,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn prepare() -> Result<Self> {
+    fn prepare(program: Option<PathBuf>) -> Result<Self> {
         let reference = Reference::find()?;
-        let program = cargo::release_program("cowbell-cli", "cowbell", &[])?;
+        let program = match program {
+            Some(program) => program,
+            None => cargo::release_program("cowbell-cli", "cowbell", &[])?,
+        };
         let directory = cargo::target_directory()?.join("bench");
         let ours = directory.join("bin");
         fs::create_dir_all(&ours)?;
@@ -129,7 +152,7 @@ impl Bench {
 
     /// Runs each side once and compares what they did.
     fn prove(&self, case: &Case) -> Result<()> {
-        let mut outputs = Vec::new();
+        let mut seen = Vec::new();
         for side in [Side::Theirs, Side::Ours] {
             self.reset(case, side)?;
             let mut command = self.command(case, side);
@@ -142,37 +165,10 @@ impl Bench {
                 let text = String::from_utf8_lossy(&output.stderr).into_owned();
                 bail!("{side:?}: {command:?}: {}: {}", output.status, text.trim());
             }
-            if let Proof::Content(source) = case.proof {
-                let target = case.target.context("a case that makes an image names it")?;
-                let same = Command::new(&self.reference.img)
-                    .args(["compare", "-q", source, &target_name(target, side)])
-                    .current_dir(&self.directory)
-                    .status()?;
-                if !same.success() {
-                    bail!("{side:?}: the result differs from {source}");
-                }
-            }
-            outputs.push(String::from_utf8_lossy(&output.stdout).into_owned());
+            let target = case.target.map(|target| target_name(target, side)).unwrap_or_default();
+            seen.push(Seen { output: String::from_utf8_lossy(&output.stdout).into_owned(), target });
         }
-        match case.proof {
-            Proof::Output if outputs[0] != outputs[1] => bail!("the outputs differ"),
-            Proof::Lines if outputs[0].lines().count() != outputs[1].lines().count() => {
-                bail!("the outputs have different numbers of lines")
-            }
-            Proof::Targets => {
-                let target = case.target.context("a case that changes an image names it")?;
-                let (theirs, ours) = (target_name(target, Side::Theirs), target_name(target, Side::Ours));
-                let same = Command::new(&self.reference.img)
-                    .args(["compare", "-q", &theirs, &ours])
-                    .current_dir(&self.directory)
-                    .status()?;
-                if !same.success() {
-                    bail!("{theirs} and {ours} differ");
-                }
-                Ok(())
-            }
-            _ => Ok(()),
-        }
+        case.proof.check(&seen[0], &seen[1], &self.reference, &self.directory)
     }
 
     fn command(&self, case: &Case, side: Side) -> Command {
@@ -186,14 +182,8 @@ impl Bench {
             (Side::Theirs, _) => self.reference.io.clone(),
         };
         let mut command = Command::new(program);
-        for arg in args {
-            // By itself, or as the value of an operand like `of=`.
-            let prefix = case.target.and_then(|target| arg.strip_suffix(target));
-            match prefix.filter(|prefix| prefix.is_empty() || prefix.ends_with('=')).zip(case.target) {
-                Some((prefix, target)) => command.arg(format!("{prefix}{}", target_name(target, side))),
-                None => command.arg(arg),
-            };
-        }
+        let target = case.target.map(|target| target_name(target, side)).unwrap_or_default();
+        command.args(args.iter().map(|arg| proof::with_target(arg, &target)));
         command.current_dir(&self.directory);
         command
     }
@@ -221,7 +211,8 @@ impl Bench {
                 if !copied.success() {
                     bail!("cp {from}: {copied}");
                 }
-                Ok(())
+                // Or the first flush that is measured would pay for the copy.
+                fs::File::open(&target)?.sync_all().with_context(|| target.display().to_string())
             }
         }
     }

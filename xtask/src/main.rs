@@ -46,8 +46,9 @@ usage: cargo xtask COMMAND
   fuzz [--seconds N]         fuzzing in a seeded loop, then guided by coverage (default 60)
   guest linux                gets Debian's riscv64 kernel by apt, and checks the machine with it
   guest programs             builds the small guests again and compares
-  bench [FILTER] [--output json] [--pairs N]
-                             us and the reference on the same work, interleaved
+  bench [FILTER]... [--list] [--output json] [--pairs N] [--program PATH]
+                             us and the reference on the same work, interleaved: cases whose name has one of
+                             the filters in it; of the program that is built, or of the one at PATH
   bench machine [FILTER] [--output json] [--pairs N]
                              the machine and qemu-system-riscv64 on the same guests
   tidy                       rules on the tree";

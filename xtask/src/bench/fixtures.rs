@@ -1,41 +1,40 @@
-//! The images and scripts that the cases work on. Made once, by the reference, and kept for the next run.
+//! The images that the cases work on. Made once, by the reference, and kept for the next run.
 
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::scripts::{self, each};
 use crate::reference::Reference;
 
 /// Bytes of the disk with mixed data: large enough that starting does not count, small enough for all cases to
 /// end within five minutes.
-const MIXED_BYTES: u64 = 256 << 20;
+pub(super) const MIXED_BYTES: u64 = 256 << 20;
 /// Bytes of the disk that is overwritten; copied before each run.
-const FULL_BYTES: u64 = 64 << 20;
-const CLUSTER: u64 = 64 << 10;
-/// Requests of one script.
-const REQUESTS: u64 = 20_000;
-/// Requests of a script that allocates a cluster each.
-const ALLOCATIONS: u64 = 4_000;
+pub(super) const FULL_BYTES: u64 = 64 << 20;
+pub(super) const CLUSTER: u64 = 64 << 10;
 /// Snapshots of the image that has many.
 const SNAPSHOTS: u64 = 2_000;
 /// Writes of a cluster to one layer of a chain: a seventh of the disk.
 const LAYER_WRITES: u64 = 600;
 /// Layers of the longest chain above its base.
 const LAYERS: u64 = 3;
-/// Tables of the fragmented image.
-const TABLES: u64 = 1_500;
+/// Bytes of the disk with more tables than caches hold, all of them allocated.
+pub(super) const WIDE_BYTES: u64 = 1 << 40;
 
 /// Makes what is not there yet.
 pub fn make(reference: &Reference, directory: &Path) -> Result<()> {
+    scripts::write_all(directory)?;
     single(reference, directory)?;
-    layers(reference, directory)
+    layers(reference, directory)?;
+    tables(reference, directory)
 }
 
-/// Images that stand alone, and scripts.
+/// Images that stand alone.
 fn single(reference: &Reference, directory: &Path) -> Result<()> {
     let done = directory.join("done-4");
     if done.exists() {
@@ -44,7 +43,6 @@ fn single(reference: &Reference, directory: &Path) -> Result<()> {
     eprintln!("making images in {}", directory.display());
     mixed(&directory.join("mixed.raw"))?;
     sparse(&directory.join("sparse.raw"))?;
-    scripts(directory)?;
     let img = |args: &[&str]| run(&reference.img, args, directory, None);
     img(&["create", "-q", "-f", "qcow2", "small.qcow2", "1G"])?;
     img(&["convert", "-f", "raw", "-O", "qcow2", "mixed.raw", "mixed.qcow2"])?;
@@ -111,6 +109,36 @@ fn layers(reference: &Reference, directory: &Path) -> Result<()> {
     fs::write(done, "").context("marking the chains as made")
 }
 
+/// Images with many tables, with tables of another form, and without refcounts.
+fn tables(reference: &Reference, directory: &Path) -> Result<()> {
+    let done = directory.join("done-tables-1");
+    if done.exists() {
+        return Ok(());
+    }
+    let create = |name: &str, options: &str, size: u64| {
+        let size = size.to_string();
+        run(&reference.img, &["create", "-q", "-f", "qcow2", "-o", options, name, &size], directory, None)
+    };
+    create("wide.qcow2", "preallocation=metadata", WIDE_BYTES)?;
+    create("extended.qcow2", "extended_l2=on", 1 << 30)?;
+    create("lost.qcow2", "preallocation=metadata", 8 << 30)?;
+    forget_refcounts(&directory.join("lost.qcow2"))?;
+    fs::write(done, "").context("marking the images with many tables as made")
+}
+
+/// Clears the refcount table of an image: all its refcounts are lost.
+fn forget_refcounts(path: &Path) -> Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let mut fields = [0; 12];
+    // qcow2 specification, *Header*: the table's offset, and its length in clusters.
+    file.read_exact_at(&mut fields, 48)?;
+    let (offset, clusters) = fields.split_at(8);
+    let offset = u64::from_be_bytes(offset.try_into().context("eight bytes")?);
+    let clusters = u32::from_be_bytes(clusters.try_into().context("four bytes")?);
+    let table = vec![0; usize::try_from(u64::from(clusters) * CLUSTER)?];
+    file.write_all_at(&table, offset).context("clearing the refcount table")
+}
+
 /// Copies an image with its holes.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let status = Command::new("cp").args(["--sparse=auto", "--reflink=never"]).arg(from).arg(to).status()?;
@@ -135,10 +163,10 @@ fn run(program: &Path, args: &[&str], directory: &Path, input: Option<&Path>) ->
 }
 
 /// Numbers from a seed (xorshift): the same data every time.
-struct Numbers(u64);
+pub(super) struct Numbers(pub u64);
 
 impl Numbers {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -185,44 +213,4 @@ fn sparse(path: &Path) -> Result<()> {
     }
     file.set_len(4 << 30)?;
     Ok(())
-}
-
-fn scripts(directory: &Path) -> Result<()> {
-    let write = |name: &str, text: String| fs::write(directory.join(name), text).context(name.to_owned());
-    let pages = FULL_BYTES / 4096;
-    let mut numbers = Numbers(11);
-    let mut random = |grain: u64| numbers.next() % (MIXED_BYTES / grain) * grain;
-    write("read-1.io", each(REQUESTS, |_| format!("read -q {} 4k", random(4096))))?;
-    write("read-32.io", batches(REQUESTS, |_| format!("aio_read -q {} 4k", random(4096))))?;
-    write("read-64k.io", batches(REQUESTS / 4, |_| format!("aio_read -q {} 64k", random(CLUSTER))))?;
-    let odd = |index: u64| index * 7919 % pages * 4096;
-    write("overwrite-32.io", batches(REQUESTS, |i| format!("aio_write -q -P {} {} 4k", i % 255, odd(i))))?;
-    write("allocate-sequential.io", each(REQUESTS, |i| format!("write -q -P {} {} 4k", i % 255, i * 4096)))?;
-    write("allocate-1.io", each(ALLOCATIONS, |i| format!("write -q -P {} {} 4k", i % 255, i * CLUSTER)))?;
-    let aio = |i: u64, len: &str| format!("aio_write -q -P {} {} {len}", i % 255, i * CLUSTER);
-    write("allocate-32.io", batches(ALLOCATIONS, |i| aio(i, "4k")))?;
-    write("allocate-64k.io", batches(ALLOCATIONS, |i| aio(i, "64k")))?;
-    // One cluster for each table of 512 MiB, in an order that is not theirs in the file.
-    let table = |i: u64| i * 1_009 % TABLES;
-    write("fragment.io", each(TABLES, |i| format!("write -q {} 64k", table(i) << 29)))
-}
-
-fn each(count: u64, mut line: impl FnMut(u64) -> String) -> String {
-    let mut text = String::new();
-    for index in 0..count {
-        let _ = writeln!(text, "{}", line(index));
-    }
-    text
-}
-
-/// As [`each`], waiting after each 32.
-fn batches(count: u64, mut line: impl FnMut(u64) -> String) -> String {
-    let mut text = String::new();
-    for index in 0..count {
-        let _ = writeln!(text, "{}", line(index));
-        if index % 32 == 31 {
-            text.push_str("aio_flush\n");
-        }
-    }
-    text + "aio_flush\n"
 }
