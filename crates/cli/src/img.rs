@@ -19,7 +19,6 @@ mod measure;
 mod rebase;
 mod resize;
 mod snapshot;
-mod stdio;
 pub(crate) mod target;
 
 use anyhow::{Result, bail};

@@ -15,6 +15,8 @@
 
 use std::ops::Range;
 
+use crate::cache::Slot;
+use crate::geometry::HostCluster;
 use crate::refcount;
 use crate::state::{Corruption, Decision, Freed, NOBODY, Need, State};
 
@@ -46,9 +48,7 @@ impl State {
         }
         let run = self.find_free(count)?;
         self.check_overlap(run.clone())?;
-        for cluster in run.clone() {
-            self.set_refcount(cluster, 1)?;
-        }
+        self.set_refcounts(run.clone(), 1)?;
         self.hint = run.end;
         let cluster_size = self.geometry.cluster_size();
         let virgin = run.start * cluster_size >= self.virgin_from;
@@ -139,32 +139,87 @@ impl State {
 
     /// Sets the refcount of a host cluster that a refcount block covers.
     pub fn set_refcount(&mut self, cluster: u64, value: u64) -> Decision<()> {
+        self.set_refcounts(cluster..cluster + 1, value)
+    }
+
+    /// The same for clusters, at least one, that one slice of refcounts covers.
+    fn set_refcounts(&mut self, clusters: Range<u64>, value: u64) -> Decision<()> {
         assert!(value <= self.geometry.refcount_max(), "the width was checked");
-        let block = cluster / self.geometry.refblock_entries();
-        let slot = self.refblock_slot(cluster)?.ok_or(Need::NewRefblock(block))?;
-        let (order, index) = (self.geometry.refcount_order, cluster % self.geometry.refslice_entries());
-        let bytes = refcount::bytes_of(order, index);
-        self.refblocks.change(slot, bytes, |b| refcount::set(b, order, index, value));
+        let block = clusters.start / self.geometry.refblock_entries();
+        let slot = self.refblock_slot(clusters.start)?.ok_or(Need::NewRefblock(block))?;
+        self.change_refcounts(slot, clusters, |_| value);
         Ok(())
+    }
+
+    fn change_refcounts(&mut self, slot: Slot, clusters: Range<u64>, new: impl Fn(u64) -> u64) {
+        let (order, per_slice) = (self.geometry.refcount_order, self.geometry.refslice_entries());
+        let (first, last) = (clusters.start % per_slice, (clusters.end - 1) % per_slice);
+        let bytes = refcount::bytes_of(order, first).start..refcount::bytes_of(order, last).end;
+        // Entries are numbered from the first whole byte that is changed.
+        let skipped = (u64::from(bytes.start) * 8) >> order;
+        self.refblocks.change(slot, bytes, |part| {
+            for index in first - skipped..last + 1 - skipped {
+                refcount::put(part, order, index, new(refcount::get(part, order, index)));
+            }
+        });
     }
 
     /// Drops one reference to a host cluster whose pointer is durably gone.
     pub fn drop_reference(&mut self, cluster: u64) -> Decision<()> {
-        match self.refcount(cluster)? {
-            0 => {
-                let offset = self.geometry.host_offset(crate::geometry::HostCluster(cluster));
-                Err(Corruption::RefcountUnderflow { offset: offset.0 }.into())
+        self.drop_references(cluster..cluster + 1).map(|_one| ())
+    }
+
+    /// Drops one reference to each of the first of `clusters`, whose pointers are durably gone: to as many as have one
+    /// and are counted in one slice. Returns their number, at least 1.
+    pub fn drop_references(&mut self, clusters: Range<u64>) -> Decision<u64> {
+        let first = clusters.start;
+        let offset = self.geometry.host_offset(HostCluster(first)).0;
+        let per_slice = self.geometry.refslice_entries();
+        let order = self.geometry.refcount_order;
+        let slot = self.refblock_slot(first)?.ok_or(Corruption::RefcountUnderflow { offset })?;
+        let end = clusters.end.min((first / per_slice + 1) * per_slice);
+        let mut at = first;
+        while at < end {
+            let count = refcount::get(self.refblocks.bytes(slot), order, at % per_slice);
+            if count == 0 {
+                break;
             }
-            count => {
-                self.set_refcount(cluster, count - 1)?;
-                if count == 1 {
-                    self.stop_packing(&(cluster..cluster + 1));
+            if count == 1 {
+                self.stop_packing(&(at..at + 1));
+                if !cowbell_block::mutant::is_active("freed-not-found") {
+                    self.hint = self.hint.min(at);
                 }
-                if count == 1 && !cowbell_block::mutant::is_active("freed-not-found") {
-                    self.hint = self.hint.min(cluster);
-                }
-                Ok(())
             }
+            at += 1;
         }
+        if at == first {
+            return Err(Corruption::RefcountUnderflow { offset }.into());
+        }
+        self.change_refcounts(slot, first..at, |count| count - 1);
+        Ok(at - first)
+    }
+
+    /// Whether the first of `clusters` has exactly one reference, and how many from it on are the same in that, as far
+    /// as its slice of refcounts tells.
+    pub fn single_run(&mut self, clusters: Range<u64>) -> Decision<(bool, u64)> {
+        let per_slice = self.geometry.refslice_entries();
+        let end = clusters.end.min((clusters.start / per_slice + 1) * per_slice);
+        let Some(slot) = self.refblock_slot(clusters.start)? else {
+            return Ok((false, end - clusters.start));
+        };
+        let (block, order) = (self.refblocks.bytes(slot), self.geometry.refcount_order);
+        let is_single = |cluster: &u64| refcount::get(block, order, cluster % per_slice) == 1;
+        let first = is_single(&clusters.start);
+        let alike = (clusters.start..end).take_while(|cluster| is_single(cluster) == first).count();
+        Ok((first, alike as u64))
+    }
+
+    /// The last cluster with a refcount in a slice of refcounts, by its number.
+    pub fn last_used_in(&mut self, slice: u64) -> Decision<Option<u64>> {
+        let per_slice = self.geometry.refslice_entries();
+        let Some(slot) = self.refblock_slot(slice * per_slice)? else { return Ok(None) };
+        let (block, order) = (self.refblocks.bytes(slot), self.geometry.refcount_order);
+        let last = (0..per_slice).rev().find(|index| refcount::get(block, order, *index) != 0);
+        Ok(last.map(|index| slice * per_slice + index))
     }
 }

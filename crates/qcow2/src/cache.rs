@@ -118,6 +118,17 @@ impl TableCache {
         }
     }
 
+    /// Sets 8-byte entries, at least one: the first to `raw`, each other to `step` more than the one before it.
+    pub fn set_entries(&mut self, slot: Slot, indices: Range<u64>, raw: u64, step: u64) {
+        self.change(slot, indices.start as u32 * 8..indices.end as u32 * 8, |bytes| {
+            let mut next = raw;
+            for entry in bytes.chunks_exact_mut(8) {
+                entry.copy_from_slice(&next.to_be_bytes());
+                next = next.wrapping_add(step);
+            }
+        });
+    }
+
     /// Whether the slice's table may be changed in place.
     #[inline]
     pub fn is_private(&self, slot: Slot) -> bool {

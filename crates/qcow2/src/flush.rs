@@ -264,14 +264,14 @@ impl Engine {
                 self.punch(&freed).await;
             }
             let all = freed.clone();
-            while let Some(cluster) = freed.clusters.next() {
-                let dropped = self.decide(NO_CAUSE, |state| state.drop_reference(cluster)).await;
+            while !freed.clusters.is_empty() {
+                let dropped =
+                    self.decide(NO_CAUSE, |state| state.drop_references(freed.clusters.clone())).await;
                 match dropped {
-                    Ok(()) => {}
+                    Ok(count) => freed.clusters.start += count,
                     // Reported, and the image is refused from now on.
-                    Err(e) if e.kind() == ErrorKind::Corrupt => {}
+                    Err(e) if e.kind() == ErrorKind::Corrupt => freed.clusters.start += 1,
                     Err(_) => {
-                        freed.clusters.start = cluster;
                         self.state.lock().released.push(freed);
                         return;
                     }
@@ -286,11 +286,22 @@ impl Engine {
     /// Returns the storage of clusters that lose their only reference to the host. Failure costs only space.
     async fn punch(self: &Arc<Self>, freed: &Freed) {
         let size = self.geometry.cluster_size();
-        for cluster in freed.clusters.clone() {
-            let last = self.decide(NO_CAUSE, |state| state.refcount(cluster)).await;
-            if matches!(last, Ok(1)) {
-                let request = Request::discard(cluster * size, size);
-                let _ = self.file.submit(request).finish().await;
+        let mut rest = freed.clusters.clone();
+        let mut hole = rest.start..rest.start;
+        while !rest.is_empty() {
+            // What cannot be looked up is left alone.
+            let looked = self.decide(NO_CAUSE, |state| state.single_run(rest.clone())).await;
+            let (last, len) = looked.unwrap_or((false, 1));
+            rest.start += len;
+            if last {
+                hole.end = rest.start;
+            }
+            if !last || rest.is_empty() {
+                if !hole.is_empty() {
+                    let request = Request::discard(hole.start * size, (hole.end - hole.start) * size);
+                    let _ = self.file.submit(request).finish().await;
+                }
+                hole = rest.start..rest.start;
             }
         }
     }

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use crate::cache::Slot;
 use crate::engine::Dropped;
-use crate::geometry::{DataPlace, GuestCluster, HostCluster, HostOffset};
+use crate::geometry::{DataPlace, GuestCluster, HostCluster, HostOffset, L2Format};
 use crate::state::{Decision, Need, State, Stop};
 use crate::table::{Cell, Compressed, L1Entry, Ownership, Storage};
 
@@ -43,6 +43,9 @@ impl Run {
         }
     }
 }
+
+/// Host offsets stay below (qcow2 specification, *Cluster mapping*).
+const HOST_OFFSET_END: u64 = 1 << 56;
 
 /// Pieces of an overwrite in place: host offset and length.
 pub(crate) type Pieces = SmallVec<[(HostOffset, u64); 4]>;
@@ -83,6 +86,13 @@ impl State {
         let mut run = self.run_in_cluster(slot, cluster, geometry.in_cluster(offset))?;
         let mut next = cluster.0 + 1;
         while run.len < len && next < slice_end && geometry.in_cluster(offset + run.len) == 0 {
+            let end = slice_end.min(next + (len - run.len).div_ceil(geometry.cluster_size()));
+            let alike = self.alike_after(slot, GuestCluster(next - 1), end);
+            if alike > 0 {
+                run.len += alike << geometry.cluster_bits;
+                next += alike;
+                continue;
+            }
             let more = self.run_in_cluster(slot, GuestCluster(next), 0)?;
             if !run.is_continued_by(&more) {
                 break;
@@ -92,6 +102,30 @@ impl State {
         }
         run.len = run.len.min(len);
         Ok(run)
+    }
+
+    /// How many entries after that of `cluster`, up to the guest cluster `end` of its slice, continue it bit for bit: they
+    /// are the same, but for the next place on the host. If it is valid, so are they.
+    pub fn alike_after(&self, slot: Slot, cluster: GuestCluster, end: u64) -> u64 {
+        let geometry = &self.geometry;
+        if geometry.l2_format == L2Format::Extended || end <= cluster.0 + 1 {
+            return 0;
+        }
+        let index = cluster.0 % geometry.l2_slice_entries();
+        let mut raw = self.l2.entry(slot, index);
+        let size = geometry.cluster_size();
+        let (step, room) = match Cell::decode(raw, 0, geometry).map(|cell| cell.storage) {
+            Some(Storage::None) => (0, u64::MAX),
+            Some(Storage::Cluster(host, _)) => (size, (HOST_OFFSET_END - host.0) / size - 1),
+            _ => return 0,
+        };
+        let rest = &self.l2.bytes(slot)[(index as usize + 1) * 8..];
+        let follows = |entry: &&[u8]| {
+            raw = raw.wrapping_add(step);
+            **entry == raw.to_be_bytes()
+        };
+        let most = (end - cluster.0 - 1).min(room) as usize;
+        rest.chunks_exact(8).take(most).take_while(follows).count() as u64
     }
 
     /// The run at a byte of a cluster, at most to the cluster's end.

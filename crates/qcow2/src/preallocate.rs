@@ -130,9 +130,13 @@ impl State {
         let has_storage = |cell: Cell| cell.storage != Storage::None;
         let wanted = has_storage(self.cell(slot, first)?);
         let mut clusters = 1;
-        while first.0 + clusters < end
-            && has_storage(self.cell(slot, GuestCluster(first.0 + clusters))?) == wanted
-        {
+        loop {
+            clusters += self.alike_after(slot, GuestCluster(first.0 + clusters - 1), end);
+            if first.0 + clusters >= end
+                || has_storage(self.cell(slot, GuestCluster(first.0 + clusters))?) != wanted
+            {
+                break;
+            }
             clusters += 1;
         }
         Ok(Stretch { clusters, has_storage: wanted })
@@ -147,6 +151,16 @@ impl State {
         unused: Unused,
     ) -> Decision<()> {
         let slot = self.own_l2_slot(first)?;
+        self.entries_need_barrier = true;
+        let is_empty = self.cell(slot, first)? == Cell::UNALLOCATED
+            && self.alike_after(slot, first, first.0 + clusters) + 1 == clusters;
+        if is_empty && self.geometry.l2_format == L2Format::Standard && unused == Unused::Zeroes {
+            let storage = Storage::Cluster(host, Ownership::Private);
+            let (raw, _) = Cell { storage, alloc: 1, zero: 0 }.encode(&self.geometry);
+            let index = first.0 % self.geometry.l2_slice_entries();
+            self.l2.set_entries(slot, index..index + clusters, raw, self.geometry.cluster_size());
+            return Ok(());
+        }
         for i in 0..clusters {
             let cluster = GuestCluster(first.0 + i);
             let old = self.cell(slot, cluster)?;
@@ -163,7 +177,6 @@ impl State {
             };
             self.set_cell(slot, cluster, cell);
         }
-        self.entries_need_barrier = true;
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! new one.
 
 mod empty;
+mod tail;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use cowbell_block::{
 use crate::engine::{Dropped, Engine, NO_CAUSE};
 use crate::geometry::{HostCluster, HostOffset, L2Format};
 use crate::header::L1_BYTES_MAX;
-use crate::meta::{Structure, TableKind};
+use crate::meta::Structure;
 use crate::state::{Decision, State};
 use crate::table::{self, Cell, L1Entry};
 use crate::zero;
@@ -138,9 +139,7 @@ async fn shrink(engine: &Arc<Engine>, size: u64) -> Result<()> {
     engine.flush().await?;
     engine.update_header(|header| header.size = size).await?;
     engine.barrier().await?;
-    // As far as tables reach: an earlier cut may have left mappings beyond the old end as well.
-    engine.unmap_beyond(size, END_MAX).await?;
-    engine.drop_tables_beyond(size).await?;
+    engine.cut_off(size).await?;
     engine.settle_refcounts().await?;
     if let Some(file) = engine.external_to_resize(Preallocation::Off) {
         file.submit(Request::truncate(size, Preallocation::Off)).finish().await.result?;
@@ -238,15 +237,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes L2 tables that map nothing on the disk any more. All they referred to is gone already.
-    async fn drop_tables_beyond(self: &Arc<Self>, size: u64) -> Result<()> {
-        for index in self.tables_among(self.geometry.l1_entries_for(size)..u64::MAX).await? {
-            self.decide(NO_CAUSE, |state| state.drop_table(index)).await?;
-            self.relieve().await?;
-        }
-        Ok(())
-    }
-
     /// The L1 indices of a range that have a table. The L1 table is read in large pieces; afterwards no slice has changes
     /// that are not in the file.
     async fn tables_among(self: &Arc<Self>, indices: Range<u64>) -> Result<Vec<u64>> {
@@ -303,15 +293,16 @@ impl Engine {
             blocks.extend(table::refblock_offset(raw).map(|_| index));
         })
         .await?;
-        let per_block = self.geometry.refblock_entries();
+        let (per_block, per_slice) = (self.geometry.refblock_entries(), self.geometry.refslice_entries());
         let mut looked_at = 0;
         for index in blocks.into_iter().rev() {
-            for cluster in (index * per_block..(index + 1) * per_block).rev() {
-                if self.decide(NO_CAUSE, |state| state.refcount(cluster)).await? != 0 {
+            for slice in (index * per_block / per_slice..(index + 1) * per_block / per_slice).rev() {
+                let last = self.decide(NO_CAUSE, |state| state.last_used_in(slice)).await?;
+                if let Some(cluster) = last {
                     return Ok(Some(cluster + 1));
                 }
-                looked_at += 1;
-                if looked_at == TAIL_CLUSTERS_MAX {
+                looked_at += per_slice;
+                if looked_at >= TAIL_CLUSTERS_MAX {
                     return Ok(None);
                 }
             }
@@ -330,19 +321,5 @@ impl State {
             self.unlink(cluster, Cell::UNALLOCATED, Dropped::CutOff)?;
         }
         Ok(size)
-    }
-
-    /// Removes the L2 table of an L1 index, whose entries are all empty.
-    fn drop_table(&mut self, index: u64) -> Decision<()> {
-        let L1Entry::Table(table, _) = self.l1_entry(index)? else { return Ok(()) };
-        self.set_l1_entry(index, L1Entry::Empty)?;
-        let per_table = self.geometry.slices_per_cluster();
-        self.l2.forget(index * per_table..(index + 1) * per_table);
-        let cluster = self.geometry.host_cluster(table);
-        if let Some(meta) = self.meta.as_mut() {
-            meta.remove_table(TableKind::L2, cluster.0);
-        }
-        self.free_later(cluster..HostCluster(cluster.0 + 1), Dropped::CutOff);
-        Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! | `rows` | the entries of the table, byte for byte |
 //! | `deltas` | how references change, in bounded memory |
 //! | `tables` | L1 and L2 tables, read in large pieces in the order of the file |
+//! | `sparse` | pieces of the file read without their holes |
 //! | `shadow` | new refcounts and tables beside the old ones, switched by one write |
 //! | `blocks` | the refcount blocks of a shadow |
 //! | `create`, `apply`, `delete`, `rename` | one operation each |
@@ -30,6 +31,7 @@ mod flags;
 mod rename;
 mod rows;
 mod shadow;
+mod sparse;
 mod tables;
 mod view;
 
@@ -272,4 +274,5 @@ pub(crate) async fn change(engine: &Arc<Engine>, change: SnapshotChange) -> Resu
 
 pub(crate) use expand::{complete, expand_zero_clusters, fit_version_2};
 pub(crate) use rows::EXTRA_BYTES_MAX;
+pub(crate) use tables::Entries;
 pub(crate) use view::open_view;

@@ -124,7 +124,7 @@ async fn pass_by_pass(cx: &Context, image: &Image, wanted: &Wanted, out: &mut Ou
         eprintln!("{finding}");
         findings.push(finding.clone());
     }
-    let findings = explain::latest(findings);
+    let findings = if wanted.explain { explain::latest(findings) } else { Vec::new() };
     let subject = (image.node().driver(), image.node().filename());
     Ok(show(cx, wanted, &subject, &report, data.as_ref(), &findings, out))
 }
@@ -198,11 +198,16 @@ async fn has_check(image: &Image) -> bool {
     !matches!(image.node().check(Fix::None).await, Err(e) if e.kind() == ErrorKind::Unsupported)
 }
 
+/// Findings that are told by one call.
+const LINES_AT_ONCE: usize = 500;
+
 /// One check; its findings go to standard error as they are.
 async fn pass(image: &Image, fix: Fix) -> cowbell_block::Result<CheckReport> {
     let report = image.node().check(fix).await?;
-    for finding in &report.findings {
-        eprintln!("{finding}");
+    // Many at once: an image without refcounts has a line for each cluster.
+    for findings in report.findings.chunks(LINES_AT_ONCE) {
+        let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
+        eprint!("{lines}");
     }
     if report.findings_omitted > 0 {
         eprintln!("... and {} more", report.findings_omitted);

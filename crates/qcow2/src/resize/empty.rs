@@ -20,7 +20,6 @@ use cowbell_block::range_lock::LockMode;
 use cowbell_block::{Buf, Bufs, Completion, DebugEvent, Op, Preallocation, Request, Result};
 use roaring::RoaringTreemap;
 
-use super::END_MAX;
 use crate::engine::{Dropped, Engine, NO_CAUSE};
 use crate::geometry::{Geometry, HostCluster, HostOffset};
 use crate::meta::OverlapChecks;
@@ -60,8 +59,7 @@ async fn empty(engine: &Arc<Engine>) -> Result<()> {
     if is_alone && engine.empty_at_once().await? {
         return Ok(());
     }
-    engine.unmap_beyond(0, END_MAX).await?;
-    engine.drop_tables_beyond(0).await?;
+    engine.cut_off(0).await?;
     engine.settle_refcounts().await?;
     engine.cut_file().await
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cowbell_block::{Buf, Result};
 
 use super::shadow::Shadow;
+use super::sparse;
 use crate::engine::Engine;
 use crate::geometry::{Geometry, HostOffset};
 use crate::state::{Corruption, EntryPlace};
@@ -101,12 +102,12 @@ pub(super) async fn read_batch(engine: &Arc<Engine>, batch: &[TableRef]) -> Resu
     for table in batch {
         engine.check_table(table.offset, table.l1_index).await?;
     }
-    engine.file.read(batch[0].offset.0, batch.len() * size).await
+    sparse::read(&engine.file, batch[0].offset.0, batch.len() * size, size as u64).await
 }
 
 /// The entries of one L2 table as bytes.
 #[derive(Clone, Copy)]
-pub(super) struct Entries<'a> {
+pub(crate) struct Entries<'a> {
     bytes: &'a [u8],
     /// Bytes from one entry to the next; the reference is in the first eight.
     stride: usize,
@@ -115,7 +116,7 @@ pub(super) struct Entries<'a> {
 
 /// A data cluster's offset that is no multiple of the cluster size: where, and at which entry.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unaligned {
+pub(crate) struct Unaligned {
     offset: u64,
     index: u64,
 }
@@ -211,9 +212,11 @@ pub(super) fn has_flags(bytes: &[u8], geometry: &Geometry) -> bool {
 
 /// Clears all COPIED flags of a table.
 pub(super) fn clear_flags(bytes: &mut [u8], geometry: &Geometry) {
-    for entry in bytes.chunks_exact_mut(stride(geometry)) {
-        if entry[0] & 0x80 != 0 {
-            set_flag(entry, Ownership::Shared);
+    for page in bytes.chunks_mut(PAGE).filter(|page| !is_zero(page)) {
+        for entry in page.chunks_exact_mut(stride(geometry)) {
+            if entry[0] & 0x80 != 0 {
+                set_flag(entry, Ownership::Shared);
+            }
         }
     }
 }
