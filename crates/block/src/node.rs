@@ -172,6 +172,15 @@ pub trait Node: Send + Sync + 'static {
         Box::pin(std::future::ready(Err(ErrorKind::Unsupported.into())))
     }
 
+    /// Changes options of the driver while the node is open; those that are not named stay as they are.
+    ///
+    /// # Errors
+    /// The first option that cannot be changed, or has a bad value. Nothing has changed then.
+    fn reconfigure(&self, options: OptionTree) -> BoxFuture<Result<()>> {
+        let first = options.into_iter().next();
+        Box::pin(std::future::ready(first.map_or(Ok(()), |(key, _)| Err(CannotChange(key).into()))))
+    }
+
     /// Changes how writes and flushes reach the host's storage, here and below. Nothing is in flight meanwhile.
     ///
     /// # Errors
@@ -407,6 +416,17 @@ pub struct NotOffered {
 impl From<NotOffered> for Error {
     fn from(e: NotOffered) -> Self {
         Error::new(ErrorKind::Unsupported, e)
+    }
+}
+
+/// An option that stays as it is while the node is open.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Cannot change the option '{0}'")]
+pub struct CannotChange(pub String);
+
+impl From<CannotChange> for Error {
+    fn from(e: CannotChange) -> Self {
+        Error::new(ErrorKind::InvalidInput, e)
     }
 }
 

@@ -178,6 +178,17 @@ impl Context {
         complain(format_args!("{}: {message}", self.name));
     }
 
+    /// Warns of an option that is given without a value, as the reference does, and says what it stands for.
+    pub fn short_form(&self, item: &str) -> (String, &'static str) {
+        let (key, value) = match item.strip_prefix("no") {
+            Some(key) => (key, "off"),
+            None => (item, "on"),
+        };
+        self.report(format_args!("warning: short-form boolean option '{item}' deprecated"));
+        complain(format_args!("Please use {key}={value} instead"));
+        (key.to_owned(), value)
+    }
+
     /// Reports what ended a command. The caller ends with a status of its own.
     pub fn report_error(&self, error: &anyhow::Error) {
         if error.is::<Reported>() {

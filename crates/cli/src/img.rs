@@ -19,6 +19,7 @@ mod measure;
 mod rebase;
 mod resize;
 mod snapshot;
+mod stdio;
 pub(crate) mod target;
 
 use anyhow::{Result, bail};

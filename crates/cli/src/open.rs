@@ -180,7 +180,10 @@ pub async fn open(cx: &Context, how: &How<'_>) -> Result<Image> {
             bail!("--force-share/-U conflicts with image options");
         }
     }
-    let image = open_bare(cx, how).await.map_err(|e| anyhow!("Could not open '{}': {e}", how.name))?;
+    let image = open_bare(cx, how).await.map_err(|e| {
+        let text = e.to_string();
+        anyhow!("Could not open '{}': {text}{}", how.name, crate::size::hint(&text))
+    })?;
     if how.access == Access::ReadWrite && image.node().is_read_only() {
         bail!("Could not open '{}': Block node is read-only", how.name);
     }

@@ -4,6 +4,8 @@ use anyhow::{Result, bail};
 use cowbell_block::options::SizeError;
 use cowbell_block::parse_size;
 
+use crate::img::target::SIZE_HINT;
+
 /// Largest size that the tools accept: offsets of files are signed.
 pub const SIZE_MAX: u64 = i64::MAX as u64;
 
@@ -16,6 +18,14 @@ pub fn parse_named(what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
         Ok(value) if (min..=max).contains(&value) => Ok(value),
         Err(SizeError::Malformed) => bail!("Invalid {what} specified: '{text}'."),
         _ => bail!("Invalid {what} specified. Must be between {min} and {max}."),
+    }
+}
+
+/// What the reference says below a message about a size that it could not read.
+pub fn hint(message: &str) -> String {
+    match message.ends_with("expects a non-negative number below 2^64") {
+        true => format!("\n{SIZE_HINT}"),
+        false => String::new(),
     }
 }
 

@@ -162,13 +162,8 @@ fn pairs(cx: &Context, list: &str) -> Vec<(String, String)> {
             None if found.is_empty() => found.push(("enable".to_owned(), item.replace(",,", ","))),
             None if ["help", "?"].contains(&item.as_str()) => found.push((item, String::new())),
             None => {
-                let (key, value) = match item.strip_prefix("no") {
-                    Some(key) => (key, "off"),
-                    None => (item.as_str(), "on"),
-                };
-                cx.report(format_args!("warning: short-form boolean option '{item}' deprecated"));
-                complain(format_args!("Please use {key}={value} instead"));
-                found.push((key.to_owned(), value.to_owned()));
+                let (key, value) = cx.short_form(&item);
+                found.push((key, value.to_owned()));
             }
         }
     }

@@ -62,7 +62,7 @@ fn same_map(lab: &mut Lab<'_>) -> Result<(), String> {
 
 /// The extents, without what the reference finds out from holes of the file below when it takes the image for
 /// a preallocated one: an estimate from the file's disk usage, which depends on the file system.
-fn without_holes(extents: &Value) -> Value {
+pub fn without_holes(extents: &Value) -> Value {
     let mut merged: Vec<Value> = Vec::new();
     for extent in extents.as_array().into_iter().flatten() {
         let mut extent = extent.clone();

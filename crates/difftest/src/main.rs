@@ -6,6 +6,7 @@
 //! | `d2` | theirs | the same |
 //! | `d3` | in turn, on one file | the same |
 //! | `d4` | nobody: a field of a valid image is damaged | exit class and counters of `check` |
+//! | `d5` | each on its own twin of the images | the state of both after each command |
 //! | `parity` | command lines from a table | exit status, standard output and error |
 //!
 //! A failure prints its seed and leaves its directory, with a script that runs the same commands again, by the
@@ -22,6 +23,7 @@ mod options;
 mod parity;
 mod parity_table;
 mod sequence;
+mod twin;
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -100,8 +102,36 @@ fn run_seeds(kind: Kind, count: u64, options: &Options, tools: &Tools) -> (usize
     totals.into_inner().unwrap_or((0, 1))
 }
 
+/// Runs the twins of one seed; whether they came to differ.
+fn run_twins(seed: u64, options: &Options, tools: &Tools) -> bool {
+    let mut twins = match twin::Twins::new(tools, options, seed) {
+        Ok(twins) => twins,
+        Err(error) => {
+            println!("FAILED d5-{seed}: {error}");
+            return true;
+        }
+    };
+    match twins.run(seed) {
+        Ok(()) => {
+            if options.keep == options::Keep::Failures {
+                twins.remove();
+            }
+            false
+        }
+        Err(failure) => {
+            println!(
+                "FAILED d5-{seed}: {failure}\n    again: cargo xtask difftest --kind d5 --seed {seed} --sequences 1"
+            );
+            true
+        }
+    }
+}
+
 /// Runs one seed; whether it failed.
 fn run_seed(kind: Kind, seed: u64, options: &Options, tools: &Tools) -> bool {
+    if kind == Kind::Twins {
+        return run_twins(seed, options, tools);
+    }
     let name = format!("{kind}-{seed}");
     let mut lab = match Lab::new(tools, &options.out.join(&name)) {
         Ok(lab) => lab,

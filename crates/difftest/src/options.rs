@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// What `--help` prints.
 pub const USAGE: &str = "\
-usage: cowbell-difftest [--cowbell FILE] [--kind d1|d2|d3|d4|parity]... [--sequences N] [--seed N]
+usage: cowbell-difftest [--cowbell FILE] [--kind d1|d2|d3|d4|d5|parity]... [--sequences N] [--seed N]
                         [--seconds N] [--jobs N] [--failures N] [--out DIR] [--filter TEXT] [--keep]";
 
 /// A way of comparing.
@@ -19,6 +19,8 @@ pub enum Kind {
     PingPong,
     /// Damaged images.
     Damage,
+    /// The same commands on two sets of images.
+    Twins,
     /// Command lines.
     Parity,
 }
@@ -30,6 +32,7 @@ impl fmt::Display for Kind {
             Self::Theirs => "d2",
             Self::PingPong => "d3",
             Self::Damage => "d4",
+            Self::Twins => "d5",
             Self::Parity => "parity",
         })
     }
@@ -121,6 +124,7 @@ impl Options {
             (Kind::Theirs, theirs),
             (Kind::PingPong, self.sequences - theirs - ours),
             (Kind::Damage, self.sequences / 5),
+            (Kind::Twins, self.sequences / 15),
         ];
         if self.kinds.is_empty() {
             return all.to_vec();
@@ -130,7 +134,7 @@ impl Options {
 }
 
 fn kind(name: &str) -> Result<Kind, String> {
-    [Kind::Ours, Kind::Theirs, Kind::PingPong, Kind::Damage, Kind::Parity]
+    [Kind::Ours, Kind::Theirs, Kind::PingPong, Kind::Damage, Kind::Twins, Kind::Parity]
         .into_iter()
         .find(|kind| kind.to_string() == name)
         .ok_or_else(|| format!("there is no kind '{name}'"))

@@ -47,6 +47,7 @@ impl FileDriver {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Options {
+    #[serde(default)]
     filename: String,
     aio: Option<AioMode>,
     /// A hint for the reference's submission queue; ours is flushed when the thread runs out of work.

@@ -7,6 +7,7 @@ mod copy;
 mod turn;
 mod walk;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cowbell_block::{Request, Root};
@@ -140,6 +141,27 @@ pub struct Copied {
 /// Length of the sources put one after the other, each rounded up to a sector.
 pub fn total_len(sources: &[Root]) -> u64 {
     sources.iter().map(|root| walk::rounded(root.node().len())).sum()
+}
+
+/// Says which ranges of the target will get data from `sources`, in ascending order, so far as tables tell; `visit` may
+/// end it. Whether it came to the end.
+///
+/// # Errors
+/// A source does not say what it holds.
+pub async fn announce_data(
+    sources: &[Root],
+    options: &Options,
+    mut visit: impl FnMut(Range<u64>) -> bool,
+) -> Result<bool> {
+    let mut walk = Walk::new(sources, options);
+    while let Some((_, piece)) = walk.next().await? {
+        if matches!(piece.kind, walk::Kind::Data(_))
+            && !visit(piece.target_offset..piece.target_offset + piece.len)
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Copies `sources`, one after the other, or a part of them, to the beginning of `target`, and flushes it.

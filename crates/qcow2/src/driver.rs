@@ -361,6 +361,16 @@ impl Driver for Qcow2Driver {
     }
 }
 
+/// What the options of a creation come to, for who makes an image by other means than the driver.
+///
+/// # Errors
+/// The first option that is unknown or has a bad value. Encryption is none of them.
+pub fn creation_options(mut args: CreateArgs) -> Result<CreateOptions> {
+    let options = args.take_typed::<CreationOptions>(CREATE_OPTIONS)?.resolve()?;
+    options.validate()?;
+    Ok(options)
+}
+
 impl CreationOptions {
     fn resolve(self) -> Result<CreateOptions> {
         let power = |n: u64, error: CreateError| match n.is_power_of_two() {

@@ -63,7 +63,7 @@ pub use amend::Amendment;
 pub use bitmap::{BITMAPS_MAX, BitmapError, BitmapInfo, BitmapReader, CannotStore, Recording};
 pub use create::{CreateError, CreateOptions, DataFile, DataFileForm, create};
 pub use crypto::Unlock;
-pub use driver::Qcow2Driver;
+pub use driver::{Qcow2Driver, creation_options};
 pub use engine::{Cleaning, Discards, Notice};
 pub use geometry::{L2Format, SLICE_BYTES};
 pub use header::{CompressionType, Header, HeaderError};

@@ -22,7 +22,9 @@ use crate::engine::Engine;
 use crate::header::Header;
 use crate::open::{self, OpenOptions, SkipRepair};
 use crate::sharing::{self, Sharing};
-use crate::{DRIVER, amend, check, copy, describe, driver, read, resize, snapshot, told, vmstate, zero};
+use crate::{
+    DRIVER, amend, check, copy, describe, driver, read, resize, runtime, snapshot, told, vmstate, zero,
+};
 
 /// An open qcow2 image.
 pub struct Qcow2 {
@@ -279,6 +281,11 @@ impl Node for Qcow2 {
                 Access::ReadWrite => engine.start_writing(SkipRepair(false)).await,
             }
         })
+    }
+
+    fn reconfigure(&self, options: OptionTree) -> BoxFuture<Result<()>> {
+        let engine = self.engine.clone();
+        Box::pin(async move { engine.orphans.beside(runtime::reconfigure(&engine, options)).await })
     }
 
     fn close(&self) -> BoxFuture<Result<()>> {

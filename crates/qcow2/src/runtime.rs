@@ -1,12 +1,16 @@
 //! The options that an image is opened with, as users write them.
 
+use std::sync::Arc;
+
 use cowbell_block::context::OpenContext;
-use cowbell_block::options::{BoolOpt, ChildRef, DiscardMode, SizeOpt};
+use cowbell_block::node::CannotChange;
+use cowbell_block::options::{BoolOpt, ChildRef, DiscardMode, OptionError, OptionTree, SizeOpt, from_tree};
+use cowbell_block::range_lock::LockMode;
 use cowbell_block::{Error, ErrorKind, Result};
 use serde::Deserialize;
 
 use crate::crypto::Unlock;
-use crate::engine::Discards;
+use crate::engine::{Discards, Engine};
 use crate::geometry::Geometry;
 use crate::header::Header;
 use crate::meta::OverlapChecks;
@@ -78,6 +82,8 @@ struct OverlapDetails {
 enum RuntimeError {
     #[error("discard-no-unref is only supported since qcow2 version 3")]
     NoUnrefVersion,
+    #[error("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")]
+    LazyVersion,
     #[error(
         "Unsupported value '{0}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all"
     )]
@@ -106,6 +112,57 @@ pub(crate) struct CacheSizes {
     pub slice: u32,
 }
 
+/// The options that can be changed while the image is open. The sizes of caches are not among them: they are made for
+/// their sizes.
+const CHANGEABLE: [&str; 6] = [
+    "lazy-refcounts",
+    "pass-discard-request",
+    "pass-discard-snapshot",
+    "pass-discard-other",
+    "discard-no-unref",
+    "overlap-check",
+];
+
+/// Changes options of an open image; nothing runs meanwhile.
+///
+/// # Errors
+/// An option that stays, or a bad value; nothing has changed then. Or the file's, when refcounts have to be settled.
+pub(crate) async fn reconfigure(engine: &Arc<Engine>, tree: OptionTree) -> Result<()> {
+    let names: Vec<String> = tree.keys().cloned().collect();
+    let known: Vec<&str> = tree.keys().map(|key| key.split('.').next().unwrap_or_default()).collect();
+    let stays = known.iter().position(|key| !CHANGEABLE.contains(key)).map(|at| names[at].clone());
+    let options: RuntimeOptions = from_tree(tree).map_err(|e| match e {
+        OptionError::Unknown { key } => Error::from(CannotChange(key)),
+        other => other.into(),
+    })?;
+    if let Some(key) = stays {
+        return Err(CannotChange(key).into());
+    }
+    let (version, old) = {
+        let state = engine.state.lock();
+        (state.header.version, state.discards)
+    };
+    let discards = options.discards_over(old, version)?;
+    let checks = options.overlap_check.is_some().then(|| options.overlap_checks()).transpose()?;
+    let lazy = options.lazy_refcounts.map(|on| on.0);
+    if lazy == Some(true) && version < 3 {
+        return Err(RuntimeError::LazyVersion.into());
+    }
+    let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
+    if (lazy == Some(false) || checks.is_some()) && engine.check_writable().is_ok() {
+        // What was postponed is done now; and where metadata lies is looked up anew in the file.
+        engine.settle_refcounts().await?;
+    }
+    let mut state = engine.state.lock();
+    state.discards = discards;
+    state.lazy = lazy.unwrap_or(state.lazy);
+    if let Some(checks) = checks {
+        state.overlap_checks = checks;
+        state.meta = None;
+    }
+    Ok(())
+}
+
 impl RuntimeOptions {
     /// What opens an encrypted image. The key is not looked up where nothing needs it.
     ///
@@ -126,6 +183,11 @@ impl RuntimeOptions {
     pub fn discards(&self, mode: DiscardMode, version: u32) -> Result<Discards> {
         let mut discards = Discards::default();
         discards.set(Discards::REQUEST, mode == DiscardMode::Unmap);
+        self.discards_over(discards, version)
+    }
+
+    /// The same, where what is not given stays.
+    fn discards_over(&self, mut discards: Discards, version: u32) -> Result<Discards> {
         for (given, what) in [
             (self.pass_discard_request, Discards::REQUEST),
             (self.pass_discard_snapshot, Discards::SNAPSHOT),

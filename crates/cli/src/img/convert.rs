@@ -27,6 +27,9 @@ use crate::open::{How, Image, Purpose, cache_mode, open};
 use crate::out::Out;
 use crate::pace::Limited;
 use crate::size::{SIZE_MAX, parse_count, parse_named};
+use pipe::Ends;
+
+mod pipe;
 
 /// Largest unit of `-S`: the reference's buffer.
 const SPARSE_BYTES_MAX: u64 = 16 << 20;
@@ -37,6 +40,8 @@ const PARALLEL_MAX: u64 = 16;
 struct Plan<'a> {
     sources: &'a [String],
     target: &'a str,
+    /// The target is standard output, and gets its bytes in order.
+    streams: bool,
     source_format: Option<&'a str>,
     target_format: &'a str,
     source_cache: CacheMode,
@@ -66,8 +71,15 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     }
     let snapshot =
         args.value(&flags::SOURCE_SNAPSHOT).map(|text| snapshot::parse_name(cx, text)).transpose()?;
-    let plan = Plan { snapshot, ..plan(args, options, pace, target_format)? };
-    let copied = block_on(whole(cx, args, &plan))?;
+    let checked = plan(args, &args.operands, options, pace, target_format)?;
+    let ends = Ends::resolve(cx, args, &checked)?;
+    let plan =
+        Plan { snapshot, streams: ends.streams, ..plan(args, &ends.operands, options, pace, target_format)? };
+    let copied = match ends.pours {
+        true => block_on(pipe::pour_into(cx, args, &plan))?,
+        false => block_on(whole(cx, args, &plan))?,
+    };
+    ends.finish()?;
     if form == Form::Json && !args.has(&flags::QUIET) {
         Out::new().put(&json::text(&json_value(&plan, copied)));
     }
@@ -106,7 +118,13 @@ fn numbers(args: &Args) -> Result<(Options, Option<u64>)> {
     Ok((options, rate))
 }
 
-fn plan<'a>(args: &'a Args, options: Options, pace: Option<u64>, target_format: &'a str) -> Result<Plan<'a>> {
+fn plan<'a>(
+    args: &'a Args,
+    operands: &'a [String],
+    options: Options,
+    pace: Option<u64>,
+    target_format: &'a str,
+) -> Result<Plan<'a>> {
     let create = !args.has(&flags::NO_CREATE);
     let source_format = args.value(&flags::SOURCE_FORMAT);
     if args.has(&flags::SOURCE_IMAGE_OPTS) && source_format.is_some() {
@@ -116,7 +134,7 @@ fn plan<'a>(args: &'a Args, options: Options, pace: Option<u64>, target_format: 
         bail!("--target-image-opts requires use of -n flag");
     }
     if args.has(&flags::TARGET_IMAGE_OPTS) && args.has(&flags::TARGET_FORMAT) {
-        bail!("--target-image-opts and -O are mutually exclusive");
+        bail!("--image-opts and --format are mutually exclusive");
     }
     if create && args.has(&flags::TARGET_IS_ZERO) {
         bail!("--target-is-zero requires use of -n flag");
@@ -134,7 +152,7 @@ fn plan<'a>(args: &'a Args, options: Options, pace: Option<u64>, target_format: 
     if args.has(&flags::SKIP_BROKEN_BITMAPS) && !args.has(&flags::BITMAPS) {
         bail!("Use of --skip-broken-bitmaps requires --bitmaps");
     }
-    let (sources, target) = match args.operands.as_slice() {
+    let (sources, target) = match operands {
         [sources @ .., target] if !sources.is_empty() => (sources, target.as_str()),
         _ => bail!("Must specify image file name"),
     };
@@ -144,6 +162,7 @@ fn plan<'a>(args: &'a Args, options: Options, pace: Option<u64>, target_format: 
     Ok(Plan {
         sources,
         target,
+        streams: false,
         source_format,
         target_format,
         source_cache: cache_mode("source cache", args.value(&flags::SOURCE_CACHE).unwrap_or("writeback"))?,
@@ -190,6 +209,16 @@ async fn whole(cx: &Context, args: &Args, plan: &Plan<'_>) -> Result<Copied> {
         true => Some(source_bitmaps(cx, args, plan, &sources, disk.clone()).await?),
         false => None,
     };
+    if plan.streams {
+        let streamed = pipe::stream(cx, args, plan, &sources).await;
+        for source in sources {
+            source.close().await?;
+        }
+        if let Some(disk) = disk {
+            disk.close().await?;
+        }
+        return streamed;
+    }
     let staged = if plan.create {
         let roots: Vec<_> = sources.iter().map(|image| image.root.clone()).collect();
         create_target(cx, args, plan, total_len(&roots)).await?
@@ -238,6 +267,14 @@ async fn create_target(cx: &Context, args: &Args, plan: &Plan<'_>, len: u64) -> 
             bail!("Backing file format not supported for file format '{fmt}'");
         }
         options.insert("backing_fmt".into(), backing_format.into());
+    }
+    if let Some(name) = options.get("backing_fmt").and_then(|name| name.as_str())
+        && cx.registry().driver(name).is_none()
+    {
+        let target = plan.target;
+        bail!(
+            "{target}: error while converting {fmt}: Parameter 'backing-fmt' does not accept value '{name}'"
+        );
     }
     if options.contains_key("backing_file") && !options.contains_key("backing_fmt") {
         bail!("Use of backing file requires explicit backing format");

@@ -1,14 +1,18 @@
 //! `img dd`.
 
+use std::sync::Arc;
+
 use anyhow::{Result, anyhow, bail};
 use cowbell_block::naming::has_protocol;
 use cowbell_block::node::Access;
 use cowbell_block::options::OptionTree;
+use cowbell_block::registry::RAW;
 use cowbell_host::block_on;
 use cowbell_jobs::Unpaced;
 use cowbell_jobs::convert::{Copied, Options, Part, TargetStart, convert};
 use serde_json::json;
 
+use super::stdio::{self, Input, Nameless, PipeNode, check_output, is_dash};
 use super::target::{Format, Staged};
 use super::{Form, form, format_or_options, job_failure};
 use crate::context::{Context, Reported};
@@ -74,6 +78,21 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let form = form(args, &flags::OUTPUT_MORE)?;
     let operands = Operands::parse(&args.operands)?;
     let (format, image_opts) = format_or_options(args, &flags::FORMAT)?;
+    let reads = !image_opts && is_dash(cx, operands.input);
+    let input = reads.then(|| Input::take(cx)).transpose()?;
+    let raw = args.value(&blocks::OUTPUT_FORMAT).is_none_or(|format| format == RAW);
+    let mut kept = None;
+    if is_dash(cx, operands.output) {
+        let shows = Audience::of(args, &flags::PROGRESS_MORE)? == Audience::People;
+        check_output(shows || form == Form::Json)?;
+        kept = (!raw).then(Nameless::new).transpose()?;
+    }
+    let kept_name = kept.as_ref().map(Nameless::name);
+    let operands = Operands {
+        input: input.as_ref().map_or(operands.input, |input| &input.name),
+        output: kept_name.as_deref().unwrap_or(operands.output),
+        ..operands
+    };
     let how = How {
         image_opts,
         force_share: args.has(&flags::FORCE_SHARE),
@@ -86,6 +105,9 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         let closed = source.close().await;
         let copied = done?;
         closed?;
+        if let Some(kept) = &kept {
+            kept.send()?;
+        }
         if form == Form::Json {
             Out::new().put(&json::text(&json!({
                 "filename": operands.output,
@@ -103,6 +125,9 @@ async fn whole(cx: &Context, args: &Args, operands: &Operands<'_>, source: &Imag
         bail!("Unknown file format");
     }
     let audience = Audience::of(args, &flags::PROGRESS_MORE)?;
+    if is_dash(cx, operands.output) {
+        return to_stdout(cx, operands, source, audience).await;
+    }
     let format = Format::find(cx, name, Some(operands.output))?;
     if is_same_file(source, operands.output) {
         bail!("'{}' is the input as well as the output", operands.output);
@@ -159,16 +184,10 @@ async fn fill(
     let target = open(cx, &how).await?;
     let node = target.node();
     let start = if node.starts_as_zero() { TargetStart::Zero } else { TargetStart::Unknown };
+    let options = Options { start, part, ..Options::default() };
     let copied = match part {
         None => Ok(Copied::default()),
-        Some(_) => {
-            let options = Options { start, part, ..Options::default() };
-            let meter = Meter::new(cx, audience);
-            let sources = std::slice::from_ref(&source.root);
-            let copied = convert(sources, &target.root, &options, &meter, &Unpaced).await;
-            meter.end();
-            copied.map_err(|e| failure(cx, &e))
-        }
+        Some(_) => copy(cx, source, &target, &options, audience).await,
     };
     if let (Some(mark), Ok(_)) = (&staged.mark, &copied) {
         mark.complete();
@@ -176,6 +195,38 @@ async fn fill(
     let closed = target.close().await;
     let copied = copied?;
     closed?;
+    Ok(copied)
+}
+
+async fn copy(
+    cx: &Context,
+    source: &Image,
+    target: &Image,
+    options: &Options,
+    audience: Audience,
+) -> Result<Copied> {
+    let meter = Meter::new(cx, audience);
+    let sources = std::slice::from_ref(&source.root);
+    let copied = convert(sources, &target.root, options, &meter, &Unpaced).await;
+    meter.end();
+    copied.map_err(|e| failure(cx, &e))
+}
+
+/// Copies to standard output, as it comes.
+async fn to_stdout(
+    cx: &Context,
+    operands: &Operands<'_>,
+    source: &Image,
+    audience: Audience,
+) -> Result<Copied> {
+    let len = source.node().len().next_multiple_of(512);
+    let Some(part) = operands.part(cx.face, len) else {
+        bail!("{}: cannot skip to specified offset", operands.input);
+    };
+    let target = stdio::image(Arc::new(PipeNode::stdout(part.len)));
+    let options = Options { start: TargetStart::Zero, part: Some(part), ..Options::default() };
+    let copied = copy(cx, source, &target, &options, audience).await?;
+    target.close().await?;
     Ok(copied)
 }
 

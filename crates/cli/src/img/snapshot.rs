@@ -51,6 +51,10 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         let image = open(cx, &how).await?;
         if image.probed_raw && !looks {
             warn_probed_raw(name);
+            if matches!(action, Action::Apply(_)) {
+                // The reference opens the image anew for that, and says it again.
+                warn_probed_raw(name);
+            }
         }
         let done = act(cx, &image.node(), &action, form).await;
         let listed = match (&done, form) {
@@ -106,6 +110,7 @@ async fn act(cx: &Context, node: &Arc<dyn Node>, action: &Action<'_>, form: Form
                 ErrorKind::Unsupported if !offers_snapshots(node) => {
                     anyhow!("Could not apply snapshot '{name}': Block driver does not support snapshots")
                 }
+                ErrorKind::Busy => anyhow!("Could not apply snapshot '{name}': {e}"),
                 _ => {
                     // The reference tells of a broken table by itself; the name `cowbell` gives it as the reason.
                     if cx.face != Face::Cowbell && e.to_string().starts_with("Snapshot L1 table") {

@@ -64,9 +64,9 @@ impl Format {
     pub(crate) fn options<'a>(&self, lists: impl Iterator<Item = &'a str>) -> Result<OptionTree> {
         let mut tree = OptionTree::new();
         for list in lists {
-            parse_create_options(list, &self.known, &mut tree).map_err(|e| match hint(&e) {
-                Some(hint) => anyhow!("{e}\n{hint}"),
-                None => anyhow!("{e}"),
+            parse_create_options(list, &self.known, &mut tree).map_err(|e| {
+                let text = e.to_string();
+                anyhow!("{text}{}", crate::size::hint(&text))
             })?;
         }
         Ok(tree)
@@ -138,12 +138,6 @@ impl Format {
         let args = CreateArgs { filename: filename.to_owned(), options };
         self.driver.create(args, context).await
     }
-}
-
-/// The reference explains how sizes are written, under a size that it could not read.
-fn hint(error: &impl std::fmt::Display) -> Option<&'static str> {
-    let about_size = error.to_string().ends_with("expects a non-negative number below 2^64");
-    about_size.then_some(SIZE_HINT)
 }
 
 /// How sizes are written, as the reference explains it.

@@ -111,9 +111,13 @@ pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Resul
         more: settings.more.clone(),
         ..How::reading(name, settings.format.as_deref())
     };
-    let refused = |e: cowbell_block::Error| match settings.image_opts {
-        true => anyhow!("can't open: {e}"),
-        false => anyhow!("can't open device {name}: {e}"),
+    let refused = |e: cowbell_block::Error| {
+        let text = e.to_string();
+        let hint = crate::size::hint(&text);
+        match settings.image_opts {
+            true => anyhow!("can't open: {text}{hint}"),
+            false => anyhow!("can't open device {name}: {text}{hint}"),
+        }
     };
     let mut image = open_bare(cx, &how).await.map_err(refused)?;
     if settings.copy_on_read && settings.access == Access::ReadOnly {

@@ -1,11 +1,12 @@
 //! reopen: changing how an image is open, while it stays open.
 
-use cowbell_block::naming::split_option_list;
+use cowbell_block::naming::{NamingError, nest, split_option_list};
 use cowbell_block::node::Access;
-use cowbell_block::options::{BoolOpt, CacheMode};
+use cowbell_block::options::{BoolOpt, CacheMode, DiscardMode, OptionTree};
 
 use super::session::Session;
 use super::shell::{Done, Failed};
+use crate::context::Context;
 use crate::flags::Args;
 use crate::flags::io::{self as flags, IoCommand};
 use crate::open::cache_mode;
@@ -14,6 +15,8 @@ use crate::open::cache_mode;
 struct Wanted {
     access: Option<Access>,
     cache: CacheMode,
+    /// Options of the driver.
+    driver: OptionTree,
 }
 
 pub(super) async fn reopen(session: &mut Session<'_>, command: &IoCommand, args: &Args) -> Done {
@@ -21,7 +24,7 @@ pub(super) async fn reopen(session: &mut Session<'_>, command: &IoCommand, args:
         return session.bad_usage(command, "reopen");
     }
     let Some(current) = session.image().map(|image| image.cache) else { return Err(Failed) };
-    let done = match wanted(args, current) {
+    let done = match wanted(session, args, current) {
         Ok(wanted) => apply(session, &wanted).await,
         Err(e) => Err(e),
     };
@@ -31,8 +34,8 @@ pub(super) async fn reopen(session: &mut Session<'_>, command: &IoCommand, args:
     })
 }
 
-fn wanted(args: &Args, current: CacheMode) -> anyhow::Result<Wanted> {
-    let mut wanted = Wanted { access: None, cache: current };
+fn wanted(session: &Session<'_>, args: &Args, current: CacheMode) -> anyhow::Result<Wanted> {
+    let mut wanted = Wanted { access: None, cache: current, driver: OptionTree::new() };
     for (flag, value) in args.iter() {
         let access = match flag {
             flag if std::ptr::eq(flag, &flags::READ_ONLY) => Access::ReadOnly,
@@ -48,12 +51,20 @@ fn wanted(args: &Args, current: CacheMode) -> anyhow::Result<Wanted> {
         }
     }
     if let Some(list) = args.value(&flags::REOPEN_OPTIONS) {
+        warn_short_forms(session.cx, list);
         take_options(&mut wanted, list, args.has(&flags::REOPEN_CACHE))?;
     }
     Ok(wanted)
 }
 
-/// The options of the block layer itself; those of drivers stay as they are while an image is open.
+/// A name without a value is a switch, which the reference calls old.
+fn warn_short_forms(cx: &Context, list: &str) {
+    for item in list.split(',').filter(|item| !item.is_empty() && !item.contains('=')) {
+        cx.short_form(item);
+    }
+}
+
+/// The options of the block layer itself; the rest is the driver's.
 fn take_options(wanted: &mut Wanted, list: &str, cache_given: bool) -> anyhow::Result<()> {
     for (key, word) in split_option_list(list) {
         let switch = || {
@@ -68,7 +79,19 @@ fn take_options(wanted: &mut Wanted, list: &str, cache_given: bool) -> anyhow::R
             }
             "cache.direct" => wanted.cache.direct = switch()?,
             "cache.no-flush" => wanted.cache.no_flush = switch()?,
-            _ => anyhow::bail!("Cannot change the option '{key}'"),
+            "discard" if DiscardMode::from_name(&word).is_none() => anyhow::bail!("Invalid discard option"),
+            "detect-zeroes" if !["off", "on", "unmap"].contains(&word.as_str()) => {
+                anyhow::bail!("invalid parameter value: {word}");
+            }
+            "file" | "backing" | "data-file" => {
+                anyhow::bail!("Cannot find device='' nor node-name='{word}'");
+            }
+            // What lies below is named by the last part.
+            _ if key.starts_with("file.") || key.starts_with("backing.") => {
+                let last = key.rsplit('.').next().unwrap_or_default();
+                anyhow::bail!("Cannot change the option '{last}'");
+            }
+            _ => drop(wanted.driver.insert(key.to_owned(), word.into())),
         }
     }
     Ok(())
@@ -78,6 +101,13 @@ async fn apply(session: &mut Session<'_>, wanted: &Wanted) -> anyhow::Result<()>
     session.wait_for_all().await;
     let Some(image) = session.image_mut() else { return Ok(()) };
     let node = image.node();
+    if !wanted.driver.is_empty() {
+        let options = nest(wanted.driver.clone()).map_err(NamingError::List)?;
+        node.reconfigure(options).await.map_err(|e| {
+            let text = e.to_string();
+            anyhow::anyhow!("{text}{}", crate::size::hint(&text))
+        })?;
+    }
     if let Some(access) = wanted.access {
         node.reopen(access).await?;
     }

@@ -239,7 +239,7 @@ pub(super) async fn write(session: &mut Session<'_>, command: &IoCommand, args: 
         return session.fail(&format!("length cannot exceed {REQUEST_BYTES_MAX} without -n, given {word}\n"));
     }
     let vmstate = args.has(&flags::VMSTATE);
-    if vmstate {
+    if vmstate || args.has(&flags::COMPRESSED) {
         or_say!(session, aligned(offset, "offset").and_then(|()| aligned(len, "count")));
     }
     let request = if zeroes {

@@ -11,6 +11,9 @@ use crate::flags::io::{IO_COMMANDS, IoCommand, Needs};
 use crate::flags::parse::{Order, offered, parse};
 use crate::flags::{Args, State, Value};
 
+/// From here on no number is a signal: the kernel's last is 64, and the reference takes one more.
+const SIGNAL_MAX: u64 = 66;
+
 /// What a command came to: fine, or failed after its message was printed.
 pub(super) type Done = Result<(), Failed>;
 
@@ -153,7 +156,11 @@ impl Session<'_> {
         }
         let signal = i32::try_from(number).ok().and_then(rustix::process::Signal::from_named_raw);
         let Some(signal) = signal else {
-            return self.fail(&format!("signal argument '{word}' is not a signal that can be raised\n"));
+            let text = match number {
+                SIGNAL_MAX.. => "is too large to be a valid signal",
+                _ => "is not a signal that can be raised",
+            };
+            return self.fail(&format!("signal argument '{word}' {text}\n"));
         };
         // What was printed belongs to what happened before the signal.
         self.flush();
