@@ -110,7 +110,7 @@ pub trait Node: Send + Sync + 'static {
 
     /// Where events of this node and of what stands on it are told, if anywhere. Kept by the edges above.
     fn trace(&self) -> Option<Trace> {
-        self.children().into_iter().find_map(|(_, child)| child.trace())
+        self.primary().and_then(|child| child.trace())
     }
 
     /// A number that no other node has as long as this one lives, for logs.

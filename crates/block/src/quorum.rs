@@ -29,6 +29,7 @@ use crate::options::OptionTree;
 use crate::orphans::{Abandoned, Orphans};
 use crate::range_lock::{LockMode, RangeLock};
 use crate::request::{BoxFuture, Cause, Completion, Extent, ExtentFlags, Flags, Op, Operation, Request};
+use crate::trace::Trace;
 
 mod options;
 mod vote;
@@ -341,6 +342,10 @@ impl Node for QuorumNode {
 
     fn needs_of(&self, _: &str, needs: Needs) -> Needs {
         voting(needs, self.0.rule.pattern)
+    }
+
+    fn trace(&self) -> Option<Trace> {
+        self.0.children.iter().find_map(Child::trace)
     }
 
     fn listens(&self) -> bool {

@@ -175,11 +175,18 @@ fn put_decimal(buffer: &mut Vec<u8>, mut n: u64) {
 }
 
 fn put_hex(buffer: &mut Vec<u8>, n: u64) {
-    let count = ((64 - n.leading_zeros()).div_ceil(4)).max(1);
-    buffer.extend_from_slice(b"0x");
-    for place in (0..count).rev() {
-        buffer.push(b"0123456789abcdef"[(n >> (place * 4)) as usize & 15]);
+    let mut digits = [0u8; 18];
+    let (mut at, mut rest) = (digits.len(), n);
+    loop {
+        at -= 1;
+        digits[at] = b"0123456789abcdef"[(rest & 15) as usize];
+        rest >>= 4;
+        if rest == 0 {
+            break;
+        }
     }
+    digits[at - 2..at].copy_from_slice(b"0x");
+    buffer.extend_from_slice(&digits[at - 2..]);
 }
 
 #[cfg(test)]

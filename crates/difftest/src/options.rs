@@ -124,7 +124,7 @@ impl Options {
             (Kind::Theirs, theirs),
             (Kind::PingPong, self.sequences - theirs - ours),
             (Kind::Damage, self.sequences / 5),
-            (Kind::Twins, self.sequences / 15),
+            (Kind::Twins, self.sequences / 25),
         ];
         if self.kinds.is_empty() {
             return all.to_vec();
