@@ -8,8 +8,10 @@
 //! | `tables` | `snapshots`, `bitmaps` |
 //! | `text` | `luks`, `blkdebug`, `options` |
 //! | `vhd` | `vpc` |
+//! | `inspect` | `inspect` |
 
 mod change;
+mod inspect;
 mod judge;
 mod look;
 mod tables;
@@ -52,6 +54,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "repair", run: Run::Image(judge::repair) },
     Target { name: "snapshots", run: Run::Image(tables::snapshots) },
     Target { name: "bitmaps", run: Run::Image(tables::bitmaps) },
+    Target { name: "inspect", run: Run::Image(inspect::inspect) },
     Target { name: "luks", run: Run::Bytes(text::luks) },
     Target { name: "blkdebug", run: Run::Bytes(text::blkdebug) },
     Target { name: "options", run: Run::Bytes(text::options) },

@@ -13,6 +13,7 @@ mod dd;
 mod diff;
 pub(crate) mod facts;
 mod info;
+mod inspect;
 mod lists;
 mod map;
 mod measure;
@@ -85,6 +86,7 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
         "dd" => dd::run,
         "diff" => diff::run,
         "info" => info::run,
+        "inspect" => inspect::run,
         "map" => map::run,
         "measure" => measure::run,
         "rebase" => rebase::run,

@@ -10,10 +10,33 @@
 //! | `lane`, `ring`, `pool` | calls that may wait: io_uring where it is allowed, else a few threads |
 //! | `workers` | a thread per core, for engines that compute |
 //! | [`signal`], [`terminal`], [`usage`] | what a tool wants to know of its surroundings |
+//! | [`sandbox`] | a process that looks at a hostile file and can do nothing else |
 //! | [`raw_terminal`], [`ready`] | a console for a guest; waiting for several descriptors |
 //!
 //! Invariants: nothing is started before it is needed; `io::Error` and errno stay here and become
 //! [`cowbell_block::Error`] once; every `unsafe` block is a few lines long and says why it holds.
+//!
+//! A file is a node like any other. [`block_on`] drives requests on the calling thread; the example `files` opens by name
+//! instead, with a registry.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use cowbell_block::{Access, Buf, Node, Request};
+//! use cowbell_host::{FileNode, FileOptions, block_on};
+//!
+//! # let path = std::env::temp_dir().join(format!("cowbell-doc-{}", std::process::id()));
+//! std::fs::write(&path, b"content").expect("written");
+//! let options = FileOptions { access: Access::ReadWrite, ..FileOptions::default() };
+//! let file = FileNode::open(&path, &options).expect("there");
+//! block_on(async {
+//!     file.submit(Request::write(3, Buf::copy_of(b"TENT"))).finish().await.into_bufs()?;
+//!     let read = file.submit(Request::read(0, Buf::zeroed(7))).finish().await.into_bufs()?;
+//!     assert_eq!(&read.to_contiguous()[..], b"conTENT");
+//!     file.close().await
+//! })
+//! .expect("possible");
+//! # std::fs::remove_file(&path).expect("removed");
+//! ```
 
 mod driver;
 pub mod error;
@@ -30,6 +53,7 @@ mod pool;
 pub mod raw_terminal;
 pub mod ready;
 mod ring;
+pub mod sandbox;
 pub mod signal;
 mod slot;
 pub mod task;

@@ -14,6 +14,46 @@
 //! *Plan, execute, commit.* Decisions are made under a short lock; data moves without it; the mapping is
 //! published last. What may wait for what: range lock of guest clusters → packers' turn → loading and making of tables →
 //! flush → write-back of refcounts; nothing waits the other way round, so there are no deadlocks.
+//!
+//! An image is opened over any [`Node`](cowbell_block::Node) that stores its file, and is a node itself. The engine names
+//! no runtime: its futures can be driven by any executor, and over nodes that answer at once by a loop. The example
+//! `embed` does the same over one's own file.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use cowbell_block::{Access, Buf, Child, MemNode, NewSnapshot, Node, Request, SnapshotChange, SnapshotName};
+//! use cowbell_qcow2::{CreateOptions, OpenOptions, Qcow2};
+//!
+//! # fn now<T>(future: impl Future<Output = T>) -> T {
+//! #     let mut future = std::pin::pin!(future);
+//! #     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+//! #     loop {
+//! #         if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
+//! #             return value;
+//! #         }
+//! #     }
+//! # }
+//! # now(async {
+//! let file = Arc::new(MemNode::new(0));
+//! let create = CreateOptions { size: 1 << 30, ..Default::default() };
+//! cowbell_qcow2::create(&Child::new(file.clone()), None, &create).await?;
+//!
+//! let writable = OpenOptions { access: Access::ReadWrite, ..Default::default() };
+//! let disk = Qcow2::open(file, None, writable).await?;
+//! disk.submit(Request::write(512, Buf::copy_of(b"old"))).finish().await.into_bufs()?;
+//! let snapshot = NewSnapshot { name: "first".into(), ..Default::default() };
+//! disk.change_snapshots(SnapshotChange::Create(snapshot)).await?;
+//! disk.submit(Request::write(512, Buf::copy_of(b"new"))).finish().await.into_bufs()?;
+//!
+//! let past = disk.at_snapshot(SnapshotName::Name("first".into())).await?;
+//! let read = past.submit(Request::read(512, Buf::zeroed(3))).finish().await.into_bufs()?;
+//! assert_eq!(&read.to_contiguous()[..], b"old");
+//! past.close().await?;
+//! // Durable and closed: dropping the node instead loses nothing that a flush had promised.
+//! disk.close().await?;
+//! # Ok::<(), cowbell_block::Error>(())
+//! # }).expect("possible");
+//! ```
 #![forbid(unsafe_code)]
 
 mod alloc;

@@ -5,7 +5,7 @@
 use super::source::{Source, has_word};
 
 /// The crates whose behaviour is a function of what is passed in.
-const ENGINES: [&str; 7] = ["block", "luks", "qcow2", "vpc", "jobs", "machine", "vm"];
+const ENGINES: [&str; 8] = ["block", "luks", "qcow2", "vpc", "jobs", "inspect", "machine", "vm"];
 
 /// What a line of an engine must not contain, and why.
 const FORBIDDEN: [(&str, &str); 13] = [

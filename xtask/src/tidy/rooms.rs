@@ -27,13 +27,14 @@ enum UnsafeCode {
 use UnsafeCode::{Audited, Forbidden, InNamedModules};
 
 /// Absences that hold. Dependencies of tests are free, but for cycles, which cargo finds.
-const ROOMS: [Room; 14] = [
+const ROOMS: [Room; 15] = [
     Room { name: "cowbell-block", may_name: &[], unsafe_code: InNamedModules },
     Room { name: "cowbell-luks", may_name: &["cowbell-block"], unsafe_code: Forbidden },
     Room { name: "cowbell-qcow2", may_name: &["cowbell-block", "cowbell-luks"], unsafe_code: Forbidden },
     Room { name: "cowbell-vpc", may_name: &["cowbell-block"], unsafe_code: Forbidden },
     Room { name: "cowbell-jobs", may_name: &["cowbell-block"], unsafe_code: Forbidden },
     Room { name: "cowbell-host", may_name: &["cowbell-block"], unsafe_code: Audited },
+    Room { name: "cowbell-inspect", may_name: &["cowbell-block", "cowbell-qcow2"], unsafe_code: Forbidden },
     Room { name: "cowbell-checker", may_name: &[], unsafe_code: Forbidden },
     Room { name: "cowbell-machine", may_name: &[], unsafe_code: Forbidden },
     Room { name: "cowbell-vm", may_name: &["cowbell-block", "cowbell-machine"], unsafe_code: Forbidden },
@@ -50,6 +51,7 @@ const ROOMS: [Room; 14] = [
             "cowbell-qcow2",
             "cowbell-jobs",
             "cowbell-host",
+            "cowbell-inspect",
             "cowbell-machine",
             "cowbell-vm",
             "cowbell-vpc",
@@ -64,6 +66,7 @@ const ROOMS: [Room; 14] = [
             "cowbell-luks",
             "cowbell-qcow2",
             "cowbell-checker",
+            "cowbell-inspect",
             "cowbell-vpc",
             "cowbell-difftest",
         ],
@@ -73,12 +76,14 @@ const ROOMS: [Room; 14] = [
 ];
 
 /// Packages from outside that only some of our crates may name.
-const RESTRICTED: [(&str, &[&str]); 9] = [
+const RESTRICTED: [(&str, &[&str]); 11] = [
     ("anyhow", &["cowbell-cli", "xtask"]),
     ("libc", &["cowbell-host", "cowbell-cli", "xtask"]),
     // The simulation and fuzzing measure CPU time, nothing else.
     ("rustix", &["cowbell-host", "cowbell-cli", "cowbell-sim", "cowbell-fuzz"]),
     ("io-uring", &["cowbell-host"]),
+    ("landlock", &["cowbell-host"]),
+    ("seccompiler", &["cowbell-host"]),
     ("tokio", &["cowbell-host"]),
     ("async-std", &[]),
     ("smol", &[]),

@@ -5,7 +5,7 @@
 use super::bitmap::BITMAP;
 use super::blocks::{BENCH, DD};
 use super::layers::{COMMIT, REBASE};
-use super::look::DIFF;
+use super::look::{DIFF, INSPECT};
 use super::{Command, Flag, State, Value, cowbell, flag};
 
 pub(super) const FORMATS: &[&str] = &["raw", "qcow2"];
@@ -537,8 +537,8 @@ pub static IMG: Command = Command {
     about: "",
     flags: &[&HELP, &VERSION, &TRACE],
     commands: &[
-        &AMEND, &BENCH, &BITMAP, &CHECK, &COMMIT, &COMPARE, &CONVERT, &CREATE, &DD, &DIFF, &INFO, &MAP,
-        &MEASURE, &REBASE, &RESIZE, &SNAPSHOT,
+        &AMEND, &BENCH, &BITMAP, &CHECK, &COMMIT, &COMPARE, &CONVERT, &CREATE, &DD, &DIFF, &INFO, &INSPECT,
+        &MAP, &MEASURE, &REBASE, &RESIZE, &SNAPSHOT,
     ],
     state: State::Ready,
 };

@@ -66,3 +66,26 @@ pub static DIFF: Command = Command {
     commands: &[],
     state: State::CowbellOnly,
 };
+
+/// `--sandbox` of inspect.
+pub static SANDBOX: Flag = flag(
+    0,
+    &["sandbox"],
+    Value::OneOf("MODE", &["require", "auto", "off"]),
+    "Confine the process before it looks at the file: or fail (require), as far as the kernel can (auto, the default), \
+     or not (off).",
+);
+
+/// `img inspect`.
+pub static INSPECT: Command = Command {
+    name: "inspect",
+    summary: "Show what an untrusted file could be and what it would make us do",
+    operands: "FILE",
+    about: "Every format that the bytes fit, what the file names outside of itself, what it claims, and which limits \
+            that exceeds. Nothing else is opened, and nothing of the file is believed: a damaged or hostile file gets a \
+            report, not an error. The process first gives up files, connections, most system calls, and memory and \
+            time beyond a limit.",
+    flags: &[&HELP, &SANDBOX, &OUTPUT],
+    commands: &[],
+    state: State::CowbellOnly,
+};
