@@ -17,6 +17,7 @@ use cowbell_block::{Buf, Request};
 use cowbell_host::block_on;
 use cowbell_jobs::compare::{Mode, Verdict, compare};
 use cowbell_jobs::convert::{Options, TargetStart, convert};
+use cowbell_jobs::diff::Diff;
 use cowbell_jobs::{Silent, Unpaced};
 
 use crate::context::Context;
@@ -157,6 +158,14 @@ async fn story(cx: &Context, from: &Path, scratch: &Scratch) -> Result<()> {
     agree(cx, (&overlay, "qcow2"), (&expected, "raw")).await?;
     figure(&format!("identical: {}", rate(packed.len, clock)));
 
+    let clock = steps.begin("List what the writes changed; what both have from the base image is not read");
+    let (extents, bytes) = changed(cx, &base, &overlay).await?;
+    figure(&format!(
+        "{extents} extents with {} differ, found in {:.1} ms",
+        human(bytes),
+        clock.elapsed().as_secs_f64() * 1e3
+    ));
+
     let clock = steps.begin("Flatten the chain into one image, and compare again");
     copy(cx, (&overlay, "qcow2"), &flat).await?;
     agree(cx, (&flat, "qcow2"), (&expected, "raw")).await?;
@@ -256,6 +265,29 @@ async fn agree(cx: &Context, a: (&str, &str), b: (&str, &str)) -> Result<()> {
         Ok(other) => bail!("{} and {} differ: {other:?}", a.0, b.0),
         Err(failure) => bail!("cannot compare {} with {}: {}", a.0, b.0, failure.error),
     }
+}
+
+/// How many ranges of an overlay differ from its base image, and their bytes.
+async fn changed(cx: &Context, base: &str, overlay: &str) -> Result<(u64, u64)> {
+    let below = open(cx, &How::reading(base, Some("qcow2"))).await?;
+    let above = open(cx, &How::reading(overlay, Some("qcow2"))).await?;
+    let mut diff = Diff::new(&below.root, &above.root, vec![(0, 1)], &Silent);
+    let (mut extents, mut bytes, mut end) = (0, 0, None);
+    let walked = loop {
+        match diff.next().await {
+            Ok(Some(found)) => {
+                extents += u64::from(end != Some(found.start));
+                bytes += found.len;
+                end = Some(found.start + found.len);
+            }
+            Ok(None) => break Ok(()),
+            Err(failure) => break Err(anyhow!("cannot compare {base} with {overlay}: {}", failure.error)),
+        }
+    };
+    drop(diff);
+    above.close().await?;
+    below.close().await?;
+    walked.map(|()| (extents, bytes))
 }
 
 async fn check(cx: &Context, name: &str) -> Result<()> {
