@@ -6,11 +6,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use cowbell_block::chain::Chain;
 use cowbell_block::range_lock::LockMode;
 use cowbell_block::{Buf, Cause, Completion, ErrorKind, Flags, Op, Request, Result};
 
 use crate::engine::{Discards, Dropped, Engine};
 use crate::geometry::{DataPlace, GuestCluster, HostOffset};
+use crate::map::Kind;
 use crate::state::{Decision, State};
 use crate::table::{Cell, Ownership, Storage};
 use crate::write;
@@ -129,13 +131,60 @@ impl Engine {
     }
 }
 
-/// Zeroes a range that no change of mapping can zero: skips what is zero already, writes the rest. Zeroes that the
-/// disk is to hold itself, because what lies below is about to change, are always written.
+/// Zeroes a range whose subclusters cannot be zeroed as a whole: those that read as zeroes besides are, by their mapping; the
+/// rest is written.
 async fn zero_ends(engine: &Arc<Engine>, from: u64, to: u64, flags: Flags, cause: Cause) -> Result<()> {
+    let (grain, cluster) = (engine.geometry.subcluster_size(), engine.geometry.cluster_size());
     let mut at = from;
     while at < to {
-        let cluster_end = (at | (engine.geometry.cluster_size() - 1)) + 1;
-        let n = (cluster_end - at).min(to - at).min(ZEROES_PIECE);
+        let grain_end = (at | (grain - 1)) + 1;
+        let is_part = !at.is_multiple_of(grain) || grain_end > to;
+        let end = match is_part {
+            true => grain_end.min(to),
+            false => ((at | (cluster - 1)) + 1).min(to / grain * grain),
+        };
+        if !is_part || !zero_around(engine, at..end, cause).await? {
+            write_out_zeroes(engine, at, end, flags, cause).await?;
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+/// Makes the subcluster around a part of it read as zeroes, if the rest does already and nothing of it is stored. Says
+/// whether it does now. Its cluster is held exclusively, and what lies below does not change.
+async fn zero_around(engine: &Arc<Engine>, part: Range<u64>, cause: Cause) -> Result<bool> {
+    let grain = engine.geometry.subcluster_size();
+    let (version, raw, size) = {
+        let state = engine.state.lock();
+        (state.header.version, state.header.has_raw_data_file(), state.header.size)
+    };
+    // A file that is an image by itself is written to, whatever the tables say.
+    if version < 3 || raw {
+        return Ok(false);
+    }
+    let start = part.start / grain * grain;
+    let end = start + grain;
+    for rest in [start..part.start, part.end..end.min(size)] {
+        if !engine.is_hollow(rest, cause).await? {
+            return Ok(false);
+        }
+    }
+    engine.decide(cause, |state| state.zero_hollow(start..end)).await
+}
+
+/// Writes zeroes where there are none. Those that the disk is to hold itself, because what lies below is about to change, are
+/// written in any case.
+async fn write_out_zeroes(
+    engine: &Arc<Engine>,
+    from: u64,
+    to: u64,
+    flags: Flags,
+    cause: Cause,
+) -> Result<()> {
+    let mut at = from;
+    while at < to {
+        let n = (to - at).min(ZEROES_PIECE);
         if flags.contains(Flags::WRITE_UNCHANGED) || !engine.reads_as_zero(at, n, cause).await? {
             if flags.contains(Flags::NO_FALLBACK) {
                 return Err(ErrorKind::Unsupported.into());
@@ -198,7 +247,48 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Whether a range reads as zeroes by the mapping alone, here and below.
+    async fn is_hollow(self: &Arc<Self>, range: Range<u64>, cause: Cause) -> Result<bool> {
+        let mut at = range.start;
+        while at < range.end {
+            let run = self.decide(cause, |state| state.map_run(at, range.end - at)).await?;
+            let below = self.backing.as_ref().filter(|backing| at < backing.len());
+            at += match (run.kind, below) {
+                (Kind::Data(_) | Kind::Compressed(_), _) => return Ok(false),
+                (Kind::Unallocated(_), Some(backing)) => {
+                    let extent = Chain::of(backing.node()).status(at, run.len).await?;
+                    if !extent.is_zero() || extent.len == 0 {
+                        return Ok(false);
+                    }
+                    extent.len
+                }
+                (Kind::Unallocated(_) | Kind::Zero(_), _) => run.len,
+            };
+        }
+        Ok(true)
+    }
+}
+
 impl State {
+    /// Makes a subcluster read as zeroes that has nothing stored. Says whether that is so.
+    fn zero_hollow(&mut self, subcluster: Range<u64>) -> Decision<bool> {
+        let geometry = self.geometry;
+        let cluster = geometry.guest_cluster(subcluster.start);
+        let start = geometry.guest_offset(cluster);
+        let mask = geometry.subclusters_of(subcluster.start - start..subcluster.end - start);
+        if let Some(slot) = self.l2_slot(cluster)? {
+            let old = self.cell(slot, cluster)?;
+            if old.alloc & mask != 0 || old.zero & mask == mask {
+                return Ok(old.zero & mask == mask);
+            }
+        }
+        let slot = self.own_l2_slot(cluster)?;
+        let old = self.cell(slot, cluster)?;
+        self.unlink(cluster, Cell { zero: old.zero | mask, ..old }, Dropped::Discarded)?;
+        Ok(true)
+    }
+
     /// Makes a range of one cluster, whole subclusters, read as zeroes without writing data. Says whether that was
     /// possible: a part of a compressed cluster must be written.
     fn zero_mapping(&mut self, range: Range<u64>, unmap: Unmap) -> Decision<bool> {

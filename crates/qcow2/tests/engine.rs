@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 
 use cowbell_block::mem::MemNode;
-use cowbell_block::{Access, Buf, Flags, Node, Operation, Preallocation, Request};
+use cowbell_block::{Access, Buf, ExtentFlags, Flags, Node, Operation, Preallocation, Request};
 use cowbell_qcow2::{CreateOptions, DataFile, DataFileForm, Discards, L2Format, OpenOptions, Qcow2};
 use support::{Rng, assert_clean, create, open, read, run, submit, write, zero};
 
@@ -304,6 +304,77 @@ fn zeroes_at_the_end_of_a_disk_that_ends_inside_a_subcluster() {
             let content = read(&*node, 0, size as usize);
             assert!(content[..from as usize].iter().all(|b| *b == 9), "{from}");
             assert!(content[from as usize..].iter().all(|b| *b == 0), "{from}");
+        }
+        run(node.close()).expect("closed");
+        assert_clean(&file);
+    }
+}
+
+/// A backing file with data in [28k, 44k) and [96k, 100k), and holes besides.
+fn base_with_holes(size: u64) -> Arc<dyn Node> {
+    let node = open(&create(&CreateOptions { size, ..Default::default() }), None, OpenOptions::default());
+    write(&*node, 28 << 10, &[0x11; 16 << 10]);
+    write(&*node, 96 << 10, &[0x11; 4 << 10]);
+    node
+}
+
+#[test]
+fn zeroes_beside_holes_below_store_nothing() {
+    let size = 1 << 20;
+    let file = create(&CreateOptions { size, backing_file: Some("base".into()), ..Default::default() });
+    let node = open(&file, Some(base_with_holes(size)), OpenOptions::default());
+    let kind = |at: u64| {
+        let extent = run(node.submit(Request::status(at, 512)).finish()).into_extent().expect("answered");
+        (extent.flags.contains(ExtentFlags::ALLOCATED), extent.flags.contains(ExtentFlags::DATA))
+    };
+    zero(&*node, 130 << 10, 127 << 10, Flags::empty());
+    for at in [128, 130, 192, 256, 300] {
+        assert_eq!(kind(at << 10), (true, false), "{at}k: a zero cluster, also around the ends");
+    }
+    assert_eq!(kind(320 << 10), (false, false));
+    zero(&*node, 64 << 10, 1 << 10, Flags::empty());
+    assert_eq!(kind(64 << 10), (true, true), "beside data that shines through, zeroes are stored");
+    assert_eq!(read(&*node, 96 << 10, 4 << 10), vec![0x11; 4 << 10]);
+    run(node.close()).expect("closed");
+    assert_clean(&file);
+}
+
+#[test]
+fn random_zeroes_over_holes_read_as_the_model() {
+    let size = 256 << 10;
+    for (seed, (l2_format, cluster_bits)) in [
+        (L2Format::Standard, 12),
+        (L2Format::Standard, 16),
+        (L2Format::Extended, 14),
+        (L2Format::Extended, 16),
+    ]
+    .into_iter()
+    .cycle()
+    .take(24)
+    .enumerate()
+    {
+        let mut rng = Rng(seed as u64 + 77);
+        // Shorter and longer than the disk above.
+        let base = base_with_holes(if seed % 3 == 0 { 130 << 10 } else { 512 << 10 });
+        let mut model = vec![0; size as usize];
+        model[28 << 10..44 << 10].fill(0x11);
+        model[96 << 10..100 << 10].fill(0x11);
+        let backing_file = Some("base".into());
+        let file =
+            create(&CreateOptions { size, cluster_bits, l2_format, backing_file, ..Default::default() });
+        let node = open(&file, Some(base), OpenOptions::default());
+        for _ in 0..60 {
+            let (offset, magnitude) = (rng.below(size), 1 + rng.below(17));
+            let len = (1 + rng.below(1 << magnitude)).min(size - offset);
+            let range = offset as usize..(offset + len) as usize;
+            if rng.below(3) == 0 {
+                model[range].fill(7);
+                write(&*node, offset, &vec![7; len as usize]);
+            } else {
+                model[range].fill(0);
+                zero(&*node, offset, len, if rng.below(2) == 0 { Flags::MAY_UNMAP } else { Flags::empty() });
+            }
+            assert!(read(&*node, 0, size as usize) == model, "seed {seed}");
         }
         run(node.close()).expect("closed");
         assert_clean(&file);
