@@ -56,8 +56,8 @@ pub enum Purpose {
     Source,
     /// Looking at metadata: the backing file and an external data file stay closed.
     Inspect,
-    /// Changing what it says of its backing file, which stays closed.
-    Rename,
+    /// Changing metadata: the backing file stays closed.
+    Change,
     /// Asking for its length: what its content is encrypted with need not be known.
     Length,
     /// Checking and repairing.
@@ -203,7 +203,7 @@ pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Ima
     context.force_share = how.force_share;
     let start = Instant::now();
     context.clock = Some(Arc::new(move || start.elapsed().as_secs()));
-    context.no_backing = matches!(how.purpose, Purpose::Inspect | Purpose::Rename);
+    context.no_backing = matches!(how.purpose, Purpose::Inspect | Purpose::Change);
     context.no_io = matches!(how.purpose, Purpose::Inspect | Purpose::Length);
     context.for_check = how.purpose == Purpose::Check;
     context.mark = how.mark.clone();

@@ -37,7 +37,9 @@ pub struct Amendment {
 /// A change that cannot be made.
 #[derive(Debug, thiserror::Error)]
 enum AmendError {
-    #[error("compat=0.10 requires refcount_bits=16")]
+    #[error(
+        "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
+    )]
     RefcountsOfVersion2,
     #[error(
         "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"

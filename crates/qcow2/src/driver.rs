@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cowbell_block::context::{ChildKind, OpenContext, StoredBacking};
 use cowbell_block::create::{CreateArgs, CreateOption, OptionKind};
 use cowbell_block::modes::Modes;
-use cowbell_block::options::{OptionTree, from_tree, parse};
+use cowbell_block::options::{self, OptionTree, from_tree, parse};
 use cowbell_block::registry::{Driver, MeasureSource, Measurement, Role, Score};
 use cowbell_block::{BoxFuture, Child, Error, ErrorKind, Node, Preallocation, Result};
 use cowbell_luks::create::HeaderPlace;
@@ -13,7 +13,6 @@ use cowbell_luks::{Algorithms, KeyMissing};
 use serde::Deserialize;
 
 use crate::create::{EncryptionMethod, NewEncryption, create_encrypted};
-
 use crate::header::Incompatible;
 use crate::runtime::{CacheSizes, RuntimeOptions};
 use crate::{
@@ -339,6 +338,12 @@ impl Driver for Qcow2Driver {
             let encryption = given.encryption(&cx)?;
             let options = given.resolve()?;
             options.validate()?;
+            if let Some(format) =
+                options.backing_format.as_deref().filter(|name| cx.registry.driver(name).is_none())
+            {
+                let (key, value) = ("backing-fmt".to_owned(), format.to_owned());
+                return Err(options::OptionError::NotAccepted { key, value }.into());
+            }
             options.check_header()?;
             let filename = args.filename.clone();
             cx.create_storage(args).await?;

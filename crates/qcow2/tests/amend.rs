@@ -141,7 +141,11 @@ fn what_an_image_does_not_allow_is_refused_in_the_reference_s_words() {
             json!({"lazy_refcounts": true}),
             "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
         ),
-        (3, json!({"compat": "0.10", "refcount_bits": 8}), "compat=0.10 requires refcount_bits=16"),
+        (
+            3,
+            json!({"compat": "0.10", "refcount_bits": 8}),
+            "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
+        ),
         (3, json!({"compat": "7"}), "Unknown compatibility level 7"),
         (3, json!({"refcount_bits": 3}), "Refcount width must be a power of two and may not exceed 64 bits"),
         (3, json!({"data_file": "x"}), "data-file can only be set for images that use an external data file"),

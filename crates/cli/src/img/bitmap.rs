@@ -98,10 +98,11 @@ fn granularity(args: &Args) -> Result<u64> {
     parse_named("granularity", text, 0, SIZE_MAX)
 }
 
-/// Opens the image for its metadata: what lies below is of no interest.
+/// Opens the image for its metadata: what its backing file holds is of no interest.
 async fn open_image(cx: &Context, args: &Args, file: &str, access: Access) -> Result<Image> {
     let (format, image_opts) = format_or_options(args, &img::FORMAT)?;
-    let how = How { image_opts, access, purpose: Purpose::Inspect, ..How::reading(file, format) };
+    let purpose = if access == Access::ReadWrite { Purpose::Change } else { Purpose::Inspect };
+    let how = How { image_opts, access, purpose, ..How::reading(file, format) };
     let image = open(cx, &how).await?;
     if image.probed_raw && access == Access::ReadWrite {
         warn_probed_raw(file);

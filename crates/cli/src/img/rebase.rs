@@ -87,7 +87,7 @@ fn plan(args: &Args) -> Result<(Plan<'_>, How<'_>)> {
         access: Access::ReadWrite,
         cache: cache("cache", &flags::IMAGE_CACHE)?,
         discard: DiscardMode::Unmap,
-        purpose: if mode == Mode::Name { Purpose::Rename } else { Purpose::Data },
+        purpose: if mode == Mode::Name { Purpose::Change } else { Purpose::Data },
         side_by_side: 2,
         ..How::reading(name, format)
     };
