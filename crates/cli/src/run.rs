@@ -47,10 +47,15 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
     block_on(async { drive(cx, &args).await })
 }
 
+/// One line for an error and its causes; a usage error has none and stays what it is.
+fn causes_in_line(error: anyhow::Error) -> anyhow::Error {
+    if error.chain().count() == 1 { error } else { anyhow!("{error:#}") }
+}
+
 async fn drive(cx: &Context, args: &Args) -> Result<u8> {
     let mut config = configuration(args)?;
     let limit = args.value(&flags::LIMIT).map(|text| values::count("--limit", text)).transpose()?;
-    let boot = boot::load(args, config.ram_bytes)?;
+    let boot = boot::load(args, config.ram_bytes).map_err(causes_in_line)?;
     let consoles = channel::Choice::of(args)?;
     let debugger = front::debugger_address(args)?;
     let images = drives::open_all(cx, args).await?;
@@ -61,10 +66,12 @@ async fn drive(cx: &Context, args: &Args) -> Result<u8> {
     };
     let mut front = Front::new(consoles, debugger)?;
     config.idle = idle(args, &front);
-    let ended = Vm::new(&config, &boot, drives, front.console(), &notice).map_err(|error| anyhow!(error));
-    // The loaded files are in the machine's memory now.
-    drop(boot);
+    let ended = Vm::new(&config, &boot, drives, front.console(), &notice)
+        .map_err(|error| causes_in_line(anyhow!(error)));
     let ended = ended.and_then(|mut vm| {
+        if !args.has(&flags::NO_REBOOT) {
+            vm.set_restart(config, boot);
+        }
         if let Some(limit) = limit {
             vm.set_limit(limit);
         }

@@ -69,6 +69,43 @@ fn a_guest_prints_and_gives_its_status() {
 }
 
 #[test]
+fn a_reset_boots_again_unless_it_may_not() {
+    let dir = dir();
+    let kernel = guest("reset.elf");
+    let args = ["-kernel", &kernel, "-m", "16"];
+    let boots: Vec<String> = (0..3).map(|boot| format!("boot {boot:016x}\n")).collect();
+    let summary = check(dir.path(), &args, 0, &boots.concat());
+    assert_eq!((&summary["resets"], &summary["exit"]["reason"]), (&2.into(), &"power-off".into()));
+    let again = check(dir.path(), &args, 0, &boots.concat());
+    assert_eq!((&again["digest"], &again["icount"]), (&summary["digest"], &summary["icount"]));
+    let summary = check(dir.path(), &[&args[..], &["-no-reboot"]].concat(), 0, &boots[0]);
+    assert_eq!((&summary["resets"], &summary["exit"]["reason"]), (&0.into(), &"reset".into()));
+}
+
+#[test]
+fn what_cannot_be_booted_is_named_with_the_cause() {
+    let dir = dir();
+    let check = |content: Option<&[u8]>, expect: &str| {
+        let path = dir.path().join("kernel");
+        match content {
+            Some(content) => fs::write(&path, content).expect("written"),
+            None => drop(fs::remove_file(&path)),
+        }
+        let output = run(dir.path(), &["--kernel", "kernel", "-m", "1"]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*errors), (Some(1), &*format!("cowbell: {expect}\n")));
+    };
+    check(None, "cannot read the kernel 'kernel': No such file or directory (os error 2)");
+    check(Some(b""), "the kernel is empty");
+    check(Some(b"\x7fELF\x02\x01\0\0"), "the kernel is no ELF file for this machine: the file is cut off");
+    let foreign = "the kernel is no ELF file for this machine: not a 64-bit little-endian RISC-V executable";
+    check(Some(&[b"\x7fELF\x01\x01".as_slice(), &[0; 80]].concat()), foreign);
+    check(Some(b"\x1f\x8b123"), "kernel is compressed with gzip: decompress it first");
+    let large = "the kernel 'kernel' is larger than the machine's memory of 1048576 bytes";
+    check(Some(&vec![1; 2 << 20]), large);
+}
+
+#[test]
 fn a_limit_is_met_exactly_and_an_endless_sleep_is_told() {
     let dir = dir();
     let spin = program(dir.path(), &SPIN);

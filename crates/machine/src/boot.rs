@@ -98,9 +98,20 @@ pub enum BootError {
         /// How.
         method: &'static str,
     },
+    /// There is nothing in it.
+    #[error("the {what} is empty")]
+    Empty {
+        /// What.
+        what: &'static str,
+    },
     /// A bad ELF file.
-    #[error("bad ELF file")]
-    Elf(#[from] ElfError),
+    #[error("the {what} is no ELF file for this machine")]
+    Elf {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: ElfError,
+    },
     /// The device tree cannot be written.
     #[error("cannot write the device tree")]
     DeviceTree(#[from] vm_fdt::Error),
@@ -200,6 +211,9 @@ impl Machine {
 
     /// An ELF program goes where it says, anything else to `flat_at`.
     fn load_program(&mut self, what: &'static str, data: &[u8], flat_at: u64) -> Result<Loaded, BootError> {
+        if data.is_empty() {
+            return Err(BootError::Empty { what });
+        }
         if let Some(method) = compression(data) {
             return Err(BootError::Compressed { what, method });
         }
@@ -207,7 +221,7 @@ impl Machine {
             self.place(what, flat_at, data)?;
             return Ok(Loaded { entry: flat_at, end: flat_at + data.len() as u64, is_linux: false });
         }
-        let program = elf::parse(data)?;
+        let program = elf::parse(data).map_err(|source| BootError::Elf { what, source })?;
         let mut end = 0;
         for segment in &program.segments {
             let size = segment.size;
@@ -216,6 +230,8 @@ impl Machine {
                 return Err(no_room);
             }
             self.place(what, segment.address, segment.bytes)?;
+            let filled = segment.bytes.len() as u64;
+            self.bus_mut().ram.clear(segment.address + filled, size - filled);
             end = end.max(segment.address + size);
         }
         Ok(Loaded { entry: program.entry, end, is_linux: false })
@@ -330,7 +346,10 @@ mod tests {
         assert!(matches!(boot(vec![module(image(), ""), module(image(), "")]), Err(BootError::TwoKernels)));
         let huge = module(vec![0; 17 << 20], "");
         assert!(matches!(boot(vec![module(image(), ""), huge]), Err(BootError::NoRoom { .. })));
-        assert!(matches!(boot(vec![module(b"\x7fELF".to_vec(), "")]), Err(BootError::Elf(_))));
+        assert!(matches!(
+            boot(vec![module(b"\x7fELF".to_vec(), "")]),
+            Err(BootError::Elf { what: "kernel", .. })
+        ));
         let compressed =
             BootModule { kind: Some(ModuleKind::Kernel), ..module(b"\x1f\x8b\x08".to_vec(), "") };
         assert!(matches!(boot(vec![compressed]), Err(BootError::Compressed { method: "gzip", .. })));

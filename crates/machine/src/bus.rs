@@ -114,6 +114,21 @@ impl Bus {
         }
     }
 
+    /// Puts the devices where they were at first, but for the clock, and for what is on its way.
+    pub(crate) fn reset(&mut self, rtc_start_ns: u64) {
+        self.rom.fill(0);
+        self.aclint = Aclint::new(self.harts);
+        self.plic = Plic::new(self.harts);
+        self.uart = Uart::default();
+        self.rtc = Rtc::new(rtc_start_ns);
+        for slot in &mut self.virtio {
+            slot.reset();
+        }
+        self.finish = None;
+        self.touched = false;
+        self.builtin_sbi = false;
+    }
+
     /// Two bytes of code outside RAM.
     pub(crate) fn fetch_half(&self, address: u64) -> Option<u16> {
         if let Some(half) = self.ram.read_number(address, 2) {

@@ -10,6 +10,7 @@
 //! interrupt that comes before the next instruction is taken. So there is one state for each count, however the
 //! machine was stopped there. What comes from outside while it stands comes one instant later.
 
+use crate::boot::Boot;
 use crate::bus::{Bus, Ports};
 use crate::clock::Clock;
 use crate::config::{ConfigError, Engine, Idle, MachineConfig};
@@ -28,8 +29,10 @@ use crate::virtio::{Block, Entropy, Kind, Net, Transport, VirtioConsole};
 pub enum Exit {
     /// The instruction count asked for is reached.
     Limit,
-    /// The guest switched off or reset.
+    /// The guest switched off, or reset a machine that does not know what to boot again.
     Finished(Finish),
+    /// The guest reset the machine, which stands before its first instruction again. Run on.
+    Restarted,
     /// A disk request is due and the host has not answered; run again when it may have.
     DiskLate,
     /// Every hart waits. With a deadline: nothing happens for so many nanoseconds (only with
@@ -55,6 +58,9 @@ pub struct Machine {
     breakpoints: Vec<u64>,
     /// Do not stop at the breakpoint the run starts on.
     leave_breakpoint: bool,
+    /// What a reset boots again.
+    restart: Option<Box<(MachineConfig, Boot)>>,
+    resets: u64,
 }
 
 impl std::fmt::Debug for Machine {
@@ -116,7 +122,19 @@ impl Machine {
             turn: Turn { hart: 0, left: TURN },
             breakpoints: Vec::new(),
             leave_breakpoint: false,
+            restart: None,
+            resets: 0,
         })
+    }
+
+    /// From now on a reset boots this again, as it was booted at first; without this, a reset ends the run.
+    pub fn set_restart(&mut self, config: MachineConfig, boot: Boot) {
+        self.restart = Some(Box::new((config, boot)));
+    }
+
+    /// How often the guest reset the machine.
+    pub fn resets(&self) -> u64 {
+        self.resets
     }
 
     /// Instructions executed so far.
@@ -207,7 +225,8 @@ impl Machine {
         self.act_on_attention();
         loop {
             if let Some(finish) = self.bus.finish {
-                return Exit::Finished(finish);
+                let restarted = finish == Finish::Reset && self.reset();
+                return if restarted { Exit::Restarted } else { Exit::Finished(finish) };
             }
             if !self.bus.strike_due() {
                 return Exit::DiskLate;
@@ -229,6 +248,24 @@ impl Machine {
                 return exit;
             }
         }
+    }
+
+    /// Resets harts and devices and boots again. Memory keeps what it holds but for what is loaded; count and clock go on;
+    /// disk requests on their way come to their end without telling anybody. `false`, and nothing done, when it is not
+    /// known what to boot.
+    fn reset(&mut self) -> bool {
+        let Some(restart) = self.restart.take() else { return false };
+        let (config, boot) = &*restart;
+        self.drop_caches();
+        self.harts = (0..self.harts.len() as u64).map(Hart::new).collect();
+        self.bus.reset(config.rtc_start_ns);
+        self.turn = Turn { hart: 0, left: TURN };
+        self.resets += 1;
+        // What could be loaded once can be again.
+        let booted = self.boot(config, boot);
+        debug_assert!(booted.is_ok());
+        self.restart = Some(restart);
+        booted.is_ok()
     }
 
     /// Runs the hart whose turn it is up to the next deadline.

@@ -212,6 +212,21 @@ impl Ram {
         true
     }
 
+    /// Zeroes what is not zero yet of a range that lies in RAM.
+    pub(crate) fn clear(&mut self, address: u64, len: u64) {
+        let zeroes = [0; PAGE as usize];
+        let (mut address, end) = (address, address.saturating_add(len));
+        while address < end {
+            let next = ((address | (PAGE - 1)) + 1).min(end);
+            let piece = (next - address) as usize;
+            let mut now = [0; PAGE as usize];
+            if self.read(address, &mut now[..piece]) && now[..piece] != zeroes[..piece] {
+                self.write(address, &zeroes[..piece]);
+            }
+            address = next;
+        }
+    }
+
     /// A little-endian number of `size` bytes, if it lies in RAM.
     pub fn read_number(&self, address: u64, size: usize) -> Option<u64> {
         let mut bytes = [0; 8];

@@ -1,6 +1,6 @@
 //! The bare-metal guests of `guests/`, in every engine: right output, success, and the same digest.
 
-use cowbell_machine::port::{Disk, MemDisk};
+use cowbell_machine::port::{Disk, MemDisk, NoConsole};
 use cowbell_machine::{Boot, BootModule, Engine, Exit, Finish, Machine, MachineConfig, Ports};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -24,8 +24,15 @@ fn run(name: &str, engine: Engine, disk: Option<Vec<u8>>) -> Outcome {
         .expect("a machine");
     let data = std::fs::read(guests().join(format!("built/{name}.elf"))).expect("a built guest");
     let module = BootModule { kind: None, data, bootargs: String::new() };
-    machine.boot(&config, &Boot { bios: None, modules: vec![module] }).expect("boots");
-    let exit = machine.run(400_000_000);
+    let boot = Boot { bios: None, modules: vec![module] };
+    machine.boot(&config, &boot).expect("boots");
+    machine.set_restart(config, boot);
+    let exit = loop {
+        match machine.run(400_000_000) {
+            Exit::Restarted => {}
+            exit => break exit,
+        }
+    };
     let text = String::from_utf8(output.lock().expect("not poisoned").clone()).expect("text");
     Outcome { text, exit, digest: machine.digest(), count: machine.count() }
 }
@@ -96,4 +103,26 @@ fn a_disk_gives_back_what_was_written() {
     check("disk", Some(vec![0; 100_000]), |text| {
         assert!(text.starts_with("sectors 00000000000000c3\n"), "{text}")
     });
+}
+
+/// The program itself looks at what a reset leaves; here it matters that all engines agree, and that the count goes on.
+#[test]
+fn a_reset_boots_the_machine_again() {
+    let boots: String = (0..3).map(|boot| format!("boot {boot:016x}\n")).collect();
+    check("reset", None, |text| assert_eq!(text, boots));
+    let config = MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() };
+    let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole))).expect("a machine");
+    let data = std::fs::read(guests().join("built/reset.elf")).expect("a built guest");
+    let module = BootModule { kind: None, data, bootargs: String::new() };
+    let boot = Boot { bios: None, modules: vec![module] };
+    machine.boot(&config, &boot).expect("boots");
+    assert_eq!(machine.run(u64::MAX), Exit::Finished(Finish::Reset), "nobody said what to boot again");
+    machine.set_restart(config, boot);
+    let count = machine.count();
+    assert_eq!(machine.run(u64::MAX), Exit::Restarted);
+    assert_eq!((machine.resets(), machine.count()), (1, count));
+    assert_eq!(machine.run(u64::MAX), Exit::Restarted);
+    assert!(machine.count() > count);
+    assert_eq!(machine.run(u64::MAX), Exit::Finished(Finish::PowerOff(0)));
+    assert_eq!(machine.resets(), 2);
 }

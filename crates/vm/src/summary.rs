@@ -14,6 +14,7 @@ use crate::vm::End;
 /// | `idle` | instructions that fitted into the time when the machine was idle |
 /// | `time-ns` | what the machine's clock shows, nanoseconds since its start |
 /// | `digest` | of RAM, registers and devices, 32 hexadecimal digits |
+/// | `resets` | how often the guest reset the machine |
 /// | `exit` | `reason`, and for `power-off` the guest's `code` |
 /// | `host` | `cpu-ns` that the run took |
 pub fn summary(machine: &Machine, end: End, cpu_ns: u64) -> Value {
@@ -23,6 +24,7 @@ pub fn summary(machine: &Machine, end: End, cpu_ns: u64) -> Value {
         "idle": clock.idle,
         "time-ns": clock.ns(),
         "digest": format!("{:032x}", machine.digest()),
+        "resets": machine.resets(),
         "exit": exit(end),
         "host": { "cpu-ns": cpu_ns },
     })

@@ -28,7 +28,7 @@ const INPUT_MAX: usize = 4096;
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The guest switched off, or asked for a reset.
+    /// The guest switched off, or asked for a reset that is not to be done.
     Finished(Finish),
     /// The instruction count that was asked for is reached.
     Limit,
@@ -89,6 +89,11 @@ impl Vm {
         let mut machine = Machine::new(config, Ports { disks: ports, ..Ports::new(console) })?;
         machine.boot(config, boot)?;
         Ok(Vm { machine, disks, limit: u64::MAX })
+    }
+
+    /// A reset boots this again, instead of ending the run.
+    pub fn set_restart(&mut self, config: MachineConfig, boot: Boot) {
+        self.machine.set_restart(config, boot);
     }
 
     /// The run ends when this many instructions have been executed.
@@ -193,7 +198,7 @@ fn go_on(machine: &mut Machine, disks: &[BlockDisk], exit: Exit, outside: &mut d
                 machine.pass_idle(passed);
             }
         }
-        Exit::Limit | Exit::Breakpoint { .. } | Exit::Finished(_) => {}
+        Exit::Limit | Exit::Restarted | Exit::Breakpoint { .. } | Exit::Finished(_) => {}
     }
 }
 

@@ -53,6 +53,9 @@ pub static DRIVE: Flag = flag(
     "A disk, with the keys format, read-only, snapshot, cache, discard (ignore or unmap) and aio, or with the \
      options of an image driver (driver=qcow2,file.filename=IMAGE). A comma in a value is doubled.",
 );
+/// `--no-reboot`.
+pub static NO_REBOOT: Flag =
+    flag(0, &["no-reboot"], Value::None, "A reset ends the run, instead of booting the machine again.");
 /// `--snapshot`.
 pub static SNAPSHOT: Flag = flag(
     0,
@@ -137,8 +140,10 @@ pub static RUN: Command = Command {
             disk, as with --drive file=IMAGE. Two runs with the same files, options and input are the same, \
             instruction by instruction.\n\n\
             On a terminal every key goes to the guest. C-a x ends the run, C-a h shows the other escapes.\n\n\
+            When the guest resets the machine, it boots again: memory keeps what is not loaded anew, and the count of \
+            instructions goes on.\n\n\
             The exit status is the one the guest gave when it switched off. It is 0 when the run ended at --limit, \
-            with C-a x, by the debugger or with a reset, and 1 when it was interrupted or failed, or when the guest \
+            with C-a x, by the debugger or with a reset that --no-reboot does not allow, and 1 when it was interrupted or failed, or when the guest \
             waits for something that cannot come.\n\n\
             Long options may be given with one dash, as people do who know them from elsewhere: -kernel.",
     flags: &[
@@ -159,6 +164,7 @@ pub static RUN: Command = Command {
         &IDLE,
         &SHIFT,
         &LIMIT,
+        &NO_REBOOT,
         &SEED,
         &RTC,
         &GDB,

@@ -113,7 +113,7 @@ impl<'a, 'b> Debugged<'a, 'b> {
 
     /// Between two pieces of a run the surroundings are looked after.
     fn attend_limit(&mut self, exit: Exit) {
-        if exit == Exit::Limit {
+        if matches!(exit, Exit::Limit | Exit::Restarted) {
             self.attendant.borrow_mut().attend(self.machine, exit);
         }
     }
@@ -124,7 +124,7 @@ impl<'a, 'b> Debugged<'a, 'b> {
         at_limit: Option<SingleThreadStopReason<u64>>,
     ) -> Option<SingleThreadStopReason<u64>> {
         match exit {
-            Exit::Limit => at_limit,
+            Exit::Limit | Exit::Restarted => at_limit,
             Exit::Finished(Finish::PowerOff(code)) => Some(SingleThreadStopReason::Exited(code as u8)),
             Exit::Finished(Finish::Reset) => Some(SingleThreadStopReason::Exited(0)),
             Exit::Breakpoint { hart } => {

@@ -137,13 +137,17 @@ impl Transport {
         None
     }
 
+    /// Registers and queues are as at first; what the device has on its way is nobody's any more.
+    pub(crate) fn reset(&mut self) {
+        self.kind.reset();
+        let kind = std::mem::replace(&mut self.kind, Kind::Empty);
+        *self = Transport::new(kind);
+    }
+
     fn set_status(&mut self, value: u32) {
         const FEATURES_OK: u32 = 8;
         if value == 0 {
-            self.kind.reset();
-            let kind = std::mem::replace(&mut self.kind, Kind::Empty);
-            *self = Transport::new(kind);
-            return;
+            return self.reset();
         }
         let acceptable =
             self.driver_features & !self.features() == 0 && self.driver_features & VERSION_1 != 0;
