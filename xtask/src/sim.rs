@@ -21,25 +21,35 @@ pub struct Share {
     pairs: f64,
     /// Three requests at a time, under random priorities.
     triples: f64,
+    /// Commits and rebases under random schedules.
+    layers: f64,
     /// Ordering steps switched off one by one: each must be noticed.
     mutants: f64,
 }
 
 impl Share {
     /// What one CI run gives.
-    pub const CI: Self =
-        Self { seeds: 2.0, explore: 1.5, faults: 0.75, pairs: 1.0, triples: 0.25, mutants: 0.5 };
+    pub const CI: Self = Self {
+        seeds: 2.0,
+        explore: 1.5,
+        faults: 0.75,
+        pairs: 1.0,
+        triples: 0.25,
+        layers: 0.25,
+        mutants: 0.5,
+    };
 
     /// Shares in the same proportion that add up to `minutes`.
     fn scaled_to(minutes: f64) -> Self {
-        let Self { seeds, explore, faults, pairs, triples, mutants } = Self::CI;
-        let factor = minutes / (seeds + explore + faults + pairs + triples + mutants);
+        let Self { seeds, explore, faults, pairs, triples, layers, mutants } = Self::CI;
+        let factor = minutes / (seeds + explore + faults + pairs + triples + layers + mutants);
         Self {
             seeds: seeds * factor,
             explore: explore * factor,
             faults: faults * factor,
             pairs: pairs * factor,
             triples: triples * factor,
+            layers: layers * factor,
             mutants: mutants * factor,
         }
     }
@@ -56,6 +66,7 @@ pub fn steps(steps: &mut Steps, share: Share, seeds: &'static [&'static str]) {
     steps.run("sim: faults", || simulate(&reached, "faults", &[], share.faults));
     steps.run("sim: pairs", || simulate(&reached, "pairs", &[], share.pairs));
     steps.run("sim: triples", || simulate(&reached, "triples", &[], share.triples));
+    steps.run("sim: layers", || simulate(&reached, "layers", &[], share.layers));
     steps.run("sim: mutants", || simulate(&reached, "mutants", &[], share.mutants));
     steps.run("sim: targets", || reached.print());
 }

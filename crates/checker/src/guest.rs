@@ -94,6 +94,15 @@ impl GuestView {
         })
     }
 
+    /// The same with the first `bytes` of the VM state area, and where that begins: behind all that the L2 tables of
+    /// the disk can map.
+    pub fn with_vm_state(self, bytes: u64) -> (Self, u64) {
+        let span_bits = self.geometry.cluster_bits.wrapping_add(self.geometry.l2_bits());
+        let tables = self.size.div_ceil(1u64.wrapping_shl(span_bits));
+        let start = tables.saturating_mul(1u64.wrapping_shl(span_bits));
+        (GuestView { size: start.saturating_add(bytes), ..self }, start)
+    }
+
     /// Size of the disk in bytes.
     pub fn size(&self) -> u64 {
         self.size

@@ -10,7 +10,7 @@
 
 use cowbell_block::outside::Outside;
 use cowbell_block::spawn::Spawner;
-use cowbell_block::{Buf, Error, ErrorKind, Force, Result, Secret};
+use cowbell_block::{BoxFuture, Buf, Error, ErrorKind, Force, Result, Secret, mutant};
 
 use serde::Deserialize;
 
@@ -156,6 +156,8 @@ pub struct Slots<'a> {
     pub outside: &'a dyn Outside,
     /// The way to all cores.
     pub spawner: Option<&'a Spawner>,
+    /// Makes durable what was written. Whoever keeps more than keys in the file must learn of it when that fails.
+    pub barrier: &'a (dyn Fn() -> BoxFuture<Result<()>> + Send + Sync),
 }
 
 impl Slots<'_> {
@@ -229,28 +231,35 @@ impl Slots<'_> {
 
     async fn add(&mut self, slot: usize, passphrase: &Secret, time_ms: u64) -> Result<()> {
         let (key, outside, spawner) = (self.key, self.outside, self.spawner);
+        // Whoever gave the slot up may have failed to make that durable: then its material is still somebody's.
+        self.write_slot(slot).await?;
+        (self.barrier)().await?;
         let mut next = self.header.clone();
         let material = fill_slot(&mut next, slot, key, passphrase, time_ms, outside, spawner).await?;
         *self.header = next;
         self.write_material(slot, material).await?;
         self.write_slot(slot).await?;
-        self.area.child.flush().await?;
+        if !mutant::is_active("key-unsettled") {
+            (self.barrier)().await?;
+        }
         self.header.slots[slot].active = true;
         self.write_slot(slot).await?;
-        self.area.child.flush().await
+        (self.barrier)().await
     }
 
     async fn remove(&mut self, slot: usize) -> Result<()> {
         self.header.slots[slot].active = false;
         self.write_slot(slot).await?;
-        self.area.child.flush().await?;
+        if !mutant::is_active("key-unsettled") {
+            (self.barrier)().await?;
+        }
         self.header.slots[slot].iterations = 0;
         self.header.slots[slot].salt = [0; SALT_BYTES];
         self.write_slot(slot).await?;
         let mut noise = Buf::zeroed(self.header.key_material_bytes());
         self.outside.fill_random(&mut noise)?;
         self.write_material(slot, noise).await?;
-        self.area.child.flush().await
+        (self.barrier)().await
     }
 
     async fn replace(&mut self, slot: usize, passphrase: &Secret, time_ms: u64) -> Result<()> {

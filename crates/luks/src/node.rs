@@ -135,6 +135,10 @@ impl Volume {
             key: &unlocked.key,
             outside: &*outside,
             spawner: self.options.spawner.as_ref(),
+            barrier: &|| {
+                let child = area.child.clone();
+                Box::pin(async move { child.flush().await })
+            },
         };
         let result = slots.amend(&change, force).await;
         *self.header.lock() = header;

@@ -120,6 +120,10 @@ impl Fixture {
             key: &self.key,
             outside: &self.outside,
             spawner: None,
+            barrier: &|| {
+                let child = self.area.child.clone();
+                Box::pin(async move { child.flush().await })
+            },
         };
         now(slots.amend(&change, force))
     }

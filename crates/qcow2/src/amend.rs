@@ -101,8 +101,8 @@ impl Amendment {
 /// # Errors
 /// A change that the image does not allow, found before anything is changed; or the file's.
 pub(crate) async fn amend(engine: &Arc<Engine>, wanted: Amendment) -> Result<()> {
-    engine.check_writable()?;
     let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
+    engine.check_writable()?;
     let header = engine.state.lock().header.clone();
     wanted.check(&header)?;
     let version = wanted.version.unwrap_or(header.version);
@@ -174,8 +174,8 @@ pub(crate) async fn change_backing(
     name: Option<String>,
     format: Option<String>,
 ) -> Result<()> {
-    engine.check_writable()?;
     let _whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
+    engine.check_writable()?;
     let name = name.filter(|name| !name.is_empty());
     if name.as_ref().is_some_and(|name| names::to_bytes(name).len() > BACKING_NAME_MAX as usize) {
         return Err(AmendError::BackingName.into());

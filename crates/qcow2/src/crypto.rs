@@ -294,7 +294,8 @@ impl Engine {
     /// Changes key slots. Durable when it returns.
     ///
     /// # Errors
-    /// The change is refused, or the file's error.
+    /// The change is refused, or the file's error. That poisons the image: a flush that failed may have lost guest
+    /// data as well, and a later one would not say so.
     pub async fn amend_keys(
         self: &Arc<Self>,
         options: &cowbell_luks::amend::AmendOptions,
@@ -316,10 +317,17 @@ impl Engine {
             key,
             outside: &*outside,
             spawner: self.around.spawn.as_ref(),
+            barrier: &|| {
+                let engine = self.clone();
+                Box::pin(async move { engine.barrier().await })
+            },
         };
         let result = slots.amend(&change, force).await;
         *luks.header.lock() = header;
-        result
+        result.map_err(|e| match e.kind() {
+            ErrorKind::InvalidInput | ErrorKind::PermissionDenied => e,
+            _ => self.poison(e),
+        })
     }
 }
 

@@ -63,6 +63,8 @@ pub(crate) struct Engine {
     pub ranges: RangeLock,
     /// One flush at a time.
     pub flushing: RangeLock,
+    /// One flush of the files at a time: one that fails may have dropped what the next would then call durable.
+    pub barriers: RangeLock,
     /// One write-back of refcounts at a time.
     pub refcounting: RangeLock,
     pub loading: Loading,
@@ -180,6 +182,7 @@ impl Engine {
             state: Mutex::new(state),
             ranges: RangeLock::new(),
             flushing: RangeLock::new(),
+            barriers: RangeLock::new(),
             refcounting: RangeLock::new(),
             loading: Loading::default(),
             bitmaps: Tracker::default(),

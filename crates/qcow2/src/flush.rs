@@ -161,6 +161,8 @@ impl Engine {
     /// Makes all that was written durable, in the file with the guest's data as well: what the image says about data
     /// must not outlive it. A failure is final.
     pub(crate) async fn barrier(self: &Arc<Self>) -> Result<()> {
+        let _turn = self.barriers.lock(0..1, LockMode::Exclusive).await;
+        self.check_poison()?;
         let data = match &self.data_file {
             Some(data) if !mutant::is_active("data-file-unsettled") => data.flush().await,
             _ => Ok(()),

@@ -101,7 +101,10 @@ mod zero;
 
 pub use amend::Amendment;
 pub use bitmap::{BITMAPS_MAX, BitmapError, BitmapInfo, BitmapReader, CannotStore, Recording};
-pub use create::{CreateError, CreateOptions, DataFile, DataFileForm, create};
+pub use create::{
+    CreateError, CreateOptions, DataFile, DataFileForm, EncryptionMethod, NewEncryption, create,
+    create_encrypted,
+};
 pub use crypto::Unlock;
 pub use driver::{Qcow2Driver, creation_options};
 pub use engine::{Cleaning, Discards, Notice};
@@ -135,6 +138,11 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("shadow-unsettled", "the tables of a snapshot operation are durable before the header names them"),
     ("no-epochs", "a freed cluster waits for the plans that know it"),
     ("replaced-at-once", "clusters of replaced tables rest until the plans that know them have ended"),
+    (
+        "key-unsettled",
+        "key material is durable before its slot is in use, and a slot out of use before it is overwritten",
+    ),
+    ("commit-unsettled", "what was committed is durable before the image gives it up"),
     ("pack-into-freed", "nothing is packed into a host cluster that loses references"),
     ("no-quarantine", "a freed cluster waits until its pointer is durably gone"),
     ("abandoned-overwrite", "an abandoned write in place holds its clusters until its I/O has ended"),

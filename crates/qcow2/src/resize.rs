@@ -65,6 +65,8 @@ pub(crate) fn submit(engine: &Arc<Engine>, request: &Request, preallocation: Pre
 
 /// Changes the length of the disk, of which the caller holds all, and of its bitmaps.
 pub(crate) async fn resize(engine: &Arc<Engine>, size: u64, preallocation: Preallocation) -> Result<()> {
+    // It may have been amended while we waited for our turn.
+    engine.check_writable()?;
     let bitmaps = engine.prepare_bitmaps(size).await?;
     let resized = resize_disk(engine, size, preallocation).await;
     // Also after a failure: they are marked in use.

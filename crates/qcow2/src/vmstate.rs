@@ -53,6 +53,9 @@ pub(crate) fn submit_write(engine: &Arc<Engine>, request: Request) -> Op {
             let clusters = worker.clusters_of(guest, request.len);
             let needed = clusters.end.div_ceil(worker.geometry.l2_entries());
             let guard = worker.ranges.lock(clusters, LockMode::Exclusive).await;
+            if let Err(e) = worker.check_writable() {
+                return Completion::failed(request.bufs, e);
+            }
             // The disk, and with it this area, may have changed its length while we waited.
             let stays = matches!(worker.vm_state_place(&request), Ok(now) if now == guest);
             if stays && needed <= u64::from(worker.state.lock().header.l1_entries) {
@@ -88,11 +91,11 @@ impl Engine {
     /// in many requests.
     async fn map_up_to(self: &Arc<Self>, needed: u64) -> Result<()> {
         let _whole = self.ranges.lock(0..u64::MAX, LockMode::Exclusive).await;
+        self.check_writable()?;
         let entries = u64::from(self.state.lock().header.l1_entries);
         if needed <= entries {
             return Ok(());
         }
-        self.check_writable()?;
         self.grow_l1(needed.max((entries * 3).div_ceil(2)).min(L1_BYTES_MAX / 8), None).await
     }
 }

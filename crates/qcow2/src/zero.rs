@@ -231,10 +231,11 @@ struct Settled {
 
 impl Engine {
     /// Gives back storage that no refcount stands for. Its guest cluster is held exclusively and reads as zeroes, so
-    /// whatever a cut leaves there is the old content or zeroes. Failure costs only space.
+    /// whatever a cut leaves there is the old content or zeroes. A hole in an encrypted image would be noise until the
+    /// entry is durable, so its storage stays. Failure costs only space.
     async fn pass_discard(&self, cluster: GuestCluster, settled: &Settled, cause: Cause) {
         let Some(host) = settled.content else { return };
-        if self.state.lock().discards.contains(Discards::REQUEST) {
+        if self.state.lock().discards.contains(Discards::REQUEST) && !self.is_encrypted() {
             // The disk may end inside the cluster, and an external file with it.
             let rest = self.state.lock().header.size.saturating_sub(self.geometry.guest_offset(cluster));
             let len = match self.geometry.data_place {

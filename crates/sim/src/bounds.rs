@@ -16,7 +16,9 @@ use crate::timeline::Timeline;
 /// promise.
 pub(crate) fn leak_bound(scenario: &Scenario, run: &Run, time: u64) -> u64 {
     // An interrupted amendment leaves a whole refcount structure behind, or the clusters of zeroes that got storage.
-    if run.faults_struck > 0 || scenario.ops.iter().any(|op| matches!(op, GuestOp::Amend { .. })) {
+    // And VM state may take a longer L1 table, and whole tables that a change of the length takes away again.
+    let unbounded = |op: &GuestOp| matches!(op, GuestOp::Amend { .. } | GuestOp::SaveState { .. });
+    if run.faults_struck > 0 || scenario.ops.iter().any(unbounded) {
         return u64::MAX;
     }
     let flushes = run.guest.flushes.borrow();
@@ -61,8 +63,8 @@ pub(crate) fn leak_bound(scenario: &Scenario, run: &Run, time: u64) -> u64 {
 /// amendments and preallocation are left out.
 pub(crate) fn length_bound(scenario: &Scenario, run: &Run) -> u64 {
     let unbounded = |op: &GuestOp| {
-        use GuestOp::{Abandon, Amend, Compressed, Snapshot};
-        matches!(op, Abandon { .. } | Snapshot { .. } | Compressed { .. } | Amend { .. })
+        use GuestOp::{Abandon, Amend, Compressed, SaveState, Snapshot};
+        matches!(op, Abandon { .. } | Snapshot { .. } | Compressed { .. } | Amend { .. } | SaveState { .. })
     };
     let preallocated = scenario.config.preallocation != Preallocation::Off;
     if run.faults_struck > 0 || scenario.config.bitmaps || preallocated || scenario.ops.iter().any(unbounded)

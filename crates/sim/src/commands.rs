@@ -9,6 +9,7 @@ use crate::engine::Engine;
 use crate::events;
 use crate::explore::{self, sequences};
 use crate::lab::{Effort, Found, Lab};
+use crate::layers;
 use crate::mutants::{self, Fate};
 use crate::pairs;
 use crate::reference::Reference;
@@ -16,6 +17,7 @@ use crate::reuse;
 use crate::scenario::Scenario;
 use crate::shrink::{report, shrink};
 use crate::told::{Explored, Told};
+use crate::vhd::{self, Vhd};
 use crate::workload::{self, explored_configs, faulted_configs};
 
 const USAGE: &str = "\
@@ -24,6 +26,8 @@ usage: cowbell-sim run [--seeds A..B] [--minutes N] [--keep-going]
        cowbell-sim faults [--minutes N] [--keep-going]
        cowbell-sim pairs [--minutes N] [--bound N] [--keep-going]
        cowbell-sim triples [--seeds A..B] [--minutes N] [--keep-going]
+       cowbell-sim layers [--seeds A..B] [--minutes N] [--keep-going]
+       cowbell-sim vhd [--seeds A..B] [--minutes N] [--keep-going]
        cowbell-sim mutants [--only ID]
        cowbell-sim replay FILE | --seed N
   each also with --figures FILE: what was reached is added to it";
@@ -81,6 +85,8 @@ pub fn main(args: Vec<String>) -> ExitCode {
         "faults" => session.faults(),
         "pairs" => session.pairs(),
         "triples" => session.triples(),
+        "layers" => session.layers(),
+        "vhd" => session.vhd(),
         "mutants" => session.mutants(),
         "replay" => session.replay(),
         _ => {
@@ -102,6 +108,9 @@ pub fn main(args: Vec<String>) -> ExitCode {
 
 /// Most different failures that are shrunk in one session.
 const FAILURES_MAX: u32 = 20;
+
+/// Cuts, and no recovery from them.
+const NO_RECOVERY: Effort = Effort { recover_one_in: 0, glance_one_in: 0, ..Effort::QUICK };
 
 /// One in so many seeds is run twice more, to compare the traces.
 const REPEAT_ONE_IN: u64 = 20;
@@ -185,6 +194,12 @@ impl Session {
             self.told.failures += 1;
             println!("FAILURE T8: no fault struck after {}", missed.join(", "));
         }
+        for story in reuse::changed_keys() {
+            if let Err(failed) = explore::faults_of(&mut self.lab, &story, NO_RECOVERY) {
+                self.failed(&failed.0, &failed.1, NO_RECOVERY);
+            }
+            self.told.workloads += 1;
+        }
         for config in faulted_configs() {
             for scenario in sequences(&config, 1) {
                 if self.is_over() {
@@ -232,8 +247,33 @@ impl Session {
             if self.is_over() {
                 break;
             }
-            self.try_one(&pairs::triple(seed), Effort { recover_one_in: 0, ..Effort::QUICK });
+            self.try_one(&pairs::triple(seed), Effort { glance_one_in: 25, ..NO_RECOVERY });
             self.told.triples += 1;
+        }
+    }
+
+    fn layers(&mut self) {
+        let (from, to) = self.options.seeds.unwrap_or((0, u64::MAX));
+        for seed in from..to {
+            if self.is_over() {
+                break;
+            }
+            self.told.workloads += 1;
+            if let Err(failure) = layers::run(&mut self.lab, seed) {
+                self.told.failures += 1;
+                println!("FAILURE {failure}\nreplay: cowbell-sim layers --seeds {seed}..{}", seed + 1);
+            }
+        }
+    }
+
+    fn vhd(&mut self) {
+        self.lab = Lab::new(Rc::new(Vhd));
+        let (from, to) = self.options.seeds.unwrap_or((0, u64::MAX));
+        for seed in from..to {
+            if self.is_over() {
+                break;
+            }
+            self.try_one(&vhd::scenario(seed), Effort { repair: false, ..Effort::QUICK });
         }
     }
 

@@ -91,6 +91,18 @@ pub enum DataPlace {
 
 const DATA_PLACES: [(DataPlace, &str); 3] =
     [(DataPlace::Inside, "inside"), (DataPlace::Outside, "outside"), (DataPlace::Raw, "raw")];
+/// How the guest's data is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crypt {
+    /// Not at all.
+    None,
+    /// The AES of old.
+    Aes,
+    /// LUKS, with key slots.
+    Luks,
+}
+
+const CRYPTS: [(Crypt, &str); 3] = [(Crypt::None, "none"), (Crypt::Aes, "aes"), (Crypt::Luks, "luks")];
 const PREALLOCATIONS: [(Preallocation, &str); 4] = [
     (Preallocation::Off, "off"),
     (Preallocation::Metadata, "metadata"),
@@ -136,6 +148,10 @@ pub struct Config {
     pub data: DataPlace,
     /// How much of new space gets storage at once, at creation and growth.
     pub preallocation: Preallocation,
+    /// How the guest's data is encrypted.
+    pub crypt: Crypt,
+    /// Whether the VM state area is used and looked at.
+    pub vm_state: bool,
     /// The host's habits.
     pub host: HostConfig,
 }
@@ -159,6 +175,8 @@ impl Default for Config {
             discard: GIVEN_BACK,
             data: DataPlace::Inside,
             preallocation: Preallocation::Off,
+            crypt: Crypt::None,
+            vm_state: false,
             host: HostConfig::default(),
         }
     }
@@ -217,6 +235,10 @@ impl Config {
         if rng.one_in(8) {
             config.preallocation = rng.pick(&PREALLOCATIONS[1..]).0;
         }
+        config.vm_state = rng.one_in(6);
+        if rng.one_in(12) {
+            config.crypt = if rng.one_in(3) { Crypt::Luks } else { Crypt::Aes };
+        }
         config.host = HostConfig {
             alignment: *rng.pick(&[1, 1, 1, 512, 4096]),
             atom: rng.pick(&Atom::ALL).0,
@@ -231,7 +253,8 @@ impl Config {
         }
         config.legalise();
         let block_clusters = (8u64 << config.cluster_bits) >> config.refcount_order;
-        if block_clusters <= 256 && config.data == DataPlace::Inside && rng.one_in(4) {
+        let plain = config.data == DataPlace::Inside && config.crypt == Crypt::None;
+        if block_clusters <= 256 && plain && rng.one_in(4) {
             config = config.near_boundary(block_clusters == 64 && rng.one_in(3));
         }
         config
@@ -249,6 +272,16 @@ impl Config {
             (self.refcount_order, self.lazy, self.zstd, self.bitmaps) = (4, false, false, false);
         }
         self.extended &= self.version == 3 && self.cluster_bits >= 14;
+        if self.crypt != Crypt::None {
+            self.data = DataPlace::Inside;
+            self.preallocation = Preallocation::Off;
+            self.prestate = Prestate::Half;
+        }
+        self.vm_state &= self.data == DataPlace::Inside;
+        if self.crypt == Crypt::Luks {
+            // Its header takes half a megabyte.
+            self.cluster_bits = self.cluster_bits.clamp(12, 16);
+        }
         if self.data != DataPlace::Inside {
             if self.version == 2 || self.cluster_bits > 16 {
                 self.data = DataPlace::Inside;
@@ -379,6 +412,8 @@ impl Config {
             ("discard", self.discard.to_string()),
             ("data", name_of(&DATA_PLACES, self.data)),
             ("preallocation", name_of(&PREALLOCATIONS, self.preallocation)),
+            ("crypt", name_of(&CRYPTS, self.crypt)),
+            ("vm_state", bit(self.vm_state)),
             ("alignment", self.host.alignment.to_string()),
             ("done_one_in", self.host.done_one_in.to_string()),
             ("atom", name_of(&Atom::ALL, self.host.atom)),
@@ -426,6 +461,8 @@ impl Config {
             "discard" => self.discard = number()? as u8,
             "data" => self.data = by_name(&DATA_PLACES, value)?,
             "preallocation" => self.preallocation = by_name(&PREALLOCATIONS, value)?,
+            "crypt" => self.crypt = by_name(&CRYPTS, value)?,
+            "vm_state" => self.vm_state = number()? != 0,
             "alignment" => self.host.alignment = number()? as u32,
             "done_one_in" => self.host.done_one_in = number()?,
             "atom" => self.host.atom = by_name(&Atom::ALL, value)?,

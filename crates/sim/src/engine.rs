@@ -5,36 +5,47 @@ use std::io;
 use std::sync::Arc;
 
 use cowbell_block::node::{Access, Node};
-use cowbell_block::{BoxFuture, Buf, Child, Request, Result};
+use cowbell_block::{Amend, BoxFuture, Buf, Child, ErrorKind, Force, OptionTree, Request, Result, Secrets};
 use cowbell_checker::{
     CheckError, Checker, Class, Extent, GuestView, Limits, Peek, ReadAt, Report, Source as Place, Verdict,
 };
+use cowbell_luks::create::HeaderPlace;
+use cowbell_luks::{CipherSpec, Hash};
 use cowbell_qcow2::{
-    CompressionType, CreateOptions, DataFile, DataFileForm, Discards, L2Format, OpenOptions, Qcow2, Recording,
+    CompressionType, CreateOptions, DataFile, DataFileForm, Discards, EncryptionMethod, L2Format,
+    NewEncryption, OpenOptions, Qcow2, Recording, Unlock,
 };
 
 use crate::bitmaps::BitmapChange;
-use crate::config::{Backing, Config, DataPlace, Prestate};
+use crate::config::{Backing, Config, Crypt, DataPlace, Prestate};
 use crate::disk::{Clock, HostConfig, SimDisk};
 use crate::exec::{Granularity, Strategy, World};
+use crate::guest::state::STATE_SECTORS;
 use crate::image::{self, Built, data_disk};
 use crate::judge::Failure;
+use crate::keys::{Opened, Opener, PASSPHRASES, Repeating, passphrase};
 use crate::pool::{Content, Pool, SECTOR, ZERO};
 use crate::recorded;
 use crate::rng::Rng;
-use crate::subject::{Files, ImageBytes, Inspection, LocalFuture, Source, Subject};
+use crate::scenario::KeyOp;
+use crate::subject::{Area, Files, ImageBytes, Inspection, LocalFuture, Source, Subject};
 use crate::timeline::Image;
 
 /// The engine of `cowbell-qcow2`.
 pub struct Engine {
     checker: RefCell<Checker>,
     extents: RefCell<Vec<Extent>>,
+    opened: RefCell<Opened>,
 }
 
 impl Default for Engine {
     fn default() -> Self {
         let limits = Limits { findings_max: 256, ..Limits::default() };
-        Self { checker: RefCell::new(Checker::new(limits)), extents: RefCell::default() }
+        Self {
+            checker: RefCell::new(Checker::new(limits)),
+            extents: RefCell::default(),
+            opened: RefCell::default(),
+        }
     }
 }
 
@@ -59,10 +70,12 @@ impl ReadAt for ImageBytes<'_> {
 impl Subject for Engine {
     fn build(&self, config: &Config, pool: &mut Pool) -> Built {
         let mut built = image::build(config, pool);
-        if config.prestate == Prestate::Created || config.data != DataPlace::Inside {
+        let encrypted = config.crypt != Crypt::None;
+        let outside = config.data != DataPlace::Inside;
+        if config.prestate == Prestate::Created || outside || encrypted {
             built.image = created(config, pool);
         }
-        if config.data != DataPlace::Inside && config.prestate == Prestate::Half {
+        if (outside || encrypted) && config.prestate == Prestate::Half {
             built.image = half_full(&built, config, pool);
         }
         if config.bitmaps {
@@ -73,6 +86,7 @@ impl Subject for Engine {
 
     fn open(&self, files: Files, config: &Config) -> BoxFuture<Result<Arc<dyn Node>>> {
         let behind_is_image = config.backing.is_qcow2();
+        let (crypt, keyed) = (config.crypt, config.crypt == Crypt::Luks);
         let options = OpenOptions {
             access: Access::ReadWrite,
             l2_cache_bytes: config.l2_cache_bytes,
@@ -90,8 +104,16 @@ impl Subject for Engine {
                 }
                 other => other,
             };
-            let node: Arc<dyn Node> = Qcow2::open(files.image, backing, options).await?;
-            Ok(node)
+            // Any of the passphrases may be gone, and another one there.
+            let mut passphrases = 0..if keyed { PASSPHRASES.len() } else { 1 };
+            loop {
+                let unlock = unlock(crypt, passphrases.next().unwrap_or(0));
+                let options = OpenOptions { unlock, ..options.clone() };
+                match Qcow2::open(files.image.clone(), backing.clone(), options).await {
+                    Err(error) if error.kind() == ErrorKind::PermissionDenied && !passphrases.is_empty() => {}
+                    opened => return Ok(opened? as Arc<dyn Node>),
+                }
+            }
         })
     }
 
@@ -113,13 +135,14 @@ impl Subject for Engine {
                 inspection.leaks = report.leaks();
                 inspection.dirty = report.summary.dirty;
                 // A dirty image is repaired by those who open it, so its check says nothing.
-                inspection.in_reference = (!report.summary.dirty).then(|| {
-                    match report.verdict_with(Class::severity_in_reference) {
+                // And it wants passphrases, which it is not told.
+                let can_be_asked = !report.summary.dirty && config.crypt == Crypt::None;
+                inspection.in_reference =
+                    can_be_asked.then(|| match report.verdict_with(Class::severity_in_reference) {
                         Verdict::Clean => 0,
                         Verdict::LeaksOnly => 3,
                         Verdict::Corrupt => 2,
-                    }
-                });
+                    });
                 if report.summary.dirty && !config.lazy {
                     inspection.corrupt =
                         Some(Failure::new("M4", "the dirty bit is set without lazy refcounts"));
@@ -129,6 +152,18 @@ impl Subject for Engine {
         }
         if config.bitmaps && inspection.corrupt.is_none() {
             inspection.recorded = recorded::read(image);
+        }
+        match config.crypt {
+            Crypt::None => {}
+            Crypt::Aes => inspection.opener = Some(Opener::of_old()),
+            Crypt::Luks => {
+                let locks = self.opened.borrow_mut().look(image);
+                (inspection.keys, inspection.opener) = (locks.keys, locks.opener);
+                if locks.dead > 0 && inspection.corrupt.is_none() {
+                    let what = format!("{} key slots in use open with no passphrase", locks.dead);
+                    inspection.corrupt = Some(Failure::new("M3", what));
+                }
+            }
         }
         let snapshots = checker.report().summary.snapshots;
         if inspection.corrupt.is_none()
@@ -148,6 +183,20 @@ impl Subject for Engine {
             Some(node) => Box::pin(change_bitmaps(node, change)),
             None => Box::pin(std::future::ready(Ok(()))),
         }
+    }
+
+    fn change_keys<'a>(&self, node: &'a dyn Node, change: KeyOp) -> LocalFuture<'a, Result<()>> {
+        let (KeyOp::Add(number) | KeyOp::Remove(number)) = change;
+        let (state, name) = match change {
+            KeyOp::Add(_) => ("active", "encrypt.new-secret"),
+            KeyOp::Remove(_) => ("inactive", "encrypt.old-secret"),
+        };
+        let mut options = OptionTree::new();
+        options.insert("encrypt.state".to_owned(), state.into());
+        options.insert(name.to_owned(), "it".into());
+        let mut secrets = Secrets::default();
+        secrets.add("it", passphrase(number as usize)).expect("it is the only one");
+        Box::pin(node.amend(options, Amend { force: Force::No, secrets }))
     }
 
     fn is_quiet(&self, node: &dyn Node) -> std::result::Result<(), String> {
@@ -190,10 +239,24 @@ impl Engine {
     ) -> std::result::Result<(), CheckError> {
         let contents = &mut inspection.contents;
         let active = GuestView::active(image)?;
-        inspection.guest = self.sources(image, config, active, contents)?;
+        inspection.guest = self.sources(image, config, active, 0, contents)?;
+        let state = |view: GuestView, contents: &mut Vec<_>| {
+            let (view, start) = view.with_vm_state((STATE_SECTORS * SECTOR) as u64);
+            let mut sources = self.sources(image, config, view, start, contents)?;
+            // Nothing lies behind it.
+            let behind = sources.iter_mut().filter(|source| **source == Source::Behind);
+            behind.for_each(|source| *source = Source::Fixed(ZERO));
+            Ok::<_, CheckError>(Area { first: start / SECTOR as u64, sources })
+        };
+        if config.vm_state {
+            inspection.state = state(active, contents)?;
+        }
         for index in 0..snapshots {
             let view = GuestView::snapshot(image, index)?;
-            inspection.snapshots.push(self.sources(image, config, view, contents)?);
+            inspection.snapshots.push(self.sources(image, config, view, 0, contents)?);
+            if config.vm_state {
+                inspection.snapshot_states.push(state(view, contents)?);
+            }
         }
         Ok(())
     }
@@ -203,11 +266,12 @@ impl Engine {
         image: &ImageBytes<'_>,
         config: &Config,
         view: GuestView,
+        from: u64,
         contents: &mut Vec<[u8; SECTOR]>,
     ) -> std::result::Result<Vec<Source>, CheckError> {
         let mut extents = self.extents.borrow_mut();
         extents.clear();
-        view.extents(image, 0, u64::MAX, &mut extents)?;
+        view.extents(image, from, u64::MAX, &mut extents)?;
         let mut out = Vec::with_capacity(config.sectors as usize);
         for extent in &*extents {
             let sectors = extent.len.div_ceil(SECTOR as u64);
@@ -280,9 +344,43 @@ fn created(config: &Config, pool: &mut Pool) -> Image {
         compression: if config.zstd { CompressionType::Zstd } else { CompressionType::Zlib },
         l2_format: if config.extended { L2Format::Extended } else { L2Format::Standard },
     };
+    let encryption = encryption(config.crypt);
     edit(&Image::default(), config, pool, |files| async move {
-        cowbell_qcow2::create(&Child::new(files.image), files.data, &options).await
+        let child = Child::new(files.image);
+        cowbell_qcow2::create_encrypted(&child, files.data, &options, encryption.as_ref()).await
     })
+}
+
+/// How a new image is encrypted.
+fn encryption(crypt: Crypt) -> Option<NewEncryption> {
+    let method = match crypt {
+        Crypt::None => return None,
+        Crypt::Aes => EncryptionMethod::Aes,
+        Crypt::Luks => EncryptionMethod::Luks(cowbell_luks::CreateOptions {
+            spec: CipherSpec::LEGACY_AES,
+            hash: Hash::Sha256,
+            iter_time_ms: 1,
+            place: HeaderPlace::WithPayload,
+        }),
+    };
+    Some(NewEncryption {
+        method,
+        passphrase: passphrase(0),
+        outside: Arc::new(Repeating::new(0)),
+        spawner: None,
+    })
+}
+
+/// What an image is opened with.
+fn unlock(crypt: Crypt, number: usize) -> Unlock {
+    match crypt {
+        Crypt::None => Unlock::default(),
+        Crypt::Aes | Crypt::Luks => Unlock {
+            passphrase: Some(passphrase(number)),
+            outside: Some(Arc::new(Repeating::new(1))),
+            ..Unlock::default()
+        },
+    }
 }
 
 /// The image with what the guest of `built` has in every second cluster.
@@ -294,8 +392,9 @@ fn half_full(built: &Built, config: &Config, pool: &mut Pool) -> Image {
         (first * SECTOR as u64, bytes)
     };
     let clusters: Vec<_> = (0..config.sectors).step_by(2 * per as usize).map(cluster).collect();
+    let crypt = config.crypt;
     edit(&built.image, config, pool, |files| async move {
-        let node = writable(files).await?;
+        let node = writable(files, crypt).await?;
         for (offset, bytes) in clusters {
             node.submit(Request::write(offset, Buf::copy_of(&bytes))).finish().await.result?;
         }
@@ -305,20 +404,26 @@ fn half_full(built: &Built, config: &Config, pool: &mut Pool) -> Image {
 
 /// The image with a bitmap that records from now on.
 fn with_bitmap(image: &Image, config: &Config, pool: &mut Pool) -> Image {
+    let crypt = config.crypt;
     edit(image, config, pool, |files| async move {
-        let node = writable(files).await?;
+        let node = writable(files, crypt).await?;
         node.add_bitmap("changes", 1024).await?;
         node.close().await
     })
 }
 
-async fn writable(files: Files) -> Result<Arc<Qcow2>> {
-    let options = OpenOptions { access: Access::ReadWrite, data_file: files.data, ..OpenOptions::default() };
+async fn writable(files: Files, crypt: Crypt) -> Result<Arc<Qcow2>> {
+    let options = OpenOptions {
+        access: Access::ReadWrite,
+        data_file: files.data,
+        unlock: unlock(crypt, 0),
+        ..OpenOptions::default()
+    };
     Qcow2::open(files.image, None, options).await
 }
 
 /// What some work makes of an image, on disks of its own.
-fn edit<F>(image: &Image, config: &Config, pool: &mut Pool, work: impl FnOnce(Files) -> F) -> Image
+pub(crate) fn edit<F>(image: &Image, config: &Config, pool: &mut Pool, work: impl FnOnce(Files) -> F) -> Image
 where
     F: Future<Output = Result<()>> + 'static,
 {

@@ -14,6 +14,7 @@ use crate::explore;
 use crate::image::Built;
 use crate::judge::{Allowed, Case, check_guest, inspect_once};
 use crate::lab::{Effort, Lab};
+use crate::layers;
 use crate::model::Model;
 use crate::pairs;
 use crate::pool::Pool;
@@ -78,6 +79,14 @@ fn every_debug_event_is_struck() {
         panic!("{}\n{}", failed.1.failure, failed.0.to_text());
     }
     assert_eq!(events::missed(&lab.figures.events_struck), [""; 0], "no fault struck these");
+}
+
+#[test]
+fn commits_and_rebases_pass() {
+    let mut lab = lab();
+    for seed in 0..40 {
+        layers::run(&mut lab, seed).unwrap_or_else(|failure| panic!("{failure}"));
+    }
 }
 
 #[test]

@@ -17,12 +17,6 @@ pub const NOT_ANNOUNCED: &[(DebugEvent, &str)] = &[
 
 /// Events that the engine announces and no operation of the simulation reaches yet.
 pub const NOT_REACHED: &[(DebugEvent, &str)] = &[
-    (DebugEvent::VmstateLoad, "the guest has no operation on the VM state area"),
-    (DebugEvent::VmstateSave, "the guest has no operation on the VM state area"),
-    (
-        DebugEvent::FlushToOs,
-        "announced by the edge above an image, and the guest submits to the image itself",
-    ),
     (DebugEvent::EmptyImagePrepare, "an image is emptied by a commit, which the guest has no operation for"),
     (DebugEvent::PwritevZero, "zeroes are written by preallocation and to data files only"),
 ];

@@ -62,7 +62,7 @@ impl Figures {
 }
 
 /// The settings whose values are counted.
-pub const SETTINGS: [&str; 15] = [
+pub const SETTINGS: [&str; 17] = [
     "version",
     "cluster_bits",
     "refcount_order",
@@ -74,6 +74,8 @@ pub const SETTINGS: [&str; 15] = [
     "bitmaps",
     "data",
     "preallocation",
+    "crypt",
+    "vm_state",
     "discard",
     "alignment",
     "atom",

@@ -4,6 +4,7 @@
 mod life;
 mod looks;
 mod patience;
+pub mod state;
 mod tables;
 
 use std::cell::{Cell, RefCell};
@@ -14,14 +15,15 @@ use std::task::{Poll, Waker};
 
 use cowbell_block::node::Node;
 use cowbell_block::request::{Cause, Flags, Request};
-use cowbell_block::{Buf, ErrorKind, Operation, Preallocation};
+use cowbell_block::{Buf, Child, ErrorKind, Operation, Preallocation};
 
 use patience::Patience;
 
 use crate::bitmaps::Bitmaps;
-use crate::config::Config;
+use crate::config::{Config, Crypt};
 use crate::disk::{Clock, SimDisk};
 use crate::judge::{Allowed, Failure};
+use crate::keys::{KeyRing, Keys};
 use crate::model::{Model, Ticket};
 use crate::pool::{Content, SECTOR, SharedPool, ZERO};
 use crate::scenario::GuestOp;
@@ -32,6 +34,9 @@ use crate::subject::{Files, Subject};
 pub struct Guest {
     /// The reference disk.
     pub model: RefCell<Model>,
+    /// The same for the VM state area, until the length of the disk changes.
+    pub state: RefCell<Model>,
+    state_until: Cell<u64>,
     /// The image, while it is open.
     pub node: RefCell<Option<Arc<dyn Node>>>,
     /// The first thing that went wrong.
@@ -56,8 +61,13 @@ pub struct Guest {
     /// What the bitmaps must say.
     bitmaps: RefCell<Bitmaps>,
     changing_bitmaps: Cell<bool>,
+    /// Which passphrases open the image.
+    keys: RefCell<KeyRing>,
+    changing_keys: Cell<bool>,
     /// The image has other features than the configuration says.
     amended: Cell<bool>,
+    /// It is being amended: whoever comes late is told to open it again.
+    amending: Cell<bool>,
     /// Begin of each change of length, and the new length.
     resizes: RefCell<Vec<(u64, u64)>>,
     subject: Rc<dyn Subject>,
@@ -103,8 +113,12 @@ pub struct GuestSetup {
     pub values: Vec<Content>,
     /// What its snapshots hold.
     pub snapshots: Vec<Vec<Content>>,
+    /// What the VM state area holds, and that of each snapshot.
+    pub state: (Vec<Content>, Vec<Vec<Content>>),
     /// Its bitmaps.
     pub bitmaps: Bitmaps,
+    /// The passphrases that open it.
+    pub keys: Keys,
     /// All contents.
     pub pool: SharedPool,
 }
@@ -114,6 +128,8 @@ impl Guest {
     pub fn new(setup: GuestSetup) -> Rc<Self> {
         Rc::new(Self {
             model: RefCell::new(Model::new(&setup.values, &setup.snapshots)),
+            state: RefCell::new(Model::new(&setup.state.0, &setup.state.1)),
+            state_until: Cell::new(u64::MAX),
             node: RefCell::new(None),
             failure: RefCell::new(None),
             durable_times: RefCell::default(),
@@ -126,8 +142,11 @@ impl Guest {
             changing_all: Cell::new(false),
             lost_track: Cell::new(false),
             amended: Cell::new(false),
+            amending: Cell::new(false),
             bitmaps: RefCell::new(setup.bitmaps),
             changing_bitmaps: Cell::new(false),
+            keys: RefCell::new(KeyRing::new(setup.keys)),
+            changing_keys: Cell::new(false),
             resizes: RefCell::default(),
             clock: setup.disk.clock(),
             subject: setup.subject,
@@ -190,7 +209,7 @@ impl Guest {
                 self.execute(number, &op).await;
                 self.finished.set(self.finished.get() + 1);
             }
-            self.done();
+            self.done(op.holds_up_others());
         }
     }
 
@@ -198,11 +217,11 @@ impl Guest {
         std::future::poll_fn(|cx| {
             let mut queue = self.queue.borrow_mut();
             let Some(op) = self.ops.get(queue.next) else { return Poll::Ready(None) };
-            if queue.barrier || op.is_barrier() && queue.running > 0 {
+            if queue.barrier || op.waits_for_others() && queue.running > 0 {
                 queue.waiting.push(cx.waker().clone());
                 return Poll::Pending;
             }
-            queue.barrier = op.is_barrier();
+            queue.barrier = op.holds_up_others();
             queue.running += 1;
             queue.next += 1;
             Poll::Ready(Some((queue.next as u32, op.clone())))
@@ -210,14 +229,28 @@ impl Guest {
         .await
     }
 
-    fn done(&self) {
+    fn done(&self, held_up_others: bool) {
         let waiting = {
             let mut queue = self.queue.borrow_mut();
             queue.running -= 1;
-            queue.barrier = false;
+            queue.barrier &= !held_up_others;
             std::mem::take(&mut queue.waiting)
         };
         waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until nothing else is under way; nothing else begins from now on.
+    async fn alone(&self) {
+        std::future::poll_fn(|cx| {
+            let mut queue = self.queue.borrow_mut();
+            queue.barrier = true;
+            if queue.running == 1 {
+                return Poll::Ready(());
+            }
+            queue.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     async fn execute(&self, number: u32, op: &GuestOp) {
@@ -259,7 +292,7 @@ impl Guest {
             }
             GuestOp::Read { at } => self.read(&*node, at.clone(), cause).await,
             GuestOp::Status { at } => self.status(&*node, at.clone(), cause).await,
-            GuestOp::Flush => self.flush(&*node, cause).await,
+            GuestOp::Flush => self.flush(&node, cause).await,
             GuestOp::Resize { to } => {
                 if self.changing_all.replace(true) {
                     return;
@@ -267,6 +300,8 @@ impl Guest {
                 let now = self.instant();
                 let ticket = self.model.borrow_mut().begin_resize(now, *to);
                 self.resizes.borrow_mut().push((now, *to));
+                // The VM state lies elsewhere then, and whoever wants it there stores it anew.
+                self.state_until.set(self.state_until.get().min(now));
                 let grows = *to > self.model.borrow().shortest(now);
                 let how = if grows { self.config.preallocation } else { Preallocation::Off };
                 let request = Request::truncate(*to * SECTOR as u64, how);
@@ -277,7 +312,19 @@ impl Guest {
                 self.change_bitmaps(&*node, *change, number).await;
             }
             GuestOp::Snapshot { change } if self.data.is_none() => self.snapshot(&*node, *change).await,
+            GuestOp::SaveState { at } if self.config.vm_state => {
+                self.save_state(&*node, at.clone(), number, cause).await;
+            }
+            GuestOp::LoadState { at } if self.config.vm_state => {
+                self.load_state(&*node, at.clone(), cause).await;
+            }
+            GuestOp::Key { change } if self.config.crypt == Crypt::Luks => {
+                self.change_keys(&*node, *change).await;
+            }
             GuestOp::Bitmap { .. }
+            | GuestOp::Key { .. }
+            | GuestOp::SaveState { .. }
+            | GuestOp::LoadState { .. }
             | GuestOp::Snapshot { .. }
             | GuestOp::Wait
             | GuestOp::Reopen
@@ -290,7 +337,16 @@ impl Guest {
     pub fn allowed_after_cut(&self, time: u64) -> Allowed {
         let (model, bitmaps) = (self.model.borrow(), self.bitmaps.borrow());
         let allowed = Allowed::after_cut(&model, time, self.config.grain());
-        if self.config.bitmaps { allowed.with_bitmaps(&bitmaps, time, &model) } else { allowed }
+        let allowed =
+            if self.config.bitmaps { allowed.with_bitmaps(&bitmaps, time, &model) } else { allowed };
+        let allowed = match self.config.vm_state && time < self.state_until.get() {
+            true => allowed.with_state(Allowed::after_cut(&self.state.borrow(), time, 1)),
+            false => allowed,
+        };
+        match self.config.crypt {
+            Crypt::Luks => allowed.with_keys(self.keys.borrow().after_cut(time)),
+            Crypt::None | Crypt::Aes => allowed,
+        }
     }
 
     /// A write of stamps, begun.
@@ -393,20 +449,21 @@ impl Guest {
     /// Errors need a fault that struck.
     fn excuse(&self, name: &str, error: &cowbell_block::Error) {
         self.failed.set(self.failed.get() + 1);
-        if !self.was_faulted() {
+        let retired = self.amending.get() && error.kind() == ErrorKind::InvalidInput;
+        if !retired && !self.was_faulted() {
             self.fail(Failure::new("O7", format!("{name} failed though nothing was wrong: {error}")));
         }
     }
 
-    async fn flush(&self, node: &dyn Node, cause: Cause) {
+    async fn flush(&self, node: &Arc<dyn Node>, cause: Cause) {
         let start = self.instant();
-        let completion = node.submit(Request::flush().caused_by(cause)).finish().await;
+        // Through an edge, as those above an image do it: what the edge announces is announced as well.
+        let above = Child::new(node.clone());
+        let completion = above.submit(Request::flush().caused_by(cause)).finish().await;
         let now = self.instant();
         match completion.result {
             Ok(_) => {
-                self.model.borrow_mut().flushed(now, start);
-                self.durable_times.borrow_mut().push(now);
-                self.flushes.borrow_mut().push((start, now));
+                self.flushed(now, start);
             }
             Err(error) => self.excuse("flush", &error),
         }

@@ -8,11 +8,12 @@
 use crate::bitmaps::{self, AllowedBitmap, Bitmaps};
 use crate::config::Config;
 use crate::crash::CrashSet;
+use crate::keys::Keys;
 use crate::model::{Kept, Mismatch, Model};
 use crate::pool::{Content, HashIndex, Pool, ZERO};
-use crate::session::Start;
+use crate::session::{Start, empty_states};
 use crate::stamp::describe;
-use crate::subject::{ImageBytes, Inspection, SectorSet, Source, Subject};
+use crate::subject::{Area, ImageBytes, Inspection, SectorSet, Source, Subject};
 use crate::timeline::Image;
 
 /// An oracle found something.
@@ -59,6 +60,10 @@ pub struct Allowed {
     grain: usize,
     /// What the bitmaps may say, where there are any.
     bitmaps: Vec<AllowedBitmap>,
+    /// Passphrases that must open the image, and those that may.
+    keys: Option<(Keys, Keys)>,
+    /// The same for the VM state area, where it is looked at.
+    state: Option<Box<Allowed>>,
 }
 
 #[derive(Default)]
@@ -100,6 +105,30 @@ impl Allowed {
     pub fn with_bitmaps(mut self, bitmaps: &Bitmaps, time: u64, model: &Model) -> Self {
         self.bitmaps = bitmaps.after_cut(time, model);
         self
+    }
+
+    /// The same with the passphrases that must open the image, and those that may.
+    #[must_use]
+    pub fn with_keys(mut self, keys: (Keys, Keys)) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
+    /// The same with what the VM state area may hold.
+    #[must_use]
+    pub fn with_state(mut self, state: Self) -> Self {
+        self.state = Some(Box::new(state));
+        self
+    }
+
+    /// No passphrase is lost, and none opens what it was taken from (M3).
+    fn check_keys(&self, found: Keys) -> Result<(), Failure> {
+        let Some((must, may)) = self.keys else { return Ok(()) };
+        if found & must == must && found & !may == 0 && found != 0 {
+            return Ok(());
+        }
+        let what = format!("passphrases {found:#b} open the image; {must:#b} must, {may:#b} may");
+        Err(Failure::new("M3", what))
     }
 
     /// Compares what each sector of a disk of so many sectors holds.
@@ -315,16 +344,22 @@ impl Judge {
     }
 
     /// How a session begins with the present state of `set`, which was judged just now.
-    pub fn start(&self, set: &CrashSet, case: &Case<'_>) -> Start {
+    pub fn start(&self, set: &CrashSet, case: &Case<'_>, pool: &Pool) -> Start {
         let inspection = self.inspection(set);
         let contents = |sources: &Vec<Source>| {
-            sources.iter().enumerate().map(|(n, s)| s.content(set.image(), case.backing, n)).collect()
+            let of = |(n, s): (usize, &Source)| inspection.content(*s, set.image(), case.backing, n, pool);
+            sources.iter().enumerate().map(of).collect()
         };
         Start {
             image: set.image().clone(),
             guest: contents(&inspection.guest),
             snapshots: inspection.snapshots.iter().map(contents).collect(),
             bitmaps: inspection.recorded.clone().unwrap_or_default(),
+            keys: inspection.keys,
+            state: match case.config.vm_state {
+                true => inspection.states(set.image(), pool),
+                false => empty_states(inspection.snapshots.len()),
+            },
             generation: 1,
             leaks: inspection.leaks,
         }
@@ -376,12 +411,24 @@ pub fn check_guest(
     image: &Image,
     allowed: &Allowed,
 ) -> Result<(), Failure> {
-    let found = |sector: usize| inspection.guest[sector].content(image, case.backing, sector);
+    let content =
+        |source: Source, sector: usize| inspection.content(source, image, case.backing, sector, pool);
+    let found = |sector: usize| content(inspection.guest[sector], sector);
+    allowed.check_keys(inspection.keys)?;
     allowed.check(inspection.guest.len(), found, pool)?;
-    let kept = |index: usize, sector: usize| {
-        inspection.snapshots[index][sector].content(image, case.backing, sector)
-    };
+    let kept = |index: usize, sector: usize| content(inspection.snapshots[index][sector], sector);
     allowed.check_snapshots(&inspection.snapshots, kept, pool)?;
+    if let Some(state) = &allowed.state {
+        let of = |area: &Area, at: usize| {
+            inspection.content(area.sources[at], image, None, area.first as usize + at, pool)
+        };
+        let about = |failure: Failure| Failure::new(failure.oracle, format!("VM state: {}", failure.what));
+        let sectors = inspection.state.sources.len();
+        state.check(sectors, |at| of(&inspection.state, at), pool).map_err(about)?;
+        let areas = &inspection.snapshot_states;
+        let disks: Vec<_> = areas.iter().map(|area| area.sources.clone()).collect();
+        state.check_snapshots(&disks, |index, at| of(&areas[index], at), pool).map_err(about)?;
+    }
     match &inspection.recorded {
         Some(recorded) => {
             let sectors = inspection.guest.len().min(case.shortest);

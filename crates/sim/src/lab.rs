@@ -272,7 +272,7 @@ impl Lab {
                         None => wanted_recovery(effort, set, cuts).filter(|_| new),
                     };
                     if let Some(again) = wanted {
-                        cuts.push(Recovery { start: judge.start(set, &case), cut: cut(set), again });
+                        cuts.push(Recovery { start: judge.start(set, &case, &pool), cut: cut(set), again });
                     }
                 }
             }

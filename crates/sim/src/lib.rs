@@ -3,10 +3,10 @@
 //! ```text
 //!   ground    rng  pool (sectors by content)  stamp  exec (every choice explicit)  disk  faults  timeline
 //!   world     config  image (built from the specification)  workload  scenario (a run as text)
-//!   truth     model (reference disk)  judge (metadata and data of one image)  bitmaps (what they must say)  recorded (what they say)  reference  subject (what is under test)
+//!   truth     model (reference disk)  judge (metadata and data of one image)  bitmaps (what they must say)  recorded (what they say)  keys (who opens what)  reference  subject (what is under test)  vhd (another one)
 //!   runs      guest  session  lab (run, cut, recover, cut again)  crash (what a cut may leave)  bounds  repair
 //!   told      figures  events  told
-//!   searches  explore  pairs  reuse  mutants  shrink  commands (the program)
+//!   searches  explore  pairs  reuse  layers (commit, rebase)  mutants  shrink  commands (the program)
 //! ```
 //!
 //! A run is a [`scenario::Scenario`]; [`lab::Lab::judge`] runs it and holds it against every oracle. The
@@ -31,7 +31,9 @@ pub mod figures;
 pub mod guest;
 pub mod image;
 pub mod judge;
+pub mod keys;
 pub mod lab;
+pub mod layers;
 pub mod model;
 pub mod mutants;
 pub mod pairs;
@@ -52,4 +54,5 @@ pub mod timeline;
 pub mod told;
 #[cfg(test)]
 mod toy;
+pub mod vhd;
 pub mod workload;

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::explore::Failed;
 use crate::lab::{Effort, Lab};
+use crate::layers;
 use crate::pairs;
 use crate::reuse;
+use crate::scenario::Scenario;
 use crate::workload;
 
 /// Time after which a mutant counts as survivor.
@@ -87,6 +89,10 @@ fn hunt_one(lab: &mut Lab, began: Instant) -> (Option<Box<Failed>>, u64) {
             {
                 return (Some(failed), scenarios);
             }
+        }
+        scenarios += 1;
+        if let Err(failure) = layers::run(lab, seed) {
+            return (Some(Box::new((Scenario::default(), failure.into()))), scenarios);
         }
         if seed % 8 == 0 {
             let pair = &pairs[(crate::rng::mix(seed) % pairs.len() as u64) as usize];

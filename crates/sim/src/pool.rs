@@ -3,12 +3,14 @@
 //! A crash state is then made and unmade by swapping a few integers, and the data oracle compares integers.
 //! Number 0 is the sector of zeroes.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::keys::Opener;
 use crate::rng::mix;
 
 /// Bytes in a sector, the unit of the contract.
@@ -19,6 +21,9 @@ pub type Content = u32;
 
 /// The sector of zeroes.
 pub const ZERO: Content = 0;
+
+/// The number of nothing that was ever written: what a wrong key makes of a sector.
+pub const NOISE: Content = Content::MAX;
 
 /// Hands the key through: it is a hash already.
 #[derive(Default)]
@@ -44,6 +49,8 @@ pub struct Pool {
     sectors: Vec<[u8; SECTOR]>,
     hashes: Vec<u64>,
     index: HashIndex<Content>,
+    /// What encrypted sectors hold, by their content and the way to open them.
+    opened: RefCell<HashIndex<Content>>,
 }
 
 /// A pool that disks, models and oracles share.
@@ -51,7 +58,12 @@ pub type SharedPool = Arc<Mutex<Pool>>;
 
 impl Default for Pool {
     fn default() -> Self {
-        let mut pool = Self { sectors: Vec::new(), hashes: Vec::new(), index: HashIndex::default() };
+        let mut pool = Self {
+            sectors: Vec::new(),
+            hashes: Vec::new(),
+            index: HashIndex::default(),
+            opened: RefCell::default(),
+        };
         pool.intern(&[0; SECTOR]);
         pool
     }
@@ -63,15 +75,38 @@ impl Pool {
         Arc::new(Mutex::new(Self::default()))
     }
 
-    /// The number of `bytes`.
-    pub fn intern(&mut self, bytes: &[u8; SECTOR]) -> Content {
+    /// The number of `bytes`, or the key that they would get one under.
+    fn find(&self, bytes: &[u8; SECTOR]) -> Result<Content, u64> {
         let mut hash = hash_sector(bytes);
         while let Some(&id) = self.index.get(&hash) {
             if self.sectors[id as usize] == *bytes {
-                return id;
+                return Ok(id);
             }
             hash = mix(hash);
         }
+        Err(hash)
+    }
+
+    /// What the encrypted content of a sector of the guest's disk, at a sector of the file, holds. [`NOISE`] if that
+    /// is nothing that anybody ever wrote.
+    pub fn opened(&self, stored: Content, opener: &Opener, guest: u64, host: u64) -> Content {
+        let key = mix(self.hash(stored) ^ opener.place(guest, host));
+        if let Some(known) = self.opened.borrow().get(&key) {
+            return *known;
+        }
+        // Whoever wrote it had a number for it first; so what has none now may get one later, and is not kept.
+        let found = self.find(&opener.open(self.bytes(stored), guest, host));
+        let Ok(content) = found else { return NOISE };
+        self.opened.borrow_mut().insert(key, content);
+        content
+    }
+
+    /// The number of `bytes`.
+    pub fn intern(&mut self, bytes: &[u8; SECTOR]) -> Content {
+        let hash = match self.find(bytes) {
+            Ok(id) => return id,
+            Err(hash) => hash,
+        };
         let id = self.sectors.len() as Content;
         self.sectors.push(*bytes);
         self.hashes.push(hash);
@@ -101,6 +136,7 @@ impl Pool {
 
     /// Forgets every content numbered `mark` and up.
     pub fn truncate(&mut self, mark: usize) {
+        self.opened.get_mut().clear();
         for hash in self.hashes.drain(mark..) {
             self.index.remove(&hash);
         }

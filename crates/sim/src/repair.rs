@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cowbell_block::node::{CheckReport, Fix, Node};
 
 use crate::bitmaps::Bitmaps;
+use crate::config::Crypt;
 use crate::crash::{CrashSet, Depth};
 use crate::disk::{Clock, History, HostConfig, SimDisk};
 use crate::exec::{Granularity, Strategy, World};
@@ -77,6 +78,12 @@ pub fn check_and_repair(
 
     let (model, bitmaps) = (Model::new(&start.guest, &start.snapshots), Bitmaps::new(&start.bitmaps));
     let allowed = Allowed::after_cut(&model, 0, 1).with_bitmaps(&bitmaps, 0, &model);
+    let allowed = match config.vm_state {
+        true => allowed.with_state(Allowed::after_cut(&Model::new(&start.state.0, &start.state.1), 0, 1)),
+        false => allowed,
+    };
+    let allowed =
+        if config.crypt == Crypt::Luks { allowed.with_keys((start.keys, start.keys)) } else { allowed };
     // A repair takes leaks away and makes none.
     let leaks_max = start.leaks;
     let backing = built.backing.as_deref();

@@ -3,15 +3,18 @@
 //! else can happen, so that whoever still knows the old place meets the new owner there.
 
 use crate::bitmaps::BitmapOp;
-use crate::config::{Backing, Config, Prestate};
+use crate::config::{Backing, Config, Crypt, Prestate};
 use crate::exec::Granularity;
 use crate::explore::Failed;
 use crate::lab::{Effort, Lab};
-use crate::scenario::{GuestOp, Scenario, Schedule, SnapshotOp};
+use crate::scenario::{GuestOp, KeyOp, Scenario, Schedule, SnapshotOp};
+use crate::workload::encrypted;
 
 /// All such stories, without an I/O to hold up yet.
 pub fn stories() -> Vec<Scenario> {
     let mut out = vec![moved_table(), abandoned_write(), bitmap_beside_writes(), replaced_disk()];
+    // The other one takes long, and fails at each I/O elsewhere.
+    out.extend(changed_keys().into_iter().take(1));
     let states = [Prestate::Half, Prestate::Full, Prestate::Mixed, Prestate::Snapshot, Prestate::Compressed];
     for prestate in states {
         for backing in [Backing::None, Backing::Raw] {
@@ -104,6 +107,25 @@ fn replaced_disk() -> Scenario {
         GuestOp::Write { at: 22..24, fua: true },
     ];
     Scenario { config, lanes: 2, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
+}
+
+/// A passphrase takes the place of another one beside writes: one of them opens the image whenever the power is cut.
+pub fn changed_keys() -> [Scenario; 2] {
+    let key = |change: KeyOp| GuestOp::Key { change };
+    let ops = vec![
+        key(KeyOp::Add(1)),
+        GuestOp::Write { at: 4..12, fua: false },
+        GuestOp::Wait,
+        key(KeyOp::Remove(0)),
+        GuestOp::Write { at: 8..18, fua: true },
+    ];
+    let again = [GuestOp::Reopen, key(KeyOp::Add(2)), GuestOp::Wait, key(KeyOp::Remove(1)), GuestOp::Reopen];
+    let longer: Vec<_> = ops.iter().cloned().chain(again).collect();
+    let story = |ops, backing| {
+        let config = Config { backing, ..encrypted(Crypt::Luks) };
+        Scenario { config, lanes: 2, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
+    };
+    [story(ops, Backing::None), story(longer, Backing::Raw)]
 }
 
 /// Runs a story with each of its I/Os held up in turn, and looks at every cut. Returns the number of runs.

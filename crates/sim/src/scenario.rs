@@ -27,8 +27,18 @@ use crate::faults::{Fault, FaultKind, Member, Trigger};
 #[allow(missing_docs, reason = "the names of the operations")]
 pub enum SnapshotOp {
     Create,
+    /// With the VM state, which the snapshot takes from the disk.
+    Suspend,
     Apply(u32),
     Delete(u32),
+}
+
+/// What is done with key slots, by the number of a passphrase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names of the operations")]
+pub enum KeyOp {
+    Add(u32),
+    Remove(u32),
 }
 
 /// What an image is made.
@@ -75,6 +85,18 @@ pub enum GuestOp {
     Bitmap {
         change: BitmapOp,
     },
+    /// Writes VM state, where there is any. Sectors are counted from the beginning of its area.
+    SaveState {
+        at: Range<u64>,
+    },
+    /// Reads it.
+    LoadState {
+        at: Range<u64>,
+    },
+    /// Changes the key slots, where there are any.
+    Key {
+        change: KeyOp,
+    },
     /// Makes a snapshot, or applies or deletes one by its place among those that are there.
     Snapshot {
         change: SnapshotOp,
@@ -88,16 +110,21 @@ pub enum GuestOp {
     Wait,
     /// Closes and opens the image; waits for everything before it.
     Reopen,
-    /// Changes what the image is, and opens it again; waits for everything before it.
+    /// Changes what the image is, beside everything else; then opens it again, alone.
     Amend {
         change: Amendment,
     },
 }
 
 impl GuestOp {
-    /// Whether it runs alone.
-    pub fn is_barrier(&self) -> bool {
-        matches!(self, Self::Wait | Self::Reopen | Self::Amend { .. })
+    /// Whether it begins only when everything before it has ended.
+    pub fn waits_for_others(&self) -> bool {
+        matches!(self, Self::Wait | Self::Reopen)
+    }
+
+    /// Whether nothing after it begins before it has ended.
+    pub fn holds_up_others(&self) -> bool {
+        matches!(self, Self::Wait | Self::Reopen)
     }
 
     /// The sectors it is about.
@@ -112,6 +139,9 @@ impl GuestOp {
             | Self::Resize { .. }
             | Self::Snapshot { .. }
             | Self::Bitmap { .. }
+            | Self::Key { .. }
+            | Self::SaveState { .. }
+            | Self::LoadState { .. }
             | Self::Wait
             | Self::Amend { .. }
             | Self::Reopen => None,
@@ -132,6 +162,9 @@ impl GuestOp {
             | Self::Resize { .. }
             | Self::Snapshot { .. }
             | Self::Bitmap { .. }
+            | Self::Key { .. }
+            | Self::SaveState { .. }
+            | Self::LoadState { .. }
             | Self::Wait
             | Self::Amend { .. }
             | Self::Reopen => {}
@@ -144,6 +177,10 @@ impl GuestOp {
         let (name, flags) = match self {
             Self::Resize { to } => return format!("resize {to}"),
             Self::Bitmap { change } => return format!("bitmap {}", change.to_text()),
+            Self::SaveState { at } => return format!("save-state {}+{}", at.start, at.end - at.start),
+            Self::LoadState { at } => return format!("load-state {}+{}", at.start, at.end - at.start),
+            Self::Key { change: KeyOp::Add(which) } => return format!("key add {which}"),
+            Self::Key { change: KeyOp::Remove(which) } => return format!("key remove {which}"),
             Self::Amend { change: Amendment::Version(version) } => return format!("amend version {version}"),
             Self::Amend { change: Amendment::RefcountOrder(order) } => {
                 return format!("amend refcount-order {order}");
@@ -151,6 +188,7 @@ impl GuestOp {
             Self::Snapshot { change } => {
                 return match change {
                     SnapshotOp::Create => "snapshot create".to_owned(),
+                    SnapshotOp::Suspend => "snapshot suspend".to_owned(),
                     SnapshotOp::Apply(which) => format!("snapshot apply {which}"),
                     SnapshotOp::Delete(which) => format!("snapshot delete {which}"),
                 };
@@ -199,6 +237,7 @@ impl GuestOp {
             "snapshot" => Self::Snapshot {
                 change: match words.get(1..)? {
                     ["create"] => SnapshotOp::Create,
+                    ["suspend"] => SnapshotOp::Suspend,
                     ["apply", which] => SnapshotOp::Apply(which.parse().ok()?),
                     ["delete", which] => SnapshotOp::Delete(which.parse().ok()?),
                     _ => return None,
@@ -208,6 +247,15 @@ impl GuestOp {
                 change: match words.get(1..)? {
                     ["version", version] => Amendment::Version(version.parse().ok()?),
                     ["refcount-order", order] => Amendment::RefcountOrder(order.parse().ok()?),
+                    _ => return None,
+                },
+            },
+            "save-state" => Self::SaveState { at: range()? },
+            "load-state" => Self::LoadState { at: range()? },
+            "key" => Self::Key {
+                change: match words.get(1..)? {
+                    ["add", which] => KeyOp::Add(which.parse().ok()?),
+                    ["remove", which] => KeyOp::Remove(which.parse().ok()?),
                     _ => return None,
                 },
             },
@@ -402,7 +450,12 @@ impl Scenario {
                 GuestOp::Flush => "flush\n".to_owned(),
                 GuestOp::Resize { to } => format!("truncate {}\n", to * 512),
                 // Not in these words: `qemu-img` does it.
-                GuestOp::Snapshot { .. } | GuestOp::Bitmap { .. } | GuestOp::Amend { .. } => return None,
+                GuestOp::Snapshot { .. }
+                | GuestOp::Bitmap { .. }
+                | GuestOp::Key { .. }
+                | GuestOp::SaveState { .. }
+                | GuestOp::LoadState { .. }
+                | GuestOp::Amend { .. } => return None,
                 GuestOp::Wait => "aio_flush\n".to_owned(),
                 GuestOp::Reopen => "aio_flush\nreopen\n".to_owned(),
             });

@@ -7,15 +7,17 @@ use cowbell_block::DebugEvent;
 
 use crate::bitmaps::Bitmaps;
 use crate::bounds::length_bound;
-use crate::config::{Config, DataPlace};
+use crate::config::{Config, Crypt, DataPlace};
 use crate::disk::{Clock, History, SimDisk};
 use crate::exec::{Granularity, Pct, Stop, Strategy, World};
 use crate::faults::{Fault, Member};
+use crate::guest::state::STATE_SECTORS;
 use crate::guest::{Guest, GuestSetup};
 use crate::image::{Built, data_disk};
 use crate::judge::{Case, Failure, check_guest, inspect_once};
+use crate::keys::Keys;
 use crate::lab::{Found, Lab};
-use crate::pool::{Content, HashIndex, Pool};
+use crate::pool::{Content, HashIndex, Pool, ZERO};
 use crate::recorded::Recorded;
 use crate::rng::{Concern, Rng, mix};
 use crate::scenario::{GuestOp, Scenario, Schedule};
@@ -67,6 +69,10 @@ pub struct Start {
     pub snapshots: Vec<Vec<Content>>,
     /// The bitmaps.
     pub bitmaps: Vec<Recorded>,
+    /// The passphrases that open it.
+    pub keys: Keys,
+    /// What the VM state area holds, and that of each snapshot.
+    pub state: (Vec<Content>, Vec<Vec<Content>>),
     /// Restarts before.
     pub generation: u32,
     /// Clusters that nobody uses.
@@ -130,6 +136,8 @@ impl Lab {
             guest: built.guest.clone(),
             snapshots: built.snapshots.clone(),
             bitmaps: initial_bitmaps(&scenario.config),
+            keys: initial_keys(&scenario.config),
+            state: empty_states(built.snapshots.len()),
             generation: 0,
             leaks: 0,
         };
@@ -240,6 +248,8 @@ impl Lab {
             values: start.guest,
             snapshots: start.snapshots,
             bitmaps: Bitmaps::new(&start.bitmaps),
+            keys: start.keys,
+            state: start.state,
             pool: self.pool.clone(),
         });
         Set { world, guest, disk, backing, data }
@@ -327,6 +337,17 @@ pub(crate) fn initial_bitmaps(config: &Config) -> Vec<Recorded> {
     let changes =
         Recorded { name: "changes".into(), consistent: true, recording: true, ..Recorded::default() };
     if config.bitmaps { vec![changes] } else { Vec::new() }
+}
+
+/// The passphrases that open images of this configuration at the beginning.
+pub(crate) fn initial_keys(config: &Config) -> Keys {
+    Keys::from(config.crypt == Crypt::Luks)
+}
+
+/// The VM state area of an image in which nothing was stored there, and that of each of so many snapshots.
+pub(crate) fn empty_states(snapshots: usize) -> (Vec<Content>, Vec<Vec<Content>>) {
+    let empty = vec![ZERO; STATE_SECTORS];
+    (empty.clone(), vec![empty; snapshots])
 }
 
 fn strategy(scenario: &Scenario) -> Strategy {

@@ -3,7 +3,7 @@
 
 use cowbell_block::Preallocation;
 
-use crate::config::{Config, DataPlace, GIVEN_BACK};
+use crate::config::{Config, Crypt, DataPlace, GIVEN_BACK};
 use crate::exec::Granularity;
 use crate::judge::Failure;
 use crate::lab::{Effort, Found, Lab};
@@ -25,7 +25,7 @@ struct Shrinker<'a> {
 pub fn kind(oracle: &'static str) -> &'static str {
     match oracle {
         "O1" | "O2" | "O6" | "O12" => "data",
-        "O3" | "O4" | "O8" | "M4" => "metadata",
+        "O3" | "O4" | "O8" | "M3" | "M4" => "metadata",
         other => other,
     }
 }
@@ -152,6 +152,7 @@ impl Shrinker<'_> {
         });
         simpler.push(Config { discard: GIVEN_BACK, preallocation: Preallocation::Off, ..config.clone() });
         simpler.push(Config { data: DataPlace::Inside, ..config.clone() });
+        simpler.push(Config { crypt: Crypt::None, ..config.clone() });
         for config in simpler.into_iter().filter(|c| *c != config) {
             let _ = self.accept(Scenario { config, ..self.best.clone() });
         }

@@ -1,6 +1,6 @@
 //! What guests write: sectors that say who wrote them, so that a wrong read names its origin.
 
-use crate::pool::{Content, Pool, SECTOR, ZERO};
+use crate::pool::{Content, NOISE, Pool, SECTOR, ZERO};
 use crate::rng::mix;
 
 const MAGIC: u32 = 0xc0_bb_e1_15;
@@ -59,6 +59,9 @@ pub fn describe(pool: &Pool, content: Content) -> String {
     if content == ZERO {
         return "zeroes".into();
     }
+    if content == NOISE {
+        return "noise".into();
+    }
     let bytes = pool.bytes(content);
     match Stamp::parse(bytes) {
         Some(s) if s.operation >= BACKING => format!("the backing file's sector {}", s.sector),
@@ -79,6 +82,8 @@ pub fn describe(pool: &Pool, content: Content) -> String {
 
 /// Operation numbers from here on are of data that compresses well.
 pub const COMPRESSIBLE: u32 = 0x8000_0000;
+/// Sector numbers from here on mean the VM state area.
+pub const STATE: u64 = 1 << 40;
 /// Operation numbers from here on mean data that was in the image before the run.
 pub const PRESTATE: u32 = 0xf000_0000;
 /// Operation numbers from here on mean the backing file.

@@ -11,8 +11,10 @@ use crate::bitmaps::BitmapChange;
 use crate::config::Config;
 use crate::image::Built;
 use crate::judge::Failure;
+use crate::keys::{Keys, Opener};
 use crate::pool::{Content, Pool, SECTOR, ZERO};
 use crate::recorded::Recorded;
+use crate::scenario::KeyOp;
 use crate::timeline::Image;
 
 /// A future that stays on its thread.
@@ -51,6 +53,12 @@ pub trait Subject {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    /// Changes the key slots.
+    fn change_keys<'a>(&self, node: &'a dyn Node, change: KeyOp) -> LocalFuture<'a, Result<()>> {
+        let _ = (node, change);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Whether the engine admits of itself that nothing is in progress: locks, quarantine, in-flight lists (O7).
     fn is_quiet(&self, node: &dyn Node) -> std::result::Result<(), String> {
         let _ = node;
@@ -73,8 +81,16 @@ pub struct Inspection {
     pub guest: Vec<Source>,
     /// The same for each snapshot.
     pub snapshots: Vec<Vec<Source>>,
+    /// Which passphrases open the image, if it has key slots.
+    pub keys: Keys,
+    /// How its data is encrypted, if it is.
+    pub opener: Option<Opener>,
     /// The bitmaps, if the image says that they count.
     pub recorded: Option<Vec<Recorded>>,
+    /// The VM state area, if it was looked at.
+    pub state: Area,
+    /// The same for each snapshot.
+    pub snapshot_states: Vec<Area>,
     /// Contents that are not in the file as they are.
     pub contents: Vec<[u8; SECTOR]>,
 }
@@ -86,10 +102,48 @@ impl Inspection {
             return;
         }
         let numbers: Vec<Content> = self.contents.drain(..).map(|bytes| pool.intern(&bytes)).collect();
-        for source in self.guest.iter_mut().chain(self.snapshots.iter_mut().flatten()) {
+        let areas = std::iter::once(&mut self.state).chain(&mut self.snapshot_states);
+        let areas = areas.flat_map(|area| &mut area.sources);
+        for source in self.guest.iter_mut().chain(self.snapshots.iter_mut().flatten()).chain(areas) {
             if let Source::New(index) = *source {
                 *source = Source::Fixed(numbers[index as usize]);
             }
+        }
+    }
+}
+
+/// A part of what an image maps.
+#[derive(Clone, Debug, Default)]
+pub struct Area {
+    /// Its first sector.
+    pub first: u64,
+    /// Where the content of each of its sectors is.
+    pub sources: Vec<Source>,
+}
+
+impl Inspection {
+    /// What the VM state area holds, and that of each snapshot.
+    pub fn states(&self, image: &Image, pool: &Pool) -> (Vec<Content>, Vec<Vec<Content>>) {
+        let of = |area: &Area| {
+            let numbered = area.sources.iter().zip(area.first as usize..);
+            numbered.map(|(source, sector)| self.content(*source, image, None, sector, pool)).collect()
+        };
+        (of(&self.state), self.snapshot_states.iter().map(of).collect())
+    }
+
+    /// What guest sector `sector` holds, if its content comes from `source`.
+    pub fn content(
+        &self,
+        source: Source,
+        image: &Image,
+        backing: Option<&[Content]>,
+        sector: usize,
+        pool: &Pool,
+    ) -> Content {
+        let stored = source.content(image, backing, sector);
+        match (source, &self.opener) {
+            (Source::File(at), Some(opener)) => pool.opened(stored, opener, sector as u64, u64::from(at)),
+            _ => stored,
         }
     }
 }

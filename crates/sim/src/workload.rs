@@ -5,12 +5,13 @@ use std::ops::Range;
 use cowbell_block::DebugEvent;
 
 use crate::bitmaps::BitmapOp;
-use crate::config::{Backing, Config, DataPlace, GIVEN_BACK, Prestate};
+use crate::config::{Backing, Config, Crypt, DataPlace, GIVEN_BACK, Prestate};
 use crate::disk::{Atom, HostConfig};
 use crate::exec::Granularity;
 use crate::faults::{Fault, FaultKind, Member, Trigger};
+use crate::guest::state::STATE_SECTORS;
 use crate::rng::{Concern, Rng};
-use crate::scenario::{Amendment, GuestOp, Scenario, Schedule, SnapshotOp};
+use crate::scenario::{Amendment, GuestOp, KeyOp, Scenario, Schedule, SnapshotOp};
 
 /// The scenario of a seed: a world and a workload, each drawn from its own stream (swarm testing: every seed
 /// leaves out some kinds of operations, so that others meet more often).
@@ -20,8 +21,10 @@ pub fn random(seed: u64) -> Scenario {
     if rng.one_in(CHURN_ONE_IN) {
         return churn(seed, config, &mut rng);
     }
-    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1, 2, 3, 3, 1, if config.bitmaps { 3 } else { 0 }];
-    for (weight, leave_out) in weights[1..].iter_mut().zip([3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2]) {
+    let keys = if config.crypt == Crypt::Luks { 3 } else { 0 };
+    let state = if config.vm_state { 5 } else { 0 };
+    let mut weights = [8, 3, 4, 3, 3, 1, 3, 1, 2, 3, 3, 1, if config.bitmaps { 3 } else { 0 }, keys, state];
+    for (weight, leave_out) in weights[1..].iter_mut().zip([3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 4, 4]) {
         if rng.one_in(leave_out) {
             *weight = 0;
         }
@@ -106,7 +109,7 @@ pub fn hot_clusters(config: &Config) -> Range<u64> {
     }
 }
 
-fn operation(rng: &mut Rng, weights: &[u64; 13], config: &Config, hot: &Range<u64>, sectors: u64) -> GuestOp {
+fn operation(rng: &mut Rng, weights: &[u64; 15], config: &Config, hot: &Range<u64>, sectors: u64) -> GuestOp {
     let mut pick = rng.below(weights.iter().sum());
     let mut kind = 0;
     while pick >= weights[kind] {
@@ -123,11 +126,22 @@ fn operation(rng: &mut Rng, weights: &[u64; 13], config: &Config, hot: &Range<u6
     if kind == 9 {
         let which = rng.below(3) as u32;
         let change = match rng.below(4) {
+            0 if config.vm_state => SnapshotOp::Suspend,
             0 | 1 => SnapshotOp::Create,
             2 => SnapshotOp::Apply(which),
             _ => SnapshotOp::Delete(which),
         };
         return GuestOp::Snapshot { change };
+    }
+    if kind == 14 {
+        let from = rng.below(STATE_SECTORS as u64);
+        let at = from..rng.between(from + 1, STATE_SECTORS as u64);
+        return if rng.one_in(3) { GuestOp::LoadState { at } } else { GuestOp::SaveState { at } };
+    }
+    if kind == 13 {
+        let which = rng.below(3) as u32;
+        let change = if rng.one_in(2) { KeyOp::Add(which) } else { KeyOp::Remove(which) };
+        return GuestOp::Key { change };
     }
     if kind == 12 {
         let (which, other) = (rng.below(3) as u32, rng.below(3) as u32);
@@ -270,6 +284,14 @@ pub fn alphabet(config: &Config) -> Vec<GuestOp> {
         ];
         ops.extend(changes.map(|change| GuestOp::Bitmap { change }));
     }
+    if config.crypt == Crypt::Luks {
+        ops.extend([KeyOp::Add(1), KeyOp::Remove(0)].map(|change| GuestOp::Key { change }));
+    }
+    if config.vm_state {
+        ops.push(GuestOp::SaveState { at: 1..9 });
+        ops.push(GuestOp::LoadState { at: 0..STATE_SECTORS as u64 });
+        ops.push(GuestOp::Snapshot { change: SnapshotOp::Suspend });
+    }
     let mut seen = Vec::new();
     ops.retain(|op| {
         let new = !seen.contains(op);
@@ -285,7 +307,7 @@ pub fn explored_configs() -> Vec<Config> {
     let small = Config { cluster_bits: 9, sectors: 70, l2_slice_bytes: 512, ..base.clone() };
     let mut configs = Vec::new();
     for prestate in [Prestate::Fresh, Prestate::Full, Prestate::Snapshot, Prestate::Mixed] {
-        configs.push(Config { prestate, sectors: 262, ..base.clone() });
+        configs.push(Config { prestate, sectors: 262, vm_state: true, ..base.clone() });
         configs.push(Config { prestate, lazy: true, ..small.clone() });
     }
     let backed = Config { backing: Backing::Shorter, sectors: 262, ..base.clone() };
@@ -315,8 +337,14 @@ pub fn explored_configs() -> Vec<Config> {
     for data in [DataPlace::Outside, DataPlace::Raw] {
         configs.push(Config { data, prestate: Prestate::Half, sectors: 262, ..Config::default() });
     }
+    configs.push(encrypted(Crypt::Aes));
     configs.iter_mut().for_each(Config::legalise);
     configs
+}
+
+/// A world whose data is encrypted.
+pub fn encrypted(crypt: Crypt) -> Config {
+    Config { crypt, prestate: Prestate::Half, cluster_bits: 12, sectors: 96, ..Config::default() }
 }
 
 /// The worlds in which every I/O fails once: those of the explorer, and what only they would leave out.
@@ -324,5 +352,6 @@ pub fn faulted_configs() -> Vec<Config> {
     let small = Config { cluster_bits: 9, l2_slice_bytes: 512, ..Config::default() };
     let mut configs = explored_configs();
     configs.push(Config { refcount_order: 6, ..small }.near_boundary(true));
+    configs.push(encrypted(Crypt::Luks));
     configs
 }

@@ -311,6 +311,7 @@ impl Qcow2 {
         let engine = &self.engine;
         let whole = engine.ranges.lock(0..u64::MAX, LockMode::Exclusive);
         let _whole = engine.orphans.beside(whole).await;
+        engine.check_usable()?;
         engine.store_bitmaps().await?;
         let (header, pin) = {
             let state = engine.state.lock();

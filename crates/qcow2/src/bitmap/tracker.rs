@@ -111,8 +111,9 @@ impl Engine {
     /// use, durably.
     ///
     /// # Errors
-    /// The file's; then nothing may change.
+    /// The file's, or what made the image unusable while the change waited for its turn; then nothing may change.
     pub(crate) async fn note_change(self: &Arc<Self>, offset: u64, len: u64) -> Result<()> {
+        self.check_writable()?;
         if self.bitmaps.mode() == Mode::Armed {
             self.mark_bitmaps().await?;
         }

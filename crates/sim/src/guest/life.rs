@@ -48,12 +48,11 @@ impl Guest {
         }
         if closed.is_err() || !usable {
             self.model.borrow_mut().lost();
+            self.state.borrow_mut().lost();
             self.lost.set(true);
             return false;
         }
-        self.model.borrow_mut().flushed(now, start);
-        self.durable_times.borrow_mut().push(now);
-        self.flushes.borrow_mut().push((start, now));
+        self.flushed(now, start);
         true
     }
 

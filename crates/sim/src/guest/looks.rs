@@ -5,6 +5,7 @@ use cowbell_block::request::{Cause, ExtentFlags, Outcome, Request};
 use cowbell_block::{Buf, Bufs};
 
 use super::Guest;
+use crate::config::Crypt;
 use crate::judge::Failure;
 use crate::pool::{SECTOR, ZERO};
 
@@ -60,6 +61,10 @@ impl Guest {
         let alone = self.queue.borrow().running == 1 && self.abandoned.borrow().is_empty();
         // A place without data is where storage is that is not used.
         let alone = alone && extent.flags.contains(ExtentFlags::DATA);
+        // What is there must be deciphered first, so nobody may be sent there to read it.
+        if self.config.crypt != Crypt::None && alone && extent.map.is_some() {
+            return self.fail(Failure::new("O1", "a status names the place of encrypted data"));
+        }
         let place = self.data.as_ref().unwrap_or(&self.disk);
         let mapped = extent.map.filter(|m| alone && m.node.filename() == place.filename());
         let content = |index: u64| match &mapped {
