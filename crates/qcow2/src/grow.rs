@@ -135,8 +135,11 @@ impl Engine {
             let wanted = start + count - end;
             let (free, used) = self
                 .decide(NO_CAUSE, |state| match state.free_from(end, wanted)? {
-                    // Where no block counts them, nothing lies, but nothing can be taken either.
-                    0 => Ok((0, state.used_from(end)?.max(1))),
+                    // Where no block counts them, nothing lies, but nothing can be taken either: on to the next block.
+                    0 => match state.used_from(end)? {
+                        0 => Ok((0, per_block - end % per_block)),
+                        used => Ok((0, used)),
+                    },
                     free => Ok((free, 0)),
                 })
                 .await?;
