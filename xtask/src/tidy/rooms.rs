@@ -40,7 +40,14 @@ const ROOMS: [Room; 15] = [
     Room { name: "cowbell-vm", may_name: &["cowbell-block", "cowbell-machine"], unsafe_code: Forbidden },
     Room {
         name: "cowbell-sim",
-        may_name: &["cowbell-block", "cowbell-qcow2", "cowbell-checker"],
+        may_name: &[
+            "cowbell-block",
+            "cowbell-luks",
+            "cowbell-qcow2",
+            "cowbell-vpc",
+            "cowbell-jobs",
+            "cowbell-checker",
+        ],
         unsafe_code: Forbidden,
     },
     Room {
