@@ -6,6 +6,7 @@
 //! | [`step`] | runs one check after another, times them, prints the table |
 //! | [`cargo`] | calls cargo; knows where the built programs lie |
 //! | [`sim`] | the simulation: short in CI, long in a soak |
+//! | [`riscv_tests`] | the public RISC-V tests that somebody has built |
 //! | [mod@reference] | finds the reference's tools and judges their version |
 //! | [`startup`] | what starting the program costs |
 //! | [`mod@fuzz`] | hostile input: a seeded loop, and libFuzzer where it can be compiled |
@@ -24,6 +25,7 @@ mod fuzz;
 mod guest;
 mod packages;
 mod reference;
+mod riscv_tests;
 mod sim;
 mod startup;
 mod step;
@@ -46,6 +48,8 @@ usage: cargo xtask COMMAND
   fuzz [--seconds N]         fuzzing in a seeded loop, then guided by coverage (default 60)
   guest linux                gets Debian's riscv64 kernel by apt, and checks the machine with it
   guest programs             builds the small guests again and compares
+  riscv-tests [--limit N] PATH...
+                             runs built RISC-V tests (programs that end by 'tohost'), each in both engines
   bench [FILTER]... [--list] [--output json] [--pairs N] [--program PATH]
                              us and the reference on the same work, interleaved: cases whose name has one of
                              the filters in it; of the program that is built, or of the one at PATH
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
 
 /// Runs a command; `Ok(false)` is a check that failed and said so.
 fn run(args: &[String]) -> Result<bool> {
+    let caller = std::env::current_dir().context("finding the current directory")?;
     std::env::set_current_dir(cargo::workspace_root()).context("entering the workspace")?;
     let Some((command, rest)) = args.split_first() else { bail!("{USAGE}") };
     match command.as_str() {
@@ -80,6 +85,7 @@ fn run(args: &[String]) -> Result<bool> {
             ci::alone("fuzz", || fuzz::run(seconds))
         }
         "guest" => guest::run(rest),
+        "riscv-tests" => ci::alone("RISC-V tests", || riscv_tests::run(rest, &caller)),
         "bench" if rest.first().is_some_and(|first| first == "machine") => guest::bench::run(&rest[1..]),
         "bench" => bench::run(rest),
         "tidy" => ci::alone("tidy", tidy::run),

@@ -1,4 +1,5 @@
-//! Just enough of ELF to load a program: the header and the loadable segments of a 64-bit RISC-V executable.
+//! Just enough of ELF to load a program: the header, the loadable segments and the symbols of a 64-bit RISC-V
+//! executable.
 
 /// Why a file is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,17 +37,9 @@ pub struct Segment<'a> {
 /// # Errors
 /// When the file is cut off or for another machine.
 pub fn parse(data: &[u8]) -> Result<Program<'_>, ElfError> {
-    let number = |at: u64, len: usize| -> Result<u64, ElfError> {
-        let at = usize::try_from(at).map_err(|_| ElfError::Truncated)?;
-        let bytes = at.checked_add(len).and_then(|end| data.get(at..end)).ok_or(ElfError::Truncated)?;
-        Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-    };
-    const RISCV: u64 = 243;
     const LOAD: u64 = 1;
-    // Class 64-bit, little-endian.
-    if number(0, 6)? != u64::from_le_bytes(*b"\x7fELF\x02\x01\0\0") || number(18, 2)? != RISCV {
-        return Err(ElfError::Foreign);
-    }
+    check_header(data)?;
+    let number = |at: u64, len: usize| number(data, at, len);
     let (entry, table) = (number(24, 8)?, number(32, 8)?);
     let (entry_size, count) = (number(54, 2)?, number(56, 2)?);
     let mut segments = Vec::new();
@@ -66,6 +59,64 @@ pub fn parse(data: &[u8]) -> Result<Program<'_>, ElfError> {
         segments.push(Segment { address, bytes, size });
     }
     Ok(Program { entry, segments })
+}
+
+/// The address that a symbol of this name has, if the file names it at all.
+///
+/// # Errors
+/// When the file is cut off or for another machine.
+pub fn symbol(data: &[u8], name: &str) -> Result<Option<u64>, ElfError> {
+    const SYMBOLS: u64 = 2;
+    const SYMBOL_BYTES: u64 = 24;
+    check_header(data)?;
+    let number = |at: u64, len: usize| number(data, at, len);
+    let (table, entry_size, count) = (number(40, 8)?, number(58, 2)?, number(60, 2)?);
+    let section = |index: u64| {
+        let at = index.checked_mul(entry_size).and_then(|at| table.checked_add(at));
+        at.filter(|at| *at < 1 << 48).ok_or(ElfError::Truncated)
+    };
+    for index in 0..count {
+        let at = section(index)?;
+        if number(at + 4, 4)? != SYMBOLS {
+            continue;
+        }
+        let strings = number(section(number(at + 40, 4)?)? + 24, 8)?;
+        let bytes = content(data, number(at + 24, 8)?, number(at + 32, 8)?)?;
+        for symbol in bytes.chunks_exact(SYMBOL_BYTES as usize) {
+            let field = |from: usize, len: usize| number_of(&symbol[from..from + len]);
+            let text = content(data, strings.saturating_add(field(0, 4)), name.len() as u64 + 1);
+            if text.is_ok_and(|text| text.strip_suffix(b"\0") == Some(name.as_bytes())) {
+                return Ok(Some(field(8, 8)));
+            }
+        }
+        // There is at most one table of symbols.
+        break;
+    }
+    Ok(None)
+}
+
+fn check_header(data: &[u8]) -> Result<(), ElfError> {
+    const RISCV: u64 = 243;
+    // Class 64-bit, little-endian.
+    if number(data, 0, 6)? != u64::from_le_bytes(*b"\x7fELF\x02\x01\0\0") || number(data, 18, 2)? != RISCV {
+        return Err(ElfError::Foreign);
+    }
+    Ok(())
+}
+
+/// A little-endian number of at most eight bytes.
+fn number(data: &[u8], at: u64, len: usize) -> Result<u64, ElfError> {
+    content(data, at, len as u64).map(number_of)
+}
+
+fn number_of(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+fn content(data: &[u8], at: u64, len: u64) -> Result<&[u8], ElfError> {
+    let end = at.checked_add(len).ok_or(ElfError::Truncated)?;
+    let range = usize::try_from(at).ok().zip(usize::try_from(end).ok());
+    range.and_then(|(at, end)| data.get(at..end)).ok_or(ElfError::Truncated)
 }
 
 #[cfg(test)]
@@ -106,5 +157,45 @@ mod tests {
         check(&file(62, 4, 4), Err(ElfError::Foreign));
         check(&file(243, u64::MAX, u64::MAX), Err(ElfError::Truncated));
         check(&file(243, 4, 4)[..100], Err(ElfError::Truncated));
+    }
+
+    /// A file with a table of symbols and a table of their names.
+    fn with_symbols(names: &[(&str, u64)]) -> Vec<u8> {
+        let mut bytes = file(243, 4, 9);
+        let (mut table, mut strings) = (vec![0; 24], vec![0u8]);
+        for (name, value) in names {
+            table.extend((strings.len() as u32).to_le_bytes());
+            table.extend([0; 4]);
+            table.extend(value.to_le_bytes());
+            table.extend([0; 8]);
+            strings.extend(name.bytes().chain([0]));
+        }
+        let places = [(2u32, table), (3, strings)].map(|(kind, content)| {
+            let place = (kind, bytes.len() as u64, content.len() as u64);
+            bytes.extend(content);
+            place
+        });
+        let sections = bytes.len() as u64;
+        bytes[40..48].copy_from_slice(&sections.to_le_bytes());
+        (bytes[58], bytes[60]) = (64, 2);
+        for (kind, at, len) in places {
+            let mut section = [0; 64];
+            section[4..8].copy_from_slice(&kind.to_le_bytes());
+            section[24..32].copy_from_slice(&at.to_le_bytes());
+            section[32..40].copy_from_slice(&len.to_le_bytes());
+            section[40] = 1;
+            bytes.extend(section);
+        }
+        bytes
+    }
+
+    #[test]
+    fn symbols_are_found_by_their_whole_name() {
+        let bytes = with_symbols(&[("tohost_not", 1), ("tohost", 0x8000_1000), ("fromhost", 2)]);
+        assert_eq!(symbol(&bytes, "tohost"), Ok(Some(0x8000_1000)));
+        assert_eq!(symbol(&bytes, "host"), Ok(None));
+        assert_eq!(symbol(&file(243, 4, 9), "tohost"), Ok(None), "a stripped file");
+        assert_eq!(symbol(&bytes[..bytes.len() - 70], "tohost"), Err(ElfError::Truncated));
+        assert_eq!(symbol(&file(62, 4, 4), "tohost"), Err(ElfError::Foreign));
     }
 }
