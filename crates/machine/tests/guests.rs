@@ -99,6 +99,13 @@ fn page_tables_of_all_depths() {
 }
 
 #[test]
+fn modes_traps_protection_and_reserved_bits() {
+    check("privileged", None, |text| {
+        assert!(text.ends_with("tables 0000000000000001\nlocked 0000000000000001\n"), "{text}");
+    });
+}
+
+#[test]
 fn a_disk_gives_back_what_was_written() {
     check("disk", Some(vec![0; 100_000]), |text| {
         assert!(text.starts_with("sectors 00000000000000c3\n"), "{text}")
