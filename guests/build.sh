@@ -6,7 +6,7 @@ mkdir -p built
 cc=riscv64-unknown-elf-gcc
 flags="-O2 -ffreestanding -nostdlib -nostartfiles -static -mcmodel=medany -fno-tree-loop-distribute-patterns
     -march=rv64gc_zba_zbb_zbc_zbs -mabi=lp64d -ffp-contract=off -Wall -Wextra -Werror -T link.ld -Wl,--build-id=none"
-for source in hello bench isa streams interrupts pages privileged disk reset; do
+for source in hello bench isa streams interrupts pages privileged disk reset reboot; do
     # shellcheck disable=SC2086
     $cc $flags start.S "$source.c" -o "built/$source.elf" -lgcc
     riscv64-unknown-elf-strip "built/$source.elf"

@@ -112,6 +112,13 @@ fn a_disk_gives_back_what_was_written() {
     });
 }
 
+/// A host that answers late must not make a difference, and nor must the place where the reset cuts.
+#[test]
+fn a_reset_cuts_through_disk_requests() {
+    let boots: String = (0..4).map(|boot| format!("boot {boot:016x}\n")).collect();
+    check("reboot", Some(vec![0; 100_000]), |text| assert_eq!(text, boots));
+}
+
 /// The program itself looks at what a reset leaves; here it matters that all engines agree, and that the count goes on.
 #[test]
 fn a_reset_boots_the_machine_again() {

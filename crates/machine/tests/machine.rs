@@ -125,18 +125,21 @@ impl Disk for Late {
 
 #[test]
 fn a_late_host_changes_nothing() {
-    let run = |refusals| {
+    let run = |guest, refusals| {
         let config = MachineConfig { ram_bytes: 16 << 20, ..MachineConfig::default() };
         let disk = Late { disk: MemDisk::new(vec![0; 65_536]), refusals, left: 0 };
         let mut machine = machine(&config, &[], vec![Box::new(disk)]);
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../guests/built/disk.elf");
+        let path = format!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../guests/built/{}.elf"), guest);
         let data = std::fs::read(path).expect("a built guest");
         let module = BootModule { kind: None, data, bootargs: String::new() };
-        machine.boot(&config, &Boot { bios: None, modules: vec![module] }).expect("boots");
+        let boot = Boot { bios: None, modules: vec![module] };
+        machine.boot(&config, &boot).expect("boots");
+        machine.set_restart(config, boot);
         let mut late = 0;
         let exit = loop {
             match machine.run(u64::MAX) {
                 Exit::DiskLate => late += 1,
+                Exit::Restarted => {}
                 exit => break exit,
             }
         };
@@ -144,7 +147,72 @@ fn a_late_host_changes_nothing() {
         assert_eq!(late > 0, refusals > 0);
         (machine.digest(), machine.count())
     };
-    assert_eq!(run(0), run(3));
+    assert_eq!(run("disk", 0), run("disk", 3));
+    assert_eq!(run("reboot", 0), run("reboot", 3), "resets while requests are in flight");
+}
+
+/// A kernel's image that asks the built-in SBI for a reset of an unknown kind, which must be refused with -3, and then for a
+/// cold one, a warm one, and to be switched off because of a failure: boots are counted in memory that none of them clears.
+const SYSTEM_RESETS: [u32; 42] = [
+    0x0400_006f,
+    0,
+    0x0020_0000,
+    0,
+    0x1000,
+    0,
+    0,
+    0,
+    2,
+    0,
+    0,
+    0,
+    0x4353_4952,
+    0x56,
+    0x0543_5352,
+    0,
+    0x0000_12b7, // li t0, 0x80700000
+    0x8072_829b,
+    0x0142_9293,
+    0x0002_b403, // ld s0, 0(t0)
+    0x0014_0313, // addi t1, s0, 1
+    0x0062_b023, // sd t1, 0(t0)
+    0x0090_0513, // li a0, 9
+    0x0000_0593, // li a1, 0
+    0x0000_0813, // li a6, 0
+    0x5352_58b7, // li a7, SRST
+    0x3548_889b,
+    0x0000_0073, // ecall
+    0xffd0_0393, // li t2, -3
+    0x0275_1863, // bne a0, t2, bad
+    0x0010_0513, // li a0, 1
+    0x0004_0c63, // beqz s0, go
+    0x0020_0513, // li a0, 2
+    0x0010_0e13, // li t3, 1
+    0x01c4_0663, // beq s0, t3, go
+    0x0000_0513, // li a0, 0
+    0x0010_0593, // li a1, 1
+    0x0000_0813, // go: li a6, 0
+    0x5352_58b7, // li a7, SRST
+    0x3548_889b,
+    0x0000_0073, // ecall
+    0x0000_006f, // bad: j bad
+];
+
+#[test]
+fn the_sbi_resets_cold_and_warm_and_switches_off() {
+    let data: Vec<u8> = SYSTEM_RESETS.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let module = BootModule { kind: None, data, bootargs: String::new() };
+    let boot = Boot { bios: None, modules: vec![module] };
+    for engine in ENGINES {
+        let config = MachineConfig { ram_bytes: 16 << 20, ..small(engine) };
+        let mut machine = machine(&config, &[], Vec::new());
+        machine.boot(&config, &boot).expect("boots");
+        machine.set_restart(config, boot.clone());
+        assert_eq!(machine.run(10_000), Exit::Restarted, "cold");
+        assert_eq!(machine.run(10_000), Exit::Restarted, "warm");
+        assert_eq!(machine.run(10_000), Exit::Finished(Finish::PowerOff(1)));
+        assert_eq!(machine.resets(), 2);
+    }
 }
 
 /// Sleeps until the timer, for ever: `csrwi mie, 0; li t0, 0x80; csrs mie, t0; 1: wfi; addi t1, t1, 1; j 1b`.
