@@ -142,14 +142,20 @@ fn alone(place: &Place<'_>, more: &[&str]) -> Result<(Value, Vec<u8>)> {
     Ok((summary, random))
 }
 
-/// Somebody types: the shell answers, the disk takes a file, the machine switches off. Gives the kernel's symbols.
+/// Somebody types: the shell answers, the machine boots again, the disk takes a file, the machine switches off. Gives the kernel's symbols.
 fn typed(place: &Place<'_>) -> Result<Vec<u8>> {
     let mut session = Session::start(place.program, place.directory.path(), &place.options(APPEND))?;
     session.wait_for("~ #")?;
     // The echo of what is typed shows the sum unsolved.
     session.type_line("echo sum-$((40+2)); uname -m")?;
     session.wait_for("sum-42\r\nriscv64\r\n")?;
-    session.type_line("seq 1 100000 > /mnt/numbers; cat /proc/kallsyms > /mnt/kallsyms; echo stored-$?")?;
+    session.type_line("echo before > /mnt/kept; umount /mnt && reboot -f")?;
+    session.wait_for("reboot: Restarting system")?;
+    session.wait_for("~ #")?;
+    session.type_line(
+        "cat /mnt/kept; seq 1 100000 > /mnt/numbers; cat /proc/kallsyms > /mnt/kallsyms; echo stored-$?",
+    )?;
+    session.wait_for("before\r\n")?;
     session.wait_for("stored-0")?;
     session.type_line("umount /mnt && poweroff -f")?;
     let status = session.end()?;
@@ -157,6 +163,6 @@ fn typed(place: &Place<'_>) -> Result<Vec<u8>> {
     place.check_file_system()?;
     let numbers: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
     ensure!(place.file("/numbers")? == numbers.as_bytes(), "the guest's file is not what was written");
-    println!("commands typed, files written, file system clean");
+    println!("commands typed, booted again, files written, file system clean");
     place.file("/kallsyms")
 }
