@@ -125,5 +125,9 @@ async fn copy_run(
             }
             Ok(len)
         }
+        WriteRun::Split { blocks } => {
+            write::publish(engine, blocks, cause).await?;
+            Ok(0)
+        }
     }
 }

@@ -128,6 +128,7 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("barrier-before-reftable", "a refcount block durable before the table names it"),
     ("reference-before-refcount", "entries written after refcounts"),
     ("l2-table-unwritten", "a new L2 table's cluster is written before it is linked"),
+    ("blocks-split", "a block of 4096 bytes is not written partly in place and partly into new storage"),
     ("cow-side-by-side", "writes into one fresh cluster run one after the other"),
     ("punch-after-free", "a hole is punched before its cluster can be owned again"),
     ("bitmaps-not-marked", "bitmaps are marked in use before the disk changes"),

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use cowbell_block::mutant;
 use smallvec::SmallVec;
 
 use crate::cache::Slot;
@@ -51,7 +52,7 @@ const HOST_OFFSET_END: u64 = 1 << 56;
 pub(crate) type Pieces = SmallVec<[(HostOffset, u64); 4]>;
 
 /// The beginning of a write and how its clusters get their storage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum WriteRun {
     /// Private storage is there and holds the content of each subcluster that is touched.
     InPlace { host: HostOffset, len: u64 },
@@ -60,7 +61,13 @@ pub(crate) enum WriteRun {
     Kept { host: HostOffset, clusters: u64 },
     /// Storage must be found.
     Fresh { clusters: u64 },
+    /// Storage cannot move, and these guest bytes, whole blocks of one cluster, are partly published: all of them are to
+    /// be, durably, before they change.
+    Split { blocks: Range<u64> },
 }
+
+/// Bytes of the largest blocks that a guest may be given, of which a cut must show all or nothing (contract, G2).
+const BLOCK_BYTES: u64 = 4096;
 
 /// What is written for a run besides the data: the rest of subclusters, and content that moves to new storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,10 +211,14 @@ impl State {
         while cluster.0 + clusters < end {
             let follows = start.map(|h| HostOffset(h.0 + (clusters << geometry.cluster_bits)));
             let next = GuestCluster(cluster.0 + clusters);
-            if self.write_class(slot, next, offset, len)? != (first, follows) {
+            if first == Class::Split || self.write_class(slot, next, offset, len)? != (first, follows) {
                 break;
             }
             clusters += 1;
+        }
+        if first == Class::Split {
+            let blocks = self.split_blocks(self.cell(slot, cluster)?, cluster, offset..offset + len);
+            return Ok(WriteRun::Split { blocks: blocks.expect("the class says so") });
         }
         let Some(start) = start else { return Ok(WriteRun::Fresh { clusters }) };
         if geometry.data_place == DataPlace::Image {
@@ -238,8 +249,41 @@ impl State {
             _ => return Ok((Class::Fresh, None)),
         };
         let touched = self.touched(cluster, offset..offset + len);
-        let class = if cell.alloc & touched == touched { Class::InPlace } else { Class::Kept };
-        Ok((class, Some(host)))
+        if cell.alloc & touched == touched {
+            return Ok((Class::InPlace, Some(host)));
+        }
+        if self.split_blocks(cell, cluster, offset..offset + len).is_none() {
+            return Ok((Class::Kept, Some(host)));
+        }
+        // In other storage the blocks are published by the cluster's entry, which no cut tears.
+        Ok(match self.geometry.data_place {
+            DataPlace::Image => (Class::Fresh, None),
+            DataPlace::External => (Class::Split, Some(host)),
+        })
+    }
+
+    /// The blocks of a cluster that a write covers whole and that have storage in some of their subclusters only, with
+    /// what lies between them. Written where they are, one part would be seen at once and the other with the entry.
+    fn split_blocks(&self, cell: Cell, cluster: GuestCluster, range: Range<u64>) -> Option<Range<u64>> {
+        let geometry = &self.geometry;
+        let size = geometry.subcluster_size();
+        if geometry.l2_format == L2Format::Standard
+            || size >= BLOCK_BYTES
+            || mutant::is_active("blocks-split")
+        {
+            return None;
+        }
+        let start = geometry.guest_offset(cluster);
+        let inside = range.start.saturating_sub(start)..(range.end - start).min(geometry.cluster_size());
+        let block = |index: u64| index * BLOCK_BYTES..(index + 1) * BLOCK_BYTES;
+        let is_split = |index: &u64| {
+            let all = geometry.subclusters_of(block(*index));
+            !matches!(cell.alloc & all, stored if stored == 0 || stored == all)
+        };
+        let covered = inside.start.div_ceil(BLOCK_BYTES)..inside.end / BLOCK_BYTES;
+        let first = covered.clone().find(is_split)?;
+        let last = covered.rev().find(is_split)?;
+        Some(start + block(first).start..start + block(last).end)
     }
 
     /// The subclusters of a cluster that a guest range touches; the range does touch the cluster.
@@ -353,6 +397,7 @@ enum Class {
     InPlace,
     Kept,
     Fresh,
+    Split,
 }
 
 /// Whether a write goes into storage that its clusters have.

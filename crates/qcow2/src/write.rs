@@ -216,7 +216,23 @@ async fn write_run(engine: &Arc<Engine>, at: u64, bufs: &mut Bufs, cause: Cause)
             }
             written
         }
+        WriteRun::Split { blocks } => {
+            publish(engine, blocks, cause).await?;
+            Ok(Bufs::none())
+        }
     }
+}
+
+/// Gives storage to all of some blocks of a cluster whose storage cannot move, with the content that they have, and makes
+/// that durable: afterwards they are overwritten in place, in one piece.
+pub(crate) async fn publish(engine: &Arc<Engine>, blocks: Range<u64>, cause: Cause) -> Result<()> {
+    let geometry = &engine.geometry;
+    let room = Bufs::from(Buf::scratch((blocks.end - blocks.start) as usize));
+    let mut content = read::read(engine, blocks.start, room, cause).await.into_bufs()?;
+    let host = HostOffset(geometry.guest_offset(geometry.guest_cluster(blocks.start)));
+    let fill = Fill::plan(engine, blocks.start, 1, &content, KeptStorage::Yes, cause).await?;
+    fill.write(engine, host, StaleContent::Possible, &mut content, cause).await?.recycle();
+    engine.flush().await
 }
 
 impl Engine {

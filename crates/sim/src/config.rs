@@ -373,10 +373,8 @@ impl Config {
     /// Sectors of the guest's blocks: what is written in one piece is never seen in two. Larger than one where the
     /// host keeps larger blocks whole and is asked for nothing smaller.
     pub fn grain(&self) -> u64 {
-        // A block of several subclusters may be torn: each has its own kind. Not promised yet.
-        let bits_min = if self.extended { 17 } else { 12 };
-        let blocks =
-            self.host.alignment == 4096 && self.host.atom != Atom::Sector && self.cluster_bits >= bits_min;
+        // Smaller clusters have an entry each, and a block's entries may be cut apart.
+        let blocks = self.host.alignment == 4096 && self.host.atom != Atom::Sector && self.cluster_bits >= 12;
         if blocks { 8 } else { 1 }
     }
 

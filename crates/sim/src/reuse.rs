@@ -3,7 +3,8 @@
 //! else can happen, so that whoever still knows the old place meets the new owner there.
 
 use crate::bitmaps::BitmapOp;
-use crate::config::{Backing, Config, Crypt, Prestate};
+use crate::config::{Backing, Config, Crypt, DataPlace, Prestate};
+use crate::disk::{Atom, HostConfig};
 use crate::exec::Granularity;
 use crate::explore::Failed;
 use crate::lab::{Effort, Lab};
@@ -13,6 +14,7 @@ use crate::workload::encrypted;
 /// All such stories, without an I/O to hold up yet.
 pub fn stories() -> Vec<Scenario> {
     let mut out = vec![moved_table(), abandoned_write(), bitmap_beside_writes(), replaced_disk()];
+    out.extend([DataPlace::Inside, DataPlace::Outside].map(half_stored_blocks));
     // The other one takes long, and fails at each I/O elsewhere.
     out.extend(changed_keys().into_iter().take(1));
     let states = [Prestate::Half, Prestate::Full, Prestate::Mixed, Prestate::Snapshot, Prestate::Compressed];
@@ -92,6 +94,22 @@ fn bitmap_beside_writes() -> Scenario {
         GuestOp::Bitmap { change: BitmapOp::Add },
     ];
     Scenario { config, lanes: 2, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
+}
+
+/// Blocks of 4096 bytes of which a half has storage: by a guest with smaller ones, whose subclusters these are.
+fn half_stored_blocks(data: DataPlace) -> Scenario {
+    let host = HostConfig { alignment: 4096, atom: Atom::Block, ..HostConfig::default() };
+    let config = Config {
+        cluster_bits: 16,
+        sectors: 256,
+        extended: true,
+        prestate: Prestate::Mixed,
+        data,
+        host,
+        ..Config::default()
+    };
+    let ops = vec![GuestOp::Write { at: 0..128, fua: false }, GuestOp::Write { at: 128..256, fua: false }];
+    Scenario { config, lanes: 1, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
 }
 
 /// The disk becomes that of a snapshot while a cluster that only the old one has is being read; then others write.
