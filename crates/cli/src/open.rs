@@ -54,6 +54,8 @@ pub enum Purpose {
     Data,
     /// Being copied: nobody else may change it meanwhile.
     Source,
+    /// The disk of a machine, which believes in what it wrote: nobody else may write, whatever the format.
+    Disk,
     /// Looking at metadata: the backing file and an external data file stay closed.
     Inspect,
     /// Changing metadata: the backing file stays closed.
@@ -208,8 +210,10 @@ pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Ima
     context.for_check = how.purpose == Purpose::Check;
     context.mark = how.mark.clone();
     context.table_cache_bytes = (how.side_by_side > 1).then(|| TABLE_CACHE_BYTES / how.side_by_side as u64);
-    if how.purpose == Purpose::Source {
-        context = context.with_needs(Needs::READ);
+    match (how.purpose, how.access) {
+        (Purpose::Source, _) | (Purpose::Disk, Access::ReadOnly) => context = context.with_needs(Needs::READ),
+        (Purpose::Disk, Access::ReadWrite) => context = context.with_needs(Needs::WRITE),
+        _ => {}
     }
     let name = match how.image_opts {
         true => ImageName::OptionList(how.name.to_owned()),

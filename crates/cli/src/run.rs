@@ -56,15 +56,15 @@ async fn drive(cx: &Context, args: &Args) -> Result<u8> {
     let mut config = configuration(args)?;
     let limit = args.value(&flags::LIMIT).map(|text| values::count("--limit", text)).transpose()?;
     let boot = boot::load(args, config.ram_bytes).map_err(causes_in_line)?;
-    let consoles = channel::Choice::of(args)?;
-    let debugger = front::debugger_address(args)?;
+    let consoles = channel::Choice::of(args).map_err(causes_in_line)?;
+    let debugger = front::debugger_address(args).map_err(causes_in_line)?;
     let images = drives::open_all(cx, args).await?;
     let drives = images.iter().map(|image| image.drive.clone()).collect();
     let notice: cowbell_vm::disk::Notice = {
         let name = cx.name.clone();
         Arc::new(move |line: &str| eprintln!("{name}: {line}"))
     };
-    let mut front = Front::new(consoles, debugger)?;
+    let mut front = Front::new(consoles, debugger).map_err(causes_in_line)?;
     config.idle = idle(args, &front);
     let ended = Vm::new(&config, &boot, drives, front.console(), &notice)
         .map_err(|error| causes_in_line(anyhow!(error)));
@@ -75,7 +75,7 @@ async fn drive(cx: &Context, args: &Args) -> Result<u8> {
         if let Some(limit) = limit {
             vm.set_limit(limit);
         }
-        go(args, vm, &mut front)
+        go(args, vm, &mut front).map_err(causes_in_line)
     });
     drop(front);
     let closed = close_all(images.into_iter().map(|image| image.image).collect()).await;

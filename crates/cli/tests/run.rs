@@ -100,6 +100,8 @@ fn what_cannot_be_booted_is_named_with_the_cause() {
     check(Some(b"\x7fELF\x02\x01\0\0"), "the kernel is no ELF file for this machine: the file is cut off");
     let foreign = "the kernel is no ELF file for this machine: not a 64-bit little-endian RISC-V executable";
     check(Some(&[b"\x7fELF\x01\x01".as_slice(), &[0; 80]].concat()), foreign);
+    let disk = "the kernel is a qcow2 disk: a 64-bit RISC-V ELF program, a RISC-V Linux Image or flat code is needed";
+    check(Some(b"QFI\xfb\0\0\0\x03"), disk);
     check(Some(b"\x1f\x8b123"), "kernel is compressed with gzip: decompress it first");
     let large = "the kernel 'kernel' is larger than the machine's memory of 1048576 bytes";
     check(Some(&vec![1; 2 << 20]), large);
@@ -168,6 +170,27 @@ fn what_is_wrong_is_named() {
     check(&["--module", "kind=kernel"], "'file' is missing");
     check(&["--kernel", "/dev/zero", "-m", "1"], "larger than the machine's memory");
     check(&["-cpu", "max"], "invalid option");
+    // The cause is named as well.
+    check(&["--bios", &spin, "--serial", "file:/nope/x"], "cannot write to '/nope/x': No such file");
+    check(&["--bios", &spin, "--serial", "unix:/nope/x,server=on"], "cannot listen at unix:/nope/x: No such");
+    check(&["--bios", &spin, "--serial", "tcp:localhost:x"], "--serial: 'tcp:localhost:x' is no address");
+    check(&["--kernel", &guest("hello.elf"), "--summary", "/nope/x"], "'/nope/x': No such file");
+    check(&["--kernel", &guest("hello.elf"), "-m", "80K"], "the machine needs more memory");
+}
+
+/// A raw image knows no lock of its own that would keep another writer away.
+#[test]
+fn a_disk_has_one_writer() {
+    let dir = dir();
+    fs::write(dir.path().join("d.raw"), vec![0; 65_536]).expect("written");
+    let both = |keys: &str| {
+        let drive = format!("file=d.raw,format=raw{keys}");
+        run(dir.path(), &["--kernel", &guest("hello.elf"), "--drive", &drive, "--drive", &drive])
+    };
+    let output = both("");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("Failed to get \"write\" lock"));
+    assert_eq!(both(",read-only=on").status.code(), Some(0));
 }
 
 /// Starts a run, kills it at the end, and waits for it with a limit.

@@ -13,6 +13,10 @@ use crate::sbi;
 const KERNEL_OFFSET: u64 = 2 << 20;
 /// Alignment of what is loaded from the top of memory down.
 const TOP_ALIGN: u64 = 2 << 20;
+/// Memory below which that alignment would waste a good part of it.
+const SMALL_BYTES: u64 = 16 << 20;
+/// Room for a device tree in such a machine, and its alignment: most are a tenth of it.
+const FDT_ROOM: u64 = 64 << 10;
 
 /// What a boot module is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +102,38 @@ pub enum BootError {
         /// How.
         method: &'static str,
     },
+    /// Firmware and kernel want the same place.
+    #[error(
+        "the kernel at {kernel:#x} lies over the firmware, which ends at {firmware_end:#x}: \
+         link it to run behind the firmware"
+    )]
+    Overlap {
+        /// Where the kernel begins.
+        kernel: u64,
+        /// Behind the last byte of the firmware.
+        firmware_end: u64,
+    },
+    /// What lies at the bottom of memory reaches into what lies at its top.
+    #[error(
+        "{what} up to {end:#x} leaves no room for the device tree and the boot modules, which begin at {top:#x}: \
+         the machine needs more memory"
+    )]
+    Crowded {
+        /// What lies at the bottom.
+        what: &'static str,
+        /// Behind its last byte.
+        end: u64,
+        /// Where the rest begins.
+        top: u64,
+    },
+    /// Something that runs elsewhere.
+    #[error("the {what} is {kind}: a 64-bit RISC-V ELF program, a RISC-V Linux Image or flat code is needed")]
+    Foreign {
+        /// What.
+        what: &'static str,
+        /// What it is instead.
+        kind: &'static str,
+    },
     /// There is nothing in it.
     #[error("the {what} is empty")]
     Empty {
@@ -131,9 +167,27 @@ fn compression(data: &[u8]) -> Option<&'static str> {
     MAGICS.into_iter().find(|(magic, _)| data.starts_with(magic)).map(|(_, name)| name)
 }
 
+/// What a file for another machine or another loader is, by its mark.
+fn foreign(data: &[u8]) -> Option<&'static str> {
+    const MARKS: [(usize, &[u8], &str); 7] = [
+        (0x202, b"HdrS", "a Linux kernel for x86"),
+        (0x38, b"ARM\x64", "a Linux Image for arm64"),
+        (0x24, b"\x18\x28\x6f\x01", "a Linux kernel for arm"),
+        (0, b"\x27\x05\x19\x56", "an image for U-Boot"),
+        (0, b"\xd0\x0d\xfe\xed", "a device tree or an image for U-Boot"),
+        (0, b"QFI\xfb", "a qcow2 disk"),
+        (0, b"070701", "an initial RAM disk"),
+    ];
+    MARKS
+        .into_iter()
+        .find(|(at, mark, _)| data.get(*at..).is_some_and(|rest| rest.starts_with(mark)))
+        .map(|mark| mark.2)
+}
+
 /// A kernel or program in place.
 struct Loaded {
     entry: u64,
+    start: u64,
     end: u64,
     is_linux: bool,
 }
@@ -145,9 +199,11 @@ impl Machine {
     /// When there is nothing to boot, or something is malformed or does not fit.
     pub fn boot(&mut self, config: &MachineConfig, boot: &Boot) -> Result<(), BootError> {
         let mut kernel = None;
-        let mut top = (RAM_BASE + config.ram_bytes) & !(TOP_ALIGN - 1);
+        // Where memory is short, the device tree gets as much of it as it may need, and no more.
+        let align = if config.ram_bytes < SMALL_BYTES { FDT_ROOM } else { TOP_ALIGN };
+        let mut top = (RAM_BASE + config.ram_bytes) & !(align - 1);
         // The device tree comes last, but its place is the highest.
-        top = top.saturating_sub(TOP_ALIGN).max(RAM_BASE);
+        top = top.saturating_sub(align).max(RAM_BASE);
         let fdt_at = top;
         let mut chosen = Chosen::default();
         let named = |module: &BootModule| module.kind.unwrap_or_else(|| ModuleKind::detect(&module.data));
@@ -159,7 +215,7 @@ impl Machine {
                 if kernel.is_some() {
                     return Err(BootError::TwoKernels);
                 }
-                let loaded = self.load_kernel(&module.data)?;
+                let loaded = self.load_kernel(&module.data, bios.as_ref())?;
                 chosen.bootargs.clone_from(&module.bootargs);
                 let start = loaded.entry;
                 let len = loaded.end.saturating_sub(start);
@@ -176,9 +232,10 @@ impl Machine {
             let bootargs = module.bootargs.clone();
             chosen.modules.push(ChosenModule { kind: kind.compatible(), address, len, bootargs });
         }
-        let low_end = [&bios, &kernel].into_iter().flatten().map(|loaded| loaded.end).max();
-        if let Some(end) = low_end.filter(|end| *end > top) {
-            return Err(BootError::NoRoom { what: "kernel", address: RAM_BASE, len: end - RAM_BASE });
+        for (what, loaded) in [("firmware", &bios), ("kernel", &kernel)] {
+            if let Some(end) = loaded.as_ref().map(|loaded| loaded.end).filter(|end| *end > top) {
+                return Err(BootError::Crowded { what, end, top });
+            }
         }
         let blob = fdt::build(config, &chosen)?;
         self.place("device tree", fdt_at, &blob)?;
@@ -194,18 +251,25 @@ impl Machine {
         }
     }
 
-    fn load_kernel(&mut self, data: &[u8]) -> Result<Loaded, BootError> {
-        match linux_header(data) {
+    /// A Linux Image goes where its header says, an ELF program where it says; flat code to the start of memory, or behind
+    /// the firmware.
+    fn load_kernel(&mut self, data: &[u8], bios: Option<&Loaded>) -> Result<Loaded, BootError> {
+        let loaded = match linux_header(data) {
             Some((offset, size)) => {
                 let start = RAM_BASE + if offset == 0 { KERNEL_OFFSET } else { offset.min(1 << 40) };
                 self.place("kernel", start, data)?;
-                Ok(Loaded {
-                    entry: start,
-                    end: start.saturating_add(size.max(data.len() as u64)),
-                    is_linux: true,
-                })
+                let end = start.saturating_add(size.max(data.len() as u64));
+                Loaded { entry: start, start, end, is_linux: true }
             }
-            None => self.load_program("kernel", data, RAM_BASE),
+            None => {
+                let behind =
+                    |bios: &Loaded| bios.end.next_multiple_of(TOP_ALIGN).max(RAM_BASE + KERNEL_OFFSET);
+                self.load_program("kernel", data, bios.map_or(RAM_BASE, behind))?
+            }
+        };
+        match bios.filter(|bios| loaded.start < bios.end && bios.start < loaded.end) {
+            Some(bios) => Err(BootError::Overlap { kernel: loaded.start, firmware_end: bios.end }),
+            None => Ok(loaded),
         }
     }
 
@@ -217,12 +281,16 @@ impl Machine {
         if let Some(method) = compression(data) {
             return Err(BootError::Compressed { what, method });
         }
+        if let Some(kind) = foreign(data) {
+            return Err(BootError::Foreign { what, kind });
+        }
         if !data.starts_with(b"\x7fELF") {
             self.place(what, flat_at, data)?;
-            return Ok(Loaded { entry: flat_at, end: flat_at + data.len() as u64, is_linux: false });
+            let end = flat_at + data.len() as u64;
+            return Ok(Loaded { entry: flat_at, start: flat_at, end, is_linux: false });
         }
         let program = elf::parse(data).map_err(|source| BootError::Elf { what, source })?;
-        let mut end = 0;
+        let (mut start, mut end) = (u64::MAX, 0);
         for segment in &program.segments {
             let size = segment.size;
             let no_room = BootError::NoRoom { what, address: segment.address, len: size };
@@ -232,9 +300,9 @@ impl Machine {
             self.place(what, segment.address, segment.bytes)?;
             let filled = segment.bytes.len() as u64;
             self.bus_mut().ram.clear(segment.address + filled, size - filled);
-            end = end.max(segment.address + size);
+            (start, end) = (start.min(segment.address), end.max(segment.address + size));
         }
-        Ok(Loaded { entry: program.entry, end, is_linux: false })
+        Ok(Loaded { entry: program.entry, start, end, is_linux: false })
     }
 
     /// The boot ROM does what the `virt` board's does: hart id, device tree and the description of the next
@@ -353,5 +421,46 @@ mod tests {
         let compressed =
             BootModule { kind: Some(ModuleKind::Kernel), ..module(b"\x1f\x8b\x08".to_vec(), "") };
         assert!(matches!(boot(vec![compressed]), Err(BootError::Compressed { method: "gzip", .. })));
+        let kernel =
+            |data: Vec<u8>| boot(vec![BootModule { kind: Some(ModuleKind::Kernel), ..module(data, "") }]);
+        let mut arm = image();
+        arm[0x38..0x3c].copy_from_slice(b"ARM\x64");
+        assert!(matches!(kernel(arm), Err(BootError::Foreign { kind: "a Linux Image for arm64", .. })));
+        assert!(matches!(kernel(b"070701".to_vec()), Err(BootError::Foreign { .. })));
+    }
+
+    /// With firmware and a kernel of these bytes in a machine of this much memory: where the kernel begins.
+    fn behind_firmware(ram_bytes: u64, firmware: usize, kernel: Vec<u8>) -> Result<u64, BootError> {
+        let config = MachineConfig { ram_bytes, ..MachineConfig::default() };
+        let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole))).expect("a machine");
+        let modules = vec![BootModule { kind: Some(ModuleKind::Kernel), ..module(kernel, "") }];
+        machine.boot(&config, &Boot { bios: Some(vec![0x13; firmware]), modules })?;
+        let rom = &machine.bus().rom;
+        // The fifth of the words behind the code of the boot ROM is the next stage's address.
+        Ok(u64::from_le_bytes(rom[24 + 32..24 + 40].try_into().expect("eight bytes")))
+    }
+
+    #[test]
+    fn a_flat_kernel_lies_behind_the_firmware() {
+        let flat = || vec![0x13, 0, 0, 0];
+        assert_eq!(behind_firmware(64 << 20, 100, flat()).expect("boots"), RAM_BASE + KERNEL_OFFSET);
+        assert_eq!(behind_firmware(64 << 20, 5 << 20, flat()).expect("boots"), RAM_BASE + (6 << 20));
+        assert_eq!(behind_firmware(64 << 20, 100, image()).expect("boots"), RAM_BASE + KERNEL_OFFSET);
+        let over = behind_firmware(64 << 20, 3 << 20, image());
+        assert!(matches!(over, Err(BootError::Overlap { .. })), "{over:?}");
+        let crowded = behind_firmware(4 << 20, (4 << 20) - 100, image());
+        assert!(matches!(crowded, Err(BootError::Overlap { .. } | BootError::Crowded { .. })), "{crowded:?}");
+    }
+
+    #[test]
+    fn a_small_machine_has_room_for_a_small_program() {
+        let config = MachineConfig { ram_bytes: 256 << 10, ..MachineConfig::default() };
+        let boot = |len| {
+            let mut machine = Machine::new(&config, Ports::new(Box::new(NoConsole))).expect("a machine");
+            let kernel = BootModule { kind: Some(ModuleKind::Kernel), ..module(vec![0x13; len], "") };
+            machine.boot(&config, &Boot { bios: None, modules: vec![kernel] })
+        };
+        assert!(boot(100 << 10).is_ok());
+        assert!(matches!(boot(200 << 10), Err(BootError::Crowded { what: "kernel", .. })));
     }
 }

@@ -10,7 +10,7 @@ use cowbell_vm::{Discards, Drive};
 use super::values::on_off;
 use crate::context::Context;
 use crate::flags::{Args, run as flags};
-use crate::open::{How, Image, cache_mode, open, warn_probed_raw};
+use crate::open::{How, Image, Purpose, cache_mode, open, warn_probed_raw};
 
 /// A disk, and the image to close at the end.
 pub struct Attached {
@@ -135,6 +135,7 @@ async fn attach(cx: &Context, wanted: &Wanted, side_by_side: usize) -> Result<At
         },
         aio: wanted.aio,
         side_by_side,
+        purpose: Purpose::Disk,
         ..How::reading(&wanted.name, wanted.format.as_deref())
     };
     let mut image = open(cx, &how).await?;
