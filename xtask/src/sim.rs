@@ -23,6 +23,8 @@ pub struct Share {
     triples: f64,
     /// Commits and rebases under random schedules.
     layers: f64,
+    /// Random scenarios on VHD images, and a fault at every I/O of single operations.
+    vhd: f64,
     /// Ordering steps switched off one by one: each must be noticed.
     mutants: f64,
 }
@@ -31,18 +33,19 @@ impl Share {
     /// What one CI run gives.
     pub const CI: Self = Self {
         seeds: 2.0,
-        explore: 1.5,
+        explore: 1.25,
         faults: 0.75,
         pairs: 1.0,
         triples: 0.25,
         layers: 0.25,
+        vhd: 0.25,
         mutants: 0.5,
     };
 
     /// Shares in the same proportion that add up to `minutes`.
     fn scaled_to(minutes: f64) -> Self {
-        let Self { seeds, explore, faults, pairs, triples, layers, mutants } = Self::CI;
-        let factor = minutes / (seeds + explore + faults + pairs + triples + layers + mutants);
+        let Self { seeds, explore, faults, pairs, triples, layers, vhd, mutants } = Self::CI;
+        let factor = minutes / (seeds + explore + faults + pairs + triples + layers + vhd + mutants);
         Self {
             seeds: seeds * factor,
             explore: explore * factor,
@@ -50,6 +53,7 @@ impl Share {
             pairs: pairs * factor,
             triples: triples * factor,
             layers: layers * factor,
+            vhd: vhd * factor,
             mutants: mutants * factor,
         }
     }
@@ -67,6 +71,7 @@ pub fn steps(steps: &mut Steps, share: Share, seeds: &'static [&'static str]) {
     steps.run("sim: pairs", || simulate(&reached, "pairs", &[], share.pairs));
     steps.run("sim: triples", || simulate(&reached, "triples", &[], share.triples));
     steps.run("sim: layers", || simulate(&reached, "layers", &[], share.layers));
+    steps.run("sim: vhd", || simulate(&reached, "vhd", &[], share.vhd));
     steps.run("sim: mutants", || simulate(&reached, "mutants", &[], share.mutants));
     steps.run("sim: targets", || reached.print());
 }

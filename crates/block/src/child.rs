@@ -257,11 +257,11 @@ impl Child {
         if let Some(guard) = serial.try_lock(range.clone(), LockMode::Shared) {
             return match target.node.submit(request) {
                 Op::Done(completion) => Op::Done(completion),
-                Op::Wait(future) => Op::Wait(orphans.keep(Box::pin(async move {
+                Op::Wait(future) => orphans.attend_started(Box::pin(async move {
                     let completion = future.await;
                     drop(guard);
                     completion
-                }))),
+                })),
             };
         }
         let (node, lock) = (target.node.clone(), serial.lock(range, LockMode::Shared));

@@ -53,9 +53,12 @@ impl Orphans {
         Op::wait(Attended { orphans, id, work: Some(Box::pin(work)), abandoned, started: false })
     }
 
-    /// Work whose I/O is on its way already: it waits for nothing else, and is kept even if it was never polled.
-    pub fn keep(&self, work: BoxFuture<Completion>) -> BoxFuture<Completion> {
-        Box::pin(Started { orphans: self.clone(), work: Some(work) })
+    /// Work whose I/O is on its way already, kept even if it was never polled, which drives orphans while it waits: its I/O
+    /// may wait for theirs.
+    pub fn attend_started(&self, work: BoxFuture<Completion>) -> Op {
+        let id = self.0.next_waiter.fetch_add(1, Ordering::Relaxed);
+        let abandoned = Abandoned::Kept;
+        Op::wait(Attended { orphans: self.clone(), id, work: Some(work), abandoned, started: true })
     }
 
     /// Does the work, and drives orphans while it waits: for work that is no request, and ends when it is dropped.
@@ -169,33 +172,6 @@ impl Drop for Attended {
             self.orphans.adopt(work);
         }
         self.orphans.leave(self.id);
-    }
-}
-
-/// A request whose I/O is on its way.
-struct Started {
-    orphans: Orphans,
-    work: Option<BoxFuture<Completion>>,
-}
-
-impl Future for Started {
-    type Output = Completion;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
-        let work = self.work.as_mut().expect("not polled after completion");
-        let result = work.as_mut().poll(cx);
-        if result.is_ready() {
-            self.work = None;
-        }
-        result
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        if let Some(work) = self.work.take() {
-            self.orphans.adopt(work);
-        }
     }
 }
 

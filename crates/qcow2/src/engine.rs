@@ -316,12 +316,12 @@ impl Engine {
         self.orphans.attend(work, Abandoned::Dropped)
     }
 
-    /// Wraps a mutation whose I/O is on its way already: it waits for nothing else, and dropping it stops the waiting
-    /// only. What it holds is held until the I/O has ended.
+    /// Wraps a mutation whose I/O is on its way already: dropping it stops the waiting only. What it holds is held until the
+    /// I/O has ended, which may wait for the I/O of abandoned work: files of larger blocks write them one after the other.
     pub fn keep_started(self: &Arc<Self>, work: impl Future<Output = Completion> + Send + 'static) -> Op {
         match mutant::is_active("abandoned-overwrite") {
             true => Op::wait(work),
-            false => Op::Wait(self.orphans.keep(Box::pin(work))),
+            false => self.orphans.attend_started(Box::pin(work)),
         }
     }
 

@@ -5,10 +5,12 @@ use std::ops::Range;
 
 use cowbell_block::Preallocation;
 
+use crate::config::Format;
 use crate::faults::Member;
 use crate::scenario::{GuestOp, Scenario};
 use crate::session::Run;
 use crate::timeline::Timeline;
+use crate::vhd;
 
 /// Most clusters that may leak after a cut at `time` that left the dirty bit clear (T18): those written since the
 /// last flush that completed began, whose pointers may be lost, and those that were freed and not yet counted down in
@@ -72,6 +74,9 @@ pub(crate) fn length_bound(scenario: &Scenario, run: &Run) -> u64 {
         return u64::MAX;
     }
     let config = &scenario.config;
+    if config.format == Format::Vhd {
+        return run.history.base_len.max(vhd::whole_len(config)).next_multiple_of(4096);
+    }
     let per = config.cluster_sectors();
     let model = run.guest.model.borrow();
     let clusters = |at: &Range<u64>| at.start / per..at.end.div_ceil(per);

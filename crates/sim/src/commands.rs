@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::engine::Engine;
+use crate::config::Format;
 use crate::events;
 use crate::explore::{self, sequences};
 use crate::lab::{Effort, Found, Lab};
@@ -17,7 +16,7 @@ use crate::reuse;
 use crate::scenario::Scenario;
 use crate::shrink::{report, shrink};
 use crate::told::{Explored, Told};
-use crate::vhd::{self, Vhd};
+use crate::vhd;
 use crate::workload::{self, explored_configs, faulted_configs};
 
 const USAGE: &str = "\
@@ -126,7 +125,7 @@ struct Session {
 
 impl Session {
     fn new(options: Options) -> Self {
-        let mut lab = Lab::new(Rc::new(Engine::default()));
+        let mut lab = Lab::of(Format::Qcow2);
         lab.reference = Reference::find(&directory());
         Self { options, lab, began: Instant::now(), told: Told::default(), known: Vec::new() }
     }
@@ -156,7 +155,7 @@ impl Session {
 
     /// O10: the same run has the same trace.
     fn repeat(&mut self, scenario: &Scenario) {
-        let hash = || Lab::new(Rc::new(Engine::default())).run(scenario).ok().map(|run| run.trace_hash);
+        let hash = || Lab::of(Format::Qcow2).run(scenario).ok().map(|run| run.trace_hash);
         let (first, second) = (hash(), hash());
         self.told.repeated += 1;
         if first != second {
@@ -267,18 +266,27 @@ impl Session {
     }
 
     fn vhd(&mut self) {
-        self.lab = Lab::new(Rc::new(Vhd));
+        self.lab = Lab::of(Format::Vhd);
+        let effort = Effort { repair: false, ..Effort::QUICK };
+        for scenario in vhd::faulted_configs().flat_map(|config| sequences(&config, 1)) {
+            if self.is_over() {
+                return;
+            }
+            self.told.workloads += 1;
+            if let Err(failed) = explore::faults_of(&mut self.lab, &scenario, effort) {
+                self.failed(&failed.0, &failed.1, effort);
+            }
+        }
         let (from, to) = self.options.seeds.unwrap_or((0, u64::MAX));
         for seed in from..to {
             if self.is_over() {
                 break;
             }
-            self.try_one(&vhd::scenario(seed), Effort { repair: false, ..Effort::QUICK });
+            self.try_one(&vhd::scenario(seed), effort);
         }
     }
 
     fn mutants(&mut self) {
-        let make_lab = || Lab::new(Rc::new(Engine::default()));
         let mut each = |fate: &Fate| {
             let seconds = fate.took.as_secs_f64();
             match &fate.killed_by {
@@ -289,7 +297,7 @@ impl Session {
                 None => println!("SURVIVED  {:28} {seconds:6.1} s: {}", fate.id, fate.removes),
             }
         };
-        let fates = mutants::hunt(&make_lab, self.options.only.as_deref(), &mut each);
+        let fates = mutants::hunt(self.options.only.as_deref(), &mut each);
         if fates.is_empty() {
             println!("no mutants: build with --features mutants");
             self.told.failures += 1;
@@ -312,6 +320,7 @@ impl Session {
             _ => panic!("{USAGE}"),
         };
         print!("{}", scenario.to_text());
+        self.lab = Lab::of(scenario.config.format);
         match self.lab.judge(&scenario, Effort::FULL) {
             Ok(run) => {
                 println!("passes; trace hash {:016x}", run.trace_hash);

@@ -1,114 +1,15 @@
 //! What a world is made of: geometry, caches, backing file, what the image held before, and the host's habits.
 
+mod kinds;
+
 use cowbell_block::Preallocation;
+
+use kinds::{BACKINGS, CRYPTS, DATA_PLACES, FORMATS, PREALLOCATIONS, PRESTATES};
+pub use kinds::{Backing, Crypt, DataPlace, Format, Prestate};
 
 use crate::disk::{Atom, Discards, HostConfig};
 use crate::rng::Rng;
 
-/// What lies behind the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backing {
-    /// Nothing.
-    None,
-    /// A raw file as long as the guest's disk.
-    Raw,
-    /// A raw file that ends inside a cluster, half way.
-    Shorter,
-    /// A raw file that goes on after the guest's disk.
-    Longer,
-    /// A qcow2 image with clusters of another size, as long as the guest's disk.
-    Qcow2,
-    /// A qcow2 image that ends inside a cluster, half way.
-    Qcow2Shorter,
-    /// A qcow2 image that goes on after the guest's disk, and was not shut down cleanly.
-    Qcow2Longer,
-}
-
-impl Backing {
-    /// Whether it is an image itself.
-    pub fn is_qcow2(self) -> bool {
-        matches!(self, Self::Qcow2 | Self::Qcow2Shorter | Self::Qcow2Longer)
-    }
-}
-
-/// What the image holds before the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prestate {
-    /// Nothing.
-    Fresh,
-    /// Nothing, made by the engine itself.
-    Created,
-    /// Data in every second cluster.
-    Half,
-    /// Data everywhere.
-    Full,
-    /// Data in every second cluster, and a snapshot of it that shares the L2 tables.
-    Snapshot,
-    /// Zero clusters without storage everywhere.
-    Zero,
-    /// Zero clusters with storage everywhere.
-    ZeroAllocated,
-    /// Data that a snapshot uses too, everywhere.
-    Shared,
-    /// Compressed data everywhere.
-    Compressed,
-    /// A bit of everything: data, data shared with a snapshot, zero clusters of both kinds, compressed ones.
-    Mixed,
-}
-
-const BACKINGS: [(Backing, &str); 7] = [
-    (Backing::None, "none"),
-    (Backing::Raw, "raw"),
-    (Backing::Shorter, "shorter"),
-    (Backing::Longer, "longer"),
-    (Backing::Qcow2, "qcow2"),
-    (Backing::Qcow2Shorter, "qcow2-shorter"),
-    (Backing::Qcow2Longer, "qcow2-longer"),
-];
-const PRESTATES: [(Prestate, &str); 10] = [
-    (Prestate::Fresh, "fresh"),
-    (Prestate::Created, "created"),
-    (Prestate::Half, "half"),
-    (Prestate::Full, "full"),
-    (Prestate::Snapshot, "snapshot"),
-    (Prestate::Zero, "zero"),
-    (Prestate::ZeroAllocated, "zero-allocated"),
-    (Prestate::Shared, "shared"),
-    (Prestate::Compressed, "compressed"),
-    (Prestate::Mixed, "mixed"),
-];
-
-/// Where the guest's data is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DataPlace {
-    /// In the image.
-    Inside,
-    /// In a file of its own.
-    Outside,
-    /// In a file of its own that reads like the disk.
-    Raw,
-}
-
-const DATA_PLACES: [(DataPlace, &str); 3] =
-    [(DataPlace::Inside, "inside"), (DataPlace::Outside, "outside"), (DataPlace::Raw, "raw")];
-/// How the guest's data is encrypted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Crypt {
-    /// Not at all.
-    None,
-    /// The AES of old.
-    Aes,
-    /// LUKS, with key slots.
-    Luks,
-}
-
-const CRYPTS: [(Crypt, &str); 3] = [(Crypt::None, "none"), (Crypt::Aes, "aes"), (Crypt::Luks, "luks")];
-const PREALLOCATIONS: [(Preallocation, &str); 4] = [
-    (Preallocation::Off, "off"),
-    (Preallocation::Metadata, "metadata"),
-    (Preallocation::Falloc, "falloc"),
-    (Preallocation::Full, "full"),
-];
 /// Bits of [`Config::discard`]: what is given back to the host, and that discarded clusters keep their storage.
 pub const GIVEN_BACK: u8 = 7;
 const KEPT: u8 = 8;
@@ -116,6 +17,8 @@ const KEPT: u8 = 8;
 /// One configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// The image's.
+    pub format: Format,
     /// 2 or 3.
     pub version: u32,
     /// Logarithm of the cluster size.
@@ -159,6 +62,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            format: Format::Qcow2,
             version: 3,
             cluster_bits: 10,
             refcount_order: 4,
@@ -373,8 +277,12 @@ impl Config {
     /// Sectors of the guest's blocks: what is written in one piece is never seen in two. Larger than one where the
     /// host keeps larger blocks whole and is asked for nothing smaller.
     pub fn grain(&self) -> u64 {
-        // Smaller clusters have an entry each, and a block's entries may be cut apart.
-        let blocks = self.host.alignment == 4096 && self.host.atom != Atom::Sector && self.cluster_bits >= 12;
+        // Smaller clusters have an entry each, and a block's entries may be cut apart. And blocks of VHD images lie wherever
+        // a sector does.
+        let blocks = self.format == Format::Qcow2
+            && self.host.alignment == 4096
+            && self.host.atom != Atom::Sector
+            && self.cluster_bits >= 12;
         if blocks { 8 } else { 1 }
     }
 
@@ -394,6 +302,7 @@ impl Config {
     fn fields(&self) -> Vec<(&'static str, String)> {
         let bit = |value: bool| u8::from(value).to_string();
         vec![
+            ("format", name_of(&FORMATS, self.format)),
             ("version", self.version.to_string()),
             ("cluster_bits", self.cluster_bits.to_string()),
             ("refcount_order", self.refcount_order.to_string()),
@@ -443,6 +352,7 @@ impl Config {
         let (key, value) = item.split_once('=')?;
         let number = || value.parse::<u64>().ok();
         match key {
+            "format" => self.format = by_name(&FORMATS, value)?,
             "version" => self.version = number()? as u32,
             "cluster_bits" => self.cluster_bits = number()? as u32,
             "refcount_order" => self.refcount_order = number()? as u32,

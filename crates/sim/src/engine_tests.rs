@@ -163,11 +163,10 @@ fn scenarios_pass() {
         .collect();
     files.sort();
     assert!(!files.is_empty());
-    let mut lab = lab();
     for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "txt")) {
         let text = std::fs::read_to_string(file).expect("readable");
         let scenario = Scenario::parse(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        if let Err(found) = lab.judge(&scenario, Effort::FULL) {
+        if let Err(found) = Lab::of(scenario.config.format).judge(&scenario, Effort::FULL) {
             panic!("{}: {}", file.display(), found.failure);
         }
     }

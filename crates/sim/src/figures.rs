@@ -62,7 +62,8 @@ impl Figures {
 }
 
 /// The settings whose values are counted.
-pub const SETTINGS: [&str; 17] = [
+pub const SETTINGS: [&str; 18] = [
+    "format",
     "version",
     "cluster_bits",
     "refcount_order",

@@ -148,7 +148,7 @@ pub fn build_kinds(config: &Config, kinds: &[ClusterKind], pool: &mut Pool) -> B
 }
 
 /// What lies behind: what its guest reads, and the file.
-fn build_backing(config: &Config, pool: &mut Pool) -> (Option<Vec<Content>>, Image) {
+pub(crate) fn build_backing(config: &Config, pool: &mut Pool) -> (Option<Vec<Content>>, Image) {
     let Some(sectors) = config.backing_sectors() else { return (None, Image::default()) };
     let mut guest: Vec<Content> =
         (0..sectors).map(|sector| pool.intern(&initial(BACKING, sector).bytes())).collect();
@@ -168,7 +168,7 @@ fn build_backing(config: &Config, pool: &mut Pool) -> (Option<Vec<Content>>, Ima
     (Some(guest), file)
 }
 
-fn initial(operation: u32, sector: u64) -> Stamp {
+pub(crate) fn initial(operation: u32, sector: u64) -> Stamp {
     Stamp { seed: 0, operation, sector, generation: 0 }
 }
 

@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use crate::bounds::{cut_times, leak_bound};
-use crate::config::Config;
+use crate::config::{Config, Format};
 use crate::crash::{CrashSet, Depth, Survivors};
 use crate::disk::{History, HostConfig};
+use crate::engine::Engine;
 use crate::figures::{Figures, cpu_time};
 use crate::image::Built;
 use crate::judge::{Case, Failure, Judge};
@@ -19,6 +20,7 @@ use crate::scenario::{Cut, Scenario};
 use crate::session::{Closed, Run, Start, case};
 use crate::subject::Subject;
 use crate::timeline::Timeline;
+use crate::vhd::Vhd;
 
 /// What is kept from run to run: contents, images, the judge's memory.
 pub struct Lab {
@@ -143,6 +145,14 @@ impl Lab {
             closed: Closed::default(),
             last: History::default(),
             reference: None,
+        }
+    }
+
+    /// A laboratory for the driver of a format.
+    pub fn of(format: Format) -> Self {
+        match format {
+            Format::Qcow2 => Self::new(Rc::new(Engine::default())),
+            Format::Vhd => Self::new(Rc::new(Vhd)),
         }
     }
 

@@ -4,12 +4,14 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use crate::config::Format;
 use crate::explore::Failed;
 use crate::lab::{Effort, Lab};
 use crate::layers;
 use crate::pairs;
 use crate::reuse;
 use crate::scenario::Scenario;
+use crate::vhd;
 use crate::workload;
 
 /// Time after which a mutant counts as survivor.
@@ -31,16 +33,21 @@ pub struct Fate {
 
 /// Switches each ordering step off in turn and looks for a failure. Only with the feature `mutants`; without it
 /// there is nothing to switch off, and the list is empty.
-pub fn hunt(make_lab: &dyn Fn() -> Lab, only: Option<&str>, each: &mut dyn FnMut(&Fate)) -> Vec<Fate> {
+pub fn hunt(only: Option<&str>, each: &mut dyn FnMut(&Fate)) -> Vec<Fate> {
     let mut fates = Vec::new();
     if !cfg!(feature = "mutants") {
         return fates;
     }
-    for (id, removes) in cowbell_qcow2::MUTANTS.iter().filter(|(id, _)| only.is_none_or(|o| o == *id)) {
+    let of = |format: Format, list: &'static [(&str, &str)]| list.iter().map(move |mutant| (format, mutant));
+    let all = of(Format::Qcow2, cowbell_qcow2::MUTANTS).chain(of(Format::Vhd, cowbell_vpc::MUTANTS));
+    for (format, (id, removes)) in all.filter(|(_, (id, _))| only.is_none_or(|o| o == *id)) {
         activate(Some(id));
         let began = Instant::now();
         // The engine's own assertions stand in front of the oracles: one that fails has noticed as well.
-        let hunted = catch_unwind(AssertUnwindSafe(|| hunt_one(&mut make_lab(), began)));
+        let hunted = catch_unwind(AssertUnwindSafe(|| match format {
+            Format::Qcow2 => hunt_one(&mut Lab::of(format), began),
+            Format::Vhd => hunt_vhd(&mut Lab::of(format), began),
+        }));
         let (killed_by, scenarios) = match hunted {
             Ok((failed, scenarios)) => (failed.map(|failed| failed.1.failure.to_string()), scenarios),
             Err(panic) => (Some(format!("assertion: {}", text_of(&*panic))), 1),
@@ -60,12 +67,25 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
 }
 
 #[cfg(feature = "mutants")]
-fn activate(id: Option<&str>) {
+fn activate(id: Option<&'static str>) {
     cowbell_block::mutant::activate(id);
 }
 
 #[cfg(not(feature = "mutants"))]
 fn activate(_: Option<&str>) {}
+
+/// Random workloads on VHD images, with faults.
+fn hunt_vhd(lab: &mut Lab, began: Instant) -> (Option<Box<Failed>>, u64) {
+    let mut seeds = (0..).take_while(|_| began.elapsed() < SURVIVAL);
+    let found = seeds.find_map(|seed| {
+        let scenario = vhd::scenario(seed);
+        lab.judge(&scenario, Effort::QUICK).err().map(|found| (seed + 1, Box::new((scenario, found))))
+    });
+    match found {
+        Some((scenarios, failed)) => (Some(failed), scenarios),
+        None => (None, seeds.next().unwrap_or(0)),
+    }
+}
 
 /// Random workloads, with a pair of requests under all schedules now and then.
 fn hunt_one(lab: &mut Lab, began: Instant) -> (Option<Box<Failed>>, u64) {

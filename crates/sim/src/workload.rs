@@ -5,13 +5,14 @@ use std::ops::Range;
 use cowbell_block::DebugEvent;
 
 use crate::bitmaps::BitmapOp;
-use crate::config::{Backing, Config, Crypt, DataPlace, GIVEN_BACK, Prestate};
+use crate::config::{Backing, Config, Crypt, DataPlace, Format, GIVEN_BACK, Prestate};
 use crate::disk::{Atom, HostConfig};
 use crate::exec::Granularity;
 use crate::faults::{Fault, FaultKind, Member, Trigger};
 use crate::guest::state::STATE_SECTORS;
 use crate::rng::{Concern, Rng};
 use crate::scenario::{Amendment, GuestOp, KeyOp, Scenario, Schedule, SnapshotOp};
+use crate::vhd;
 
 /// The scenario of a seed: a world and a workload, each drawn from its own stream (swarm testing: every seed
 /// leaves out some kinds of operations, so that others meet more often).
@@ -57,7 +58,7 @@ pub fn random(seed: u64) -> Scenario {
 }
 
 /// Sometimes one fault; mostly none, since errors hide what would have come after them.
-fn faults(rng: &mut Rng) -> Vec<Fault> {
+pub(crate) fn faults(rng: &mut Rng) -> Vec<Fault> {
     if !rng.one_in(4) {
         return Vec::new();
     }
@@ -230,6 +231,9 @@ fn clip(range: Range<u64>, sectors: u64, grain: u64) -> Range<u64> {
 /// The alphabet of the exhaustive explorer: every shape of every operation at a hot place, next to it, and
 /// beyond an L2 boundary.
 pub fn alphabet(config: &Config) -> Vec<GuestOp> {
+    if config.format == Format::Vhd {
+        return vhd::alphabet(config);
+    }
     let per = config.cluster_sectors();
     let boundary = config.l2_entries().min(config.clusters() - 1);
     let hot = boundary.saturating_sub(3) * per;

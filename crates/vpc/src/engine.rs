@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cowbell_block::modes::Modes;
+use cowbell_block::mutant;
 use cowbell_block::orphans::{Abandoned, Orphans};
 use cowbell_block::range_lock::{LockMode, RangeLock};
 use cowbell_block::{
@@ -32,7 +33,10 @@ pub(crate) struct Engine {
     pub(crate) writable: AtomicBool,
     /// A flush failed: what is durable is unknown until the image is opened again.
     poisoned: AtomicBool,
-    /// One new block at a time.
+    /// Something was written since the image was opened. Data in place leaves no trace in the tables, and one that a flush
+    /// does not cover may be on its way while that flush ends: so a close of whoever wrote flushes.
+    touched: AtomicBool,
+    /// One new block, or one that is marked as whole, at a time.
     allocating: RangeLock,
     flushing: RangeLock,
     pub(crate) orphans: Orphans,
@@ -70,6 +74,7 @@ impl Engine {
             modes,
             writable: AtomicBool::new(writable),
             poisoned: AtomicBool::new(false),
+            touched: AtomicBool::new(false),
             allocating: RangeLock::new(),
             flushing: RangeLock::new(),
             orphans: Orphans::default(),
@@ -94,6 +99,9 @@ impl Engine {
         }
         if request.op.is_mutation() && self.poisoned.load(Ordering::Relaxed) {
             return Op::failed(request.bufs, ErrorKind::Poisoned);
+        }
+        if request.op.is_mutation() {
+            self.touched.store(true, Ordering::Relaxed);
         }
         let engine = self.clone();
         match request.op {
@@ -254,7 +262,11 @@ impl Engine {
             && let Some(offset) = self.in_place(&request)
         {
             request.offset = offset;
-            return self.file.submit(request);
+            return match self.file.submit(request) {
+                // On a file of larger blocks it may wait for others, whom nobody may be waiting for any more.
+                Op::Wait(future) => self.orphans.attend_started(future),
+                done => done,
+            };
         }
         let engine = self.clone();
         let work = async move {
@@ -284,6 +296,9 @@ impl Engine {
                 continue;
             }
             let data = self.prepare(block, request.cause).await?;
+            if mutant::is_active("vpc-bits-before-data") {
+                self.own(block, inside, inside + len, request.cause).await?;
+            }
             let part = match zeroes {
                 true => Request::write_zeroes(data + inside, len),
                 // Zeroes that were detected keep their buffers to the end.
@@ -312,14 +327,35 @@ impl Engine {
             None => self.allocate(block, cause).await?,
             Some(_) if self.is_differencing() => self.load_bitmap(block, cause).await?,
             Some((_, true)) => {}
-            // What we read of a dynamic image's block does not depend on its bits, but others may look at them.
-            Some((place, false)) => {
-                self.write_bits(place, Bits::All, cause).await?;
-                self.state.lock().set_full(block);
-            }
+            Some((place, false)) => self.fill_bits(block, place, cause).await?,
         }
         let data = self.state.lock().data(block);
         Ok(data.expect("it was there or was made"))
+    }
+
+    /// Marks all sectors of a dynamic image's block. What we read of it does not depend on its bits, but others may look at
+    /// them: so they are durable before data comes into the block, or what a cut leaves there would be one thing to us and
+    /// another one to them.
+    async fn fill_bits(&self, block: u32, place: u64, cause: Cause) -> Result<()> {
+        let _turn = self.allocating.lock(0..1, LockMode::Exclusive).await;
+        if self.state.lock().is_full(block) {
+            return Ok(());
+        }
+        self.load_bitmap(block, cause).await?;
+        let is_full = {
+            let mut state = self.state.lock();
+            let end = state.layout.block_bytes.min(self.len - u64::from(block) * state.layout.block_bytes);
+            state.own_run(block, 0, end).map(|run| {
+                state.drop_bitmap(block);
+                run == (true, end)
+            })
+        };
+        if is_full == Some(false) && !mutant::is_active("vpc-bits-of-old") {
+            self.write_bits(place, Bits::All, cause).await?;
+            self.file.flush().await?;
+        }
+        self.state.lock().set_full(block);
+        Ok(())
     }
 
     /// Marks sectors of a block as the image's own, when their data is in the file.
@@ -343,7 +379,10 @@ impl Engine {
 
     /// Makes a block behind all others: a new footer behind it, its bitmap, zeroes. Its entry is the last.
     async fn allocate(&self, block: u32, cause: Cause) -> Result<()> {
-        let _turn = self.allocating.lock(0..1, LockMode::Exclusive).await;
+        let _turn = match mutant::is_active("vpc-blocks-side-by-side") {
+            true => None,
+            false => Some(self.allocating.lock(0..1, LockMode::Exclusive).await),
+        };
         let (offset, whole) = {
             let state = self.state.lock();
             if state.place(block).is_some() {
@@ -356,7 +395,7 @@ impl Engine {
         let footer = Request::write(end, Buf::copy_of(self.footer.bytes())).caused_by(cause);
         self.file.submit(footer).finish().await.into_bufs()?.recycle();
         // Whatever lies there besides the old footer was left behind by somebody: a block reads as zeroes at first.
-        if file_len > offset + FOOTER_BYTES as u64 {
+        if file_len > offset + FOOTER_BYTES as u64 && !mutant::is_active("vpc-remains-shown") {
             let zeroes = Request::write_zeroes(offset, file_len.min(end) - offset).caused_by(cause);
             self.file.submit(zeroes).finish().await.result?;
         }
@@ -374,7 +413,7 @@ impl Engine {
         }
         let changes = self.state.lock().take_changes();
         let result = self.write_back(&changes.writes).await;
-        if result.is_err() {
+        if result.is_err() && !mutant::is_active("vpc-poison-forgotten") {
             self.poisoned.store(true, Ordering::Relaxed);
         }
         self.state.lock().settle(&changes);
@@ -383,9 +422,11 @@ impl Engine {
 
     /// The data that tables speak of is durable before the tables are written.
     async fn write_back(&self, writes: &[(u64, Vec<u8>)]) -> Result<()> {
-        self.file.flush().await?;
         if writes.is_empty() {
-            return Ok(());
+            return self.file.flush().await;
+        }
+        if !mutant::is_active("vpc-table-beside-data") {
+            self.file.flush().await?;
         }
         for (offset, bytes) in writes {
             self.file.write(*offset, Buf::copy_of(bytes)).await?;
@@ -415,8 +456,9 @@ impl Engine {
     /// Ends writing: nothing is half done, and everything is in the file.
     pub(crate) async fn settle(&self) -> Result<()> {
         self.orphans.settle().await;
-        let dirty = self.state.lock().is_dirty();
-        match self.writable.load(Ordering::Relaxed) && dirty {
+        let in_memory = self.state.lock().is_dirty();
+        let touched = self.touched.load(Ordering::Relaxed) && !mutant::is_active("vpc-close-unflushed");
+        match self.writable.load(Ordering::Relaxed) && (touched || in_memory) {
             true => self.flush().await,
             false => Ok(()),
         }

@@ -133,6 +133,8 @@ struct Fixed {
     len: u64,
     modes: Modes,
     writable: AtomicBool,
+    /// Something was written: a close flushes.
+    touched: AtomicBool,
 }
 
 impl Vpc {
@@ -151,8 +153,8 @@ impl Vpc {
         let writable = options.access == Access::ReadWrite;
         let kind = match header {
             None => {
-                let writable = AtomicBool::new(writable);
-                Kind::Fixed(Arc::new(Fixed { file, len, modes: options.modes, writable }))
+                let (writable, touched) = (AtomicBool::new(writable), AtomicBool::new(false));
+                Kind::Fixed(Arc::new(Fixed { file, len, modes: options.modes, writable, touched }))
             }
             Some(header) => {
                 if let (Some(parent), Some(name)) = (&parent, &parent_name) {
@@ -239,9 +241,11 @@ impl Fixed {
             Operation::Write if request.flags.contains(Flags::COMPRESSED) => {
                 Op::failed(request.bufs, ErrorKind::Unsupported)
             }
-            Operation::Read | Operation::Write | Operation::WriteZeroes | Operation::Flush => {
+            Operation::Write | Operation::WriteZeroes => {
+                self.touched.store(true, Ordering::Relaxed);
                 self.file.submit(request)
             }
+            Operation::Read | Operation::Flush => self.file.submit(request),
             Operation::Status => self.status(request),
             Operation::Truncate(_) => Op::failed(request.bufs, NoResize),
             Operation::Discard
@@ -299,6 +303,7 @@ impl Shared {
 
     async fn settle(&self) -> Result<()> {
         match &self.kind {
+            Kind::Fixed(fixed) if fixed.touched.load(Ordering::Relaxed) => fixed.file.flush().await,
             Kind::Fixed(_) => Ok(()),
             Kind::Growing(engine) => engine.settle().await,
         }

@@ -200,6 +200,11 @@ impl State {
         });
     }
 
+    /// Forgets a bitmap that is in the file as it is in memory.
+    pub(crate) fn drop_bitmap(&mut self, block: u32) {
+        self.bitmaps.remove(&block);
+    }
+
     /// Whether more is waiting for a flush than should be.
     pub(crate) fn is_crowded(&self) -> bool {
         let most = (BITMAPS_BYTES_MAX / self.layout.bitmap_bytes / 2).max(1) as usize;
