@@ -74,9 +74,49 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout and freed once.
-        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.cap)) }
+        let Self { base, ptr, cap } = *self;
+        // A thread that ends has no pages to keep any more.
+        if cap == BUF_ALIGN && PAGES.try_with(|pages| pages.borrow_mut().put(base, ptr)).unwrap_or(false) {
+            return;
+        }
+        // SAFETY: allocated in `new` with the same layout and freed once: nobody kept it.
+        unsafe { dealloc(base.as_ptr(), Self::layout(cap)) }
     }
+}
+
+/// Most single pages that one thread keeps.
+const PAGES_MAX: usize = 16;
+
+/// Memory of buffers of one page that were dropped: pieces of tables, which nobody gives back by hand.
+struct Pages(Vec<(NonNull<u8>, NonNull<u8>)>);
+
+impl Pages {
+    /// Keeps the allocation of an [`Owned`] of one page, if there is room.
+    fn put(&mut self, base: NonNull<u8>, ptr: NonNull<u8>) -> bool {
+        let room = self.0.len() < PAGES_MAX;
+        if room {
+            self.0.push((base, ptr));
+        }
+        room
+    }
+
+    fn take(&mut self) -> Option<Owned> {
+        let (base, ptr) = self.0.pop()?;
+        Some(Owned { base, ptr, cap: BUF_ALIGN })
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        for (base, _) in self.0.drain(..) {
+            // SAFETY: an `Owned` of one page allocated it with this layout and left it here.
+            unsafe { dealloc(base.as_ptr(), Owned::layout(BUF_ALIGN)) }
+        }
+    }
+}
+
+thread_local! {
+    static PAGES: RefCell<Pages> = const { RefCell::new(Pages(Vec::new())) };
 }
 
 #[derive(Clone)]
@@ -100,7 +140,23 @@ unsafe impl Sync for Buf {}
 impl Buf {
     /// Zeroed memory of `len` bytes, aligned to [`BUF_ALIGN`].
     pub fn zeroed(len: usize) -> Self {
-        let owned = Owned::new(len.max(1).next_multiple_of(BUF_ALIGN));
+        if let Some(mut page) = Self::page(len) {
+            page.fill(0);
+            return page;
+        }
+        Self::over(Owned::new(len.max(1).next_multiple_of(BUF_ALIGN)), len)
+    }
+
+    /// A page with unspecified content that this thread has kept, if it is long enough.
+    fn page(len: usize) -> Option<Self> {
+        let fits = len <= BUF_ALIGN;
+        let owned = fits.then(|| PAGES.with_borrow_mut(Pages::take)).flatten()?;
+        Some(Self::over(owned, len))
+    }
+
+    /// The first `len` bytes of fresh memory.
+    fn over(owned: Owned, len: usize) -> Self {
+        assert!(len <= owned.cap, "the memory is long enough");
         let ptr = owned.ptr;
         Self { memory: Memory::Owned(Arc::new(owned)), ptr, len }
     }
@@ -109,7 +165,8 @@ impl Buf {
     ///
     /// For buffers that are about to be overwritten: nothing is cleared.
     pub fn scratch(len: usize) -> Self {
-        POOL.with_borrow_mut(|pool| pool.take(len)).unwrap_or_else(|| Self::zeroed(len))
+        let pooled = POOL.with_borrow_mut(|pool| pool.take(len));
+        pooled.or_else(|| Self::page(len)).unwrap_or_else(|| Self::zeroed(len))
     }
 
     /// Gives the memory back to this thread's pool, if this is the only piece of it and the pool has room.
@@ -365,6 +422,14 @@ impl Bufs {
         let mut out = Buf::scratch(self.len());
         self.read_at(0, &mut out);
         out
+    }
+
+    /// The only piece, or a copy of all pieces.
+    pub fn to_contiguous_or_self(self) -> Buf {
+        match self.0.len() {
+            1 => self.0.into_iter().next().expect("there is one"),
+            _ => self.to_contiguous(),
+        }
     }
 
     /// Gives all memory back to this thread's pool.

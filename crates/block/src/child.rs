@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::RwLock;
 
-use crate::buf::{Buf, Bufs};
+use crate::buf::Buf;
 use crate::error::Result;
 use crate::event::{DebugEvent, Suspension};
 use crate::node::{Limits, Node};
@@ -355,14 +355,4 @@ fn write_event(request: &Request) -> DebugEvent {
 
 fn within(value: u64, limit: u64) -> bool {
     limit == 0 || value <= limit
-}
-
-impl Bufs {
-    /// The only piece, or a copy of all pieces.
-    pub fn to_contiguous_or_self(mut self) -> Buf {
-        match self.pieces().len() {
-            1 => std::mem::replace(&mut self.pieces_mut()[0], Buf::zeroed(0)),
-            _ => self.to_contiguous(),
-        }
-    }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::config::Format;
+use crate::damaged;
 use crate::events;
 use crate::explore::{self, sequences};
 use crate::lab::{Effort, Found, Lab};
@@ -258,7 +259,11 @@ impl Session {
                 break;
             }
             self.told.workloads += 1;
-            if let Err(failure) = layers::run(&mut self.lab, seed) {
+            let outcome = layers::run(&mut self.lab, seed).and_then(|()| match seed % 4 {
+                0 => damaged::run(&mut self.lab, seed),
+                _ => Ok(()),
+            });
+            if let Err(failure) = outcome {
                 self.told.failures += 1;
                 println!("FAILURE {failure}\nreplay: cowbell-sim layers --seeds {seed}..{}", seed + 1);
             }

@@ -177,7 +177,10 @@ impl Config {
         }
         self.extended &= self.version == 3 && self.cluster_bits >= 14;
         if self.crypt != Crypt::None {
-            self.data = DataPlace::Inside;
+            if self.data == DataPlace::Raw {
+                // A file that reads like the disk is not encrypted.
+                self.data = DataPlace::Inside;
+            }
             self.preallocation = Preallocation::Off;
             self.prestate = Prestate::Half;
         }

@@ -7,6 +7,7 @@
 use std::ops::ControlFlow;
 
 use crate::disk::Atom;
+use crate::faults::Member;
 use crate::pool::{Content, Pool, ZERO};
 use crate::rng::{Rng, mix};
 use crate::timeline::{Image, Timeline};
@@ -68,7 +69,8 @@ pub struct CrashSet {
     /// For each volatile I/O: where its pieces end that a cut does not tear.
     atoms: Vec<Vec<usize>>,
     io_numbers: Vec<u32>,
-    lens: [u64; 2],
+    /// Of each file: the length that is durable, and the newest.
+    lens: [[u64; 2]; 2],
     key: u64,
     metadata_key: u64,
 }
@@ -94,8 +96,8 @@ impl CrashSet {
         let mut slots: Vec<Slot> = Vec::new();
         let mut by_sector: Vec<u32> = Vec::new();
         let (mut ios, mut atoms) = (Vec::new(), Vec::new());
-        let mut newest = image.len;
-        let mut newest_order = 0;
+        let mut newest = [image.len, image.data_len];
+        let mut newest_order = [0; 2];
         for volatile in timeline.volatile() {
             let mut places = Vec::with_capacity(volatile.loose.len());
             let mut ends = Vec::new();
@@ -126,21 +128,22 @@ impl CrashSet {
                 ends.push(places.len());
             }
             atoms.push(ends);
+            let file = usize::from(volatile.file == Member::Data);
             if let Some(len) = volatile.new_len
-                && volatile.len_order > newest_order
+                && volatile.len_order > newest_order[file]
             {
-                newest_order = volatile.len_order;
-                newest = len;
+                newest_order[file] = volatile.len_order;
+                newest[file] = len;
             }
             ios.push(places);
         }
         if image.sectors.len() < by_sector.len() {
             image.sectors.resize(by_sector.len(), ZERO);
         }
-        let lens = [image.len, newest];
+        let lens = [[image.len, newest[0]], [image.data_len, newest[1]]];
         let io_numbers = timeline.volatile_ios();
         let mut set = Self { image, slots, ios, atoms, io_numbers, lens, key: 0, metadata_key: 0 };
-        set.set_len(1);
+        set.set_lens([1, 1]);
         set
     }
 
@@ -156,7 +159,7 @@ impl CrashSet {
 
     /// Says which sectors the metadata check depends on.
     pub fn mark_metadata(&mut self, is_metadata: impl Fn(u32) -> bool) {
-        self.metadata_key = mix(self.image.len);
+        self.metadata_key = self.image.lens_hash();
         for slot in &mut self.slots {
             slot.metadata = is_metadata(slot.sector);
             if slot.metadata {
@@ -168,12 +171,14 @@ impl CrashSet {
     /// A hash of these sectors as they are now, in any order, and of the length.
     pub fn hash_of(&self, sectors: &[u32], pool: &Pool) -> u64 {
         let of = |sector: &u32| version(pool, *sector, self.image.get(u64::from(*sector))).hash;
-        sectors.iter().fold(mix(self.image.len), |hash, sector| hash ^ of(sector))
+        sectors.iter().fold(self.image.lens_hash(), |hash, sector| hash ^ of(sector))
     }
 
-    fn set_len(&mut self, which: usize) {
-        let change = mix(self.image.len) ^ mix(self.lens[which]);
-        self.image.len = self.lens[which];
+    /// Gives each file the length that is durable, or the newest.
+    fn set_lens(&mut self, which: [usize; 2]) {
+        let before = self.image.lens_hash();
+        (self.image.len, self.image.data_len) = (self.lens[0][which[0]], self.lens[1][which[1]]);
+        let change = before ^ self.image.lens_hash();
         self.key ^= change;
         self.metadata_key ^= change;
     }
@@ -209,7 +214,7 @@ impl CrashSet {
                 self.set(slot, version, on);
             }
         }
-        self.set_len(usize::from(choice.len_persisted));
+        self.set_lens([choice.len_persisted, choice.data_len_persisted].map(usize::from));
     }
 
     /// What persists now, in a form that can be written down.
@@ -232,7 +237,8 @@ impl CrashSet {
                 index += 1;
             }
         }
-        Survivors { ranges, len_persisted: self.image.len == self.lens[1] }
+        let len_persisted = self.image.len == self.lens[0][1];
+        Survivors { ranges, len_persisted, data_len_persisted: self.image.data_len == self.lens[1][1] }
     }
 
     /// Visits the states in a fixed order that `depth` and `rng` determine, until the visitor breaks.
@@ -257,16 +263,20 @@ impl CrashSet {
         }
         self.tear(depth, rng, visit)?;
         self.masks(depth, rng, visit)?;
-        if self.lens[0] != self.lens[1] {
-            // The length did not persist: nothing beyond it exists, whatever else did.
-            self.set_len(0);
+        let changed = self.lens.map(|[durable, newest]| durable != newest);
+        for which in [[0, 1], [1, 0], [0, 0]] {
+            if (0..2).any(|file| which[file] == 0 && !changed[file]) {
+                continue;
+            }
+            // A length did not persist: nothing beyond it exists, whatever else did.
+            self.set_lens(which);
             self.set_all(false);
             for io in 0..count.min(64) {
                 visit(self)?;
                 self.set_io(io, true);
             }
             visit(self)?;
-            self.set_len(1);
+            self.set_lens([1, 1]);
         }
         ControlFlow::Continue(())
     }
@@ -381,6 +391,8 @@ pub struct Survivors {
     pub ranges: Vec<(u32, u32, u32)>,
     /// Whether the file's newest length survived.
     pub len_persisted: bool,
+    /// Whether the data file's did.
+    pub data_len_persisted: bool,
 }
 
 impl Survivors {
@@ -393,7 +405,7 @@ impl Survivors {
 mod tests {
     use super::*;
     use crate::disk::{History, Io, IoKind};
-    use crate::faults::{FaultKind, Member};
+    use crate::faults::FaultKind;
 
     /// A history of one-sector writes and flushes: `(sector, content)` or a flush; each step is atomic.
     fn history(steps: &[Option<(u32, Content)>]) -> History {
@@ -468,6 +480,38 @@ mod tests {
         assert_eq!(count(Atom::Sector), 16, "every subset of four sectors, of 256 random masks");
         assert_eq!(count(Atom::Block), 4);
         assert_eq!(count(Atom::Request), 2);
+    }
+
+    /// The lengths of an image and of its data file persist each by itself.
+    #[test]
+    fn two_files_have_two_lengths() {
+        let mut pool = Pool::default();
+        let a = pool.intern(&[1; 512]);
+        let grown = |content| {
+            let mut history = history(&[Some((1, content))]);
+            (history.base, history.base_len) = (vec![ZERO], 512);
+            history.ios[0].new_len = Some(1024);
+            history
+        };
+        let both = grown(a).beside(grown(a));
+        let mut timeline = Timeline::new(&both);
+        timeline.advance(99);
+        let mut set = CrashSet::new(&timeline, &pool, Atom::Sector);
+        let mut seen = std::collections::BTreeSet::new();
+        let _ = set.enumerate(Depth::FULL, &mut Rng::new(1), &mut |set| {
+            let image = set.image();
+            seen.insert((image.len, image.data_len, image.get(1) == a, image.data(1) == a));
+            let (copy, before) = (set.survivors(), set.state().key);
+            set.make(&copy);
+            assert_eq!(set.state().key, before);
+            ControlFlow::Continue(())
+        });
+        for lens in [(512, 512), (512, 1024), (1024, 512), (1024, 1024)] {
+            assert!(seen.iter().any(|state| (state.0, state.1) == lens), "{lens:?}");
+        }
+        assert!(
+            !seen.iter().any(|(len, data, there, beside)| *there && *len < 1024 || *beside && *data < 1024)
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cowbell_block::{BoxFuture, Node, Request, Result};
 
 use crate::bitmaps::Bitmaps;
-use crate::config::{Backing, Config, Prestate};
+use crate::config::{Backing, Config, Crypt, DataPlace, Prestate};
 use crate::disk::IoKind;
 use crate::engine::Engine;
 use crate::events;
@@ -141,6 +141,40 @@ fn a_write_to_the_backing_file_is_found() {
         let found = Lab::new(Rc::new(Meddler(Engine::default()))).run(&scenario).err().expect("found");
         assert_eq!(found.failure.oracle, "O9");
         assert!(lab().run(&scenario).is_ok());
+    }
+}
+
+/// An engine whose images are looked at by somebody who knows no keys.
+struct Blind(Engine);
+
+impl Subject for Blind {
+    fn build(&self, config: &Config, pool: &mut Pool) -> Built {
+        self.0.build(config, pool)
+    }
+
+    fn open(&self, files: Files, config: &Config) -> BoxFuture<Result<Arc<dyn Node>>> {
+        self.0.open(files, config)
+    }
+
+    fn inspect(&self, image: &ImageBytes<'_>, config: &Config) -> Inspection {
+        Inspection { opener: None, ..self.0.inspect(image, config) }
+    }
+}
+
+/// What is written to an encrypted disk is not there for those without its keys, in the image or in a data file.
+#[test]
+fn encrypted_data_is_encrypted_wherever_it_is() {
+    for data in [DataPlace::Inside, DataPlace::Outside] {
+        for crypt in [Crypt::Aes, Crypt::Luks] {
+            let config = Config { data, ..workload::encrypted(crypt) };
+            let ops = vec![GuestOp::Write { at: 9..12, fua: false }, GuestOp::Flush];
+            let scenario = Scenario { config, ops, ..Scenario::default() };
+            let found = Lab::new(Rc::new(Blind(Engine::default()))).run(&scenario).err().expect("found");
+            assert_eq!(found.failure.oracle, "O2");
+            if let Err(found) = lab().judge(&scenario, Effort::QUICK) {
+                panic!("{}", found.failure);
+            }
+        }
     }
 }
 

@@ -3,11 +3,12 @@
 
 use cowbell_block::DebugEvent;
 
-use crate::config::Config;
+use crate::config::{Config, DataPlace};
 use crate::disk::IoKind;
 use crate::events::announced;
 use crate::faults::{Fault, FaultKind, Member, Trigger};
 use crate::lab::{Effort, Found, Lab};
+use crate::layers;
 use crate::scenario::{GuestOp, Scenario};
 use crate::workload::{alphabet, faulted_configs};
 
@@ -58,6 +59,10 @@ pub fn strike_every_event(lab: &mut Lab, effort: Effort) -> Result<u64, Box<Fail
             }
             let (on, trigger) = match event {
                 DebugEvent::ReadBackingAio => (Member::Backing, Trigger::Nth(0)),
+                // Zeroes are written as such to data files.
+                event if scenario.config.data != DataPlace::Inside => {
+                    (zeroed_file(event), Trigger::Tagged(event, 0))
+                }
                 event => (Member::Image, Trigger::Tagged(event, 0)),
             };
             let faults = vec![Fault { on, trigger, kind: FaultKind::Eio, sticky: false }];
@@ -66,7 +71,18 @@ pub fn strike_every_event(lab: &mut Lab, effort: Effort) -> Result<u64, Box<Fail
             lab.judge(&faulted, effort).map_err(|found| Box::new((faulted, found)))?;
         }
     }
+    // An image is emptied after a commit, which is no operation of a guest.
+    if !struck(lab, DebugEvent::EmptyImagePrepare) {
+        runs += 1;
+        layers::strike(lab, DebugEvent::EmptyImagePrepare)
+            .map_err(|failure| Box::new((Scenario::default(), failure.into())))?;
+    }
     Ok(runs)
+}
+
+/// The file that an event is announced to before an I/O, where there is a data file.
+fn zeroed_file(event: DebugEvent) -> Member {
+    if event == DebugEvent::PwritevZero { Member::Data } else { Member::Image }
 }
 
 /// Scenarios in which every event is announced: every operation in every world, and one that needs new refcount blocks.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::disk::SimDisk;
 
 /// What was done so far.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +33,8 @@ pub struct Figures {
     pub steps: u64,
     /// CPU time spent in making and judging the states of cuts.
     pub judging: Duration,
+    /// CPU time spent in recoveries from cuts, what was judged there left out.
+    pub recovering: Duration,
 }
 
 /// Configurations that are booked together: booking takes longer than many a run.
@@ -49,6 +52,16 @@ impl Figures {
         }
         self.configs += 1;
         self.last_configs.push((config.clone(), 1));
+    }
+
+    /// Counts the events that a disk was told of.
+    pub fn note_events(&mut self, disk: &SimDisk) {
+        let add = |sums: &mut Vec<u64>, counts: Vec<u32>| {
+            sums.resize(counts.len(), 0);
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += u64::from(count));
+        };
+        add(&mut self.events, disk.event_counts());
+        add(&mut self.events_struck, disk.events_struck());
     }
 
     /// Brings [`Figures::settings`] up to date.

@@ -356,8 +356,9 @@ impl Guest {
         let mut pool = self.pool.lock();
         for (sector, chunk) in at.clone().zip(buf.as_chunks_mut::<SECTOR>().0) {
             let (seed, generation) = (self.seed, self.generation);
-            *chunk = Stamp { seed, operation, sector, generation }.bytes();
-            values.push(pool.intern(chunk));
+            let content = pool.intern_stamp(&Stamp { seed, operation, sector, generation });
+            chunk.copy_from_slice(pool.bytes(content));
+            values.push(content);
         }
         let ticket = self.model.borrow_mut().begin_write(self.instant(), at.start, values.into_iter());
         (Request::write(at.start * SECTOR as u64, buf), ticket)

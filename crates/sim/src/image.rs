@@ -64,7 +64,7 @@ impl Built {
         rng: Rng,
     ) -> Option<SimDisk> {
         self.backing.as_ref()?;
-        let Image { sectors, len } = &self.backing_file;
+        let Image { sectors, len, .. } = &self.backing_file;
         let host = HostConfig { alignment: 1, ..host.clone() };
         let disk = SimDisk::new("backing", pool, clock, sectors, *len, host, rng);
         disk.set_read_only();
@@ -82,7 +82,8 @@ pub fn data_disk(
     rng: Rng,
 ) -> Option<SimDisk> {
     let (_, data) = image.parts(config.data);
-    let len = (data.len() * SECTOR) as u64;
+    let len = image.data_len;
+    let data = &data[..data.len().min(len.div_ceil(SECTOR as u64) as usize)];
     let there = config.data != DataPlace::Inside;
     there.then(|| SimDisk::new("data", pool, clock, data, len, host.clone(), rng))
 }
@@ -153,7 +154,7 @@ pub(crate) fn build_backing(config: &Config, pool: &mut Pool) -> (Option<Vec<Con
     let mut guest: Vec<Content> =
         (0..sectors).map(|sector| pool.intern(&initial(BACKING, sector).bytes())).collect();
     let Some(inner) = config.backing_image() else {
-        let file = Image { sectors: guest.clone(), len: sectors * SECTOR as u64 };
+        let file = Image { sectors: guest.clone(), len: sectors * SECTOR as u64, data_len: 0 };
         return (Some(guest), file);
     };
     let kinds = kinds(&inner);
@@ -190,7 +191,7 @@ impl<'a> Writer<'a> {
     fn image(self, kinds: &[ClusterKind], pool: &mut Pool) -> Image {
         let whole = self.config.prestate == Prestate::Snapshot;
         let bytes = self.finish(kinds, whole, kinds.contains(&ClusterKind::Shared));
-        Image { sectors: pool.intern_all(&bytes), len: bytes.len() as u64 }
+        Image { sectors: pool.intern_all(&bytes), len: bytes.len() as u64, data_len: 0 }
     }
 
     fn cluster(&self) -> u64 {

@@ -230,8 +230,13 @@ impl Lab {
             let place = Place { time, survivors: None, leaks_before };
             self.one_cut(scenario, run, place, effort, &mut cuts)?;
         }
-        self.figures.judging += cpu_time() - began;
-        self.recover_all(scenario, cuts, effort)
+        let judged = cpu_time();
+        self.figures.judging += judged - began;
+        let before = self.figures.judging;
+        let recovered = self.recover_all(scenario, cuts, effort);
+        let judging = self.figures.judging - before;
+        self.figures.recovering += (cpu_time() - judged).saturating_sub(judging);
+        recovered
     }
 
     /// Judges the states of one cut, and picks some to recover from.

@@ -19,6 +19,8 @@ pub(crate) mod bounds;
 pub mod commands;
 pub mod config;
 pub mod crash;
+pub(crate) mod cuts;
+pub mod damaged;
 pub mod disk;
 pub mod engine;
 #[cfg(test)]

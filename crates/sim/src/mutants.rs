@@ -2,10 +2,12 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::config::Format;
+use crate::damaged;
 use crate::explore::Failed;
+use crate::figures::cpu_time;
 use crate::lab::{Effort, Lab};
 use crate::layers;
 use crate::pairs;
@@ -14,7 +16,7 @@ use crate::scenario::Scenario;
 use crate::vhd;
 use crate::workload;
 
-/// Time after which a mutant counts as survivor.
+/// CPU time after which a mutant counts as survivor: what else runs on the machine does not count.
 pub const SURVIVAL: Duration = Duration::from_secs(60);
 
 /// How one mutant fared.
@@ -25,7 +27,7 @@ pub struct Fate {
     pub removes: &'static str,
     /// What failed, if anything did.
     pub killed_by: Option<String>,
-    /// How long it took.
+    /// How much CPU time it took.
     pub took: Duration,
     /// How many scenarios it took.
     pub scenarios: u64,
@@ -42,7 +44,7 @@ pub fn hunt(only: Option<&str>, each: &mut dyn FnMut(&Fate)) -> Vec<Fate> {
     let all = of(Format::Qcow2, cowbell_qcow2::MUTANTS).chain(of(Format::Vhd, cowbell_vpc::MUTANTS));
     for (format, (id, removes)) in all.filter(|(_, (id, _))| only.is_none_or(|o| o == *id)) {
         activate(Some(id));
-        let began = Instant::now();
+        let began = cpu_time();
         // The engine's own assertions stand in front of the oracles: one that fails has noticed as well.
         let hunted = catch_unwind(AssertUnwindSafe(|| match format {
             Format::Qcow2 => hunt_one(&mut Lab::of(format), began),
@@ -53,7 +55,7 @@ pub fn hunt(only: Option<&str>, each: &mut dyn FnMut(&Fate)) -> Vec<Fate> {
             Err(panic) => (Some(format!("assertion: {}", text_of(&*panic))), 1),
         };
         activate(None);
-        let fate = Fate { id, removes, killed_by, took: began.elapsed(), scenarios };
+        let fate = Fate { id, removes, killed_by, took: cpu_time() - began, scenarios };
         each(&fate);
         fates.push(fate);
     }
@@ -75,8 +77,8 @@ fn activate(id: Option<&'static str>) {
 fn activate(_: Option<&str>) {}
 
 /// Random workloads on VHD images, with faults.
-fn hunt_vhd(lab: &mut Lab, began: Instant) -> (Option<Box<Failed>>, u64) {
-    let mut seeds = (0..).take_while(|_| began.elapsed() < SURVIVAL);
+fn hunt_vhd(lab: &mut Lab, began: Duration) -> (Option<Box<Failed>>, u64) {
+    let mut seeds = (0..).take_while(|_| cpu_time() - began < SURVIVAL);
     let found = seeds.find_map(|seed| {
         let scenario = vhd::scenario(seed);
         lab.judge(&scenario, Effort::QUICK).err().map(|found| (seed + 1, Box::new((scenario, found))))
@@ -88,12 +90,12 @@ fn hunt_vhd(lab: &mut Lab, began: Instant) -> (Option<Box<Failed>>, u64) {
 }
 
 /// Random workloads, with a pair of requests under all schedules now and then.
-fn hunt_one(lab: &mut Lab, began: Instant) -> (Option<Box<Failed>>, u64) {
+fn hunt_one(lab: &mut Lab, began: Duration) -> (Option<Box<Failed>>, u64) {
     let pairs = pairs::scenarios();
     let mut stories = reuse::stories().into_iter();
     let mut scenarios = 0;
     for seed in 0.. {
-        if began.elapsed() > SURVIVAL {
+        if cpu_time() - began > SURVIVAL {
             break;
         }
         scenarios += 1;
@@ -111,7 +113,7 @@ fn hunt_one(lab: &mut Lab, began: Instant) -> (Option<Box<Failed>>, u64) {
             }
         }
         scenarios += 1;
-        if let Err(failure) = layers::run(lab, seed) {
+        if let Err(failure) = layers::run(lab, seed).and_then(|()| damaged::run(lab, seed)) {
             return (Some(Box::new((Scenario::default(), failure.into()))), scenarios);
         }
         if seed % 8 == 0 {

@@ -54,6 +54,7 @@ fn kinds(at: std::ops::Range<u64>) -> Vec<GuestOp> {
         GuestOp::Zero { at: at.clone(), unmap: true, fua: false },
         GuestOp::Discard { at: cluster.clone() },
         GuestOp::Discard { at: first..first + 2 * PER },
+        GuestOp::Compressed { at: cluster.clone() },
         GuestOp::Read { at: cluster.clone() },
         GuestOp::Status { at: cluster },
         GuestOp::Flush,

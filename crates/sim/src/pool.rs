@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::keys::Opener;
 use crate::rng::mix;
+use crate::stamp::Stamp;
 
 /// Bytes in a sector, the unit of the contract.
 pub const SECTOR: usize = 512;
@@ -49,6 +50,8 @@ pub struct Pool {
     sectors: Vec<[u8; SECTOR]>,
     hashes: Vec<u64>,
     index: HashIndex<Content>,
+    /// What stamps are the first bytes of, by a hash of the stamp.
+    stamps: HashIndex<Content>,
     /// What encrypted sectors hold, by their content and the way to open them.
     opened: RefCell<HashIndex<Content>>,
 }
@@ -62,6 +65,7 @@ impl Default for Pool {
             sectors: Vec::new(),
             hashes: Vec::new(),
             index: HashIndex::default(),
+            stamps: HashIndex::default(),
             opened: RefCell::default(),
         };
         pool.intern(&[0; SECTOR]);
@@ -119,6 +123,19 @@ impl Pool {
         if self.sectors[guess as usize] == *bytes { guess } else { self.intern(bytes) }
     }
 
+    /// The number of what a stamp makes of a sector, which is stamped again in run after run.
+    pub fn intern_stamp(&mut self, stamp: &Stamp) -> Content {
+        let (head, key) = (stamp.head(), stamp.hash());
+        match self.stamps.get(&key) {
+            Some(&known) if self.sectors[known as usize].starts_with(&head) => known,
+            _ => {
+                let content = self.intern(&stamp.bytes());
+                self.stamps.insert(key, content);
+                content
+            }
+        }
+    }
+
     /// The bytes of a content.
     pub fn bytes(&self, id: Content) -> &[u8; SECTOR] {
         &self.sectors[id as usize]
@@ -137,6 +154,7 @@ impl Pool {
     /// Forgets every content numbered `mark` and up.
     pub fn truncate(&mut self, mark: usize) {
         self.opened.get_mut().clear();
+        self.stamps.clear();
         for hash in self.hashes.drain(mark..) {
             self.index.remove(&hash);
         }

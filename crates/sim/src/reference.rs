@@ -103,8 +103,8 @@ impl Reference {
     ) -> std::io::Result<(Option<i32>, String)> {
         store(&self.directory.join("image"), image, pool)?;
         let (_, data) = image.parts(place);
-        let len = (data.len() * SECTOR) as u64;
-        store(&self.directory.join("data"), &Image { sectors: data.to_vec(), len }, pool)?;
+        let data = Image { sectors: data.to_vec(), len: image.data_len, data_len: 0 };
+        store(&self.directory.join("data"), &data, pool)?;
         if built.backing.is_some() {
             // The images name it so, beside them.
             store(&self.directory.join("backing"), &built.backing_file, pool)?;

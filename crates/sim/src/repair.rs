@@ -90,9 +90,10 @@ pub fn check_and_repair(
     let case = Case { config, backing, shortest: shortest(scenario, built), leaks_max };
     {
         let mut pool = lab.pool.lock();
-        let mut image = Image { sectors: before.0, len: before.1 };
+        let mut image = Image { sectors: before.0, len: before.1, data_len: 0 };
         if let Some(data) = &data {
-            image = image.with_data(&data.content().0);
+            let (sectors, len) = data.content();
+            image = image.with_data(&sectors, len);
         }
         let inspection = inspect_once(&*lab.subject, config, &mut pool, &image);
         if let Some(corrupt) = &inspection.corrupt {

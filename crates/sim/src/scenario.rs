@@ -22,6 +22,14 @@ use crate::crash::Survivors;
 use crate::exec::Granularity;
 use crate::faults::{Fault, FaultKind, Member, Trigger};
 
+/// Whether the lengths of the image file and of the data file persist, in words.
+const LENS: [((bool, bool), &str); 4] = [
+    ((true, true), "len"),
+    ((false, true), "nolen"),
+    ((true, false), "nodatalen"),
+    ((false, false), "nolens"),
+];
+
 /// What is done with the snapshots of an image. A number beyond the last one begins anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names of the operations")]
@@ -367,7 +375,8 @@ impl Scenario {
             if let Some(survivors) = &cut.survivors {
                 let ranges: Vec<_> =
                     survivors.ranges.iter().map(|(io, from, to)| format!("{io}:{from}-{to}")).collect();
-                let len = if survivors.len_persisted { "len" } else { "nolen" };
+                let lens = (survivors.len_persisted, survivors.data_len_persisted);
+                let len = LENS.iter().find(|(which, _)| *which == lens).map_or("len", |(_, name)| name);
                 out.push_str(&format!(" keep {len} {}", ranges.join(",")));
             }
             out.push('\n');
@@ -488,7 +497,9 @@ fn parse_cut(words: &[&str]) -> Option<Cut> {
         let (from, to) = range.split_once('-')?;
         ranges.push((io.parse().ok()?, from.parse().ok()?, to.parse().ok()?));
     }
-    Some(Cut { step, survivors: Some(Survivors { ranges, len_persisted: *len == "len" }) })
+    let (lens, _) = LENS.iter().find(|(_, name)| name == len)?;
+    let (len_persisted, data_len_persisted) = *lens;
+    Some(Cut { step, survivors: Some(Survivors { ranges, len_persisted, data_len_persisted }) })
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl Closed {
             self.configs.push(config.clone());
             self.configs.len() - 1
         });
-        let key = mix(image.len ^ mix(number as u64));
+        let key = mix(image.lens_hash() ^ mix(number as u64));
         image.sectors.iter().fold(key, |key, content| mix(key ^ pool.hash(*content)))
     }
 }
@@ -174,10 +174,11 @@ impl Lab {
         self.note(&set);
         self.figures.note_config(&scenario.config);
         let (sectors, len) = disk.content();
-        let (mut history, mut end) = (disk.end_history(), Image { sectors, len });
+        let (mut history, mut end) = (disk.end_history(), Image { sectors, len, data_len: 0 });
         if let Some(data) = &set.data {
             history = history.beside(data.end_history());
-            end = end.with_data(&data.content().0);
+            let (sectors, len) = data.content();
+            end = end.with_data(&sectors, len);
         }
         let Set { mut world, backing, data, .. } = set;
         let others = || backing.iter().chain(&data);
@@ -261,13 +262,8 @@ impl Lab {
         self.figures.operations += guest.finished.get();
         self.figures.faults += disk.faults_struck() + set.others().map(SimDisk::faults_struck).sum::<u64>();
         self.figures.steps += disk.clock().now();
-        let add = |sums: &mut Vec<u64>, counts: Vec<u32>| {
-            sums.resize(counts.len(), 0);
-            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += u64::from(count));
-        };
         for disk in std::iter::once(disk).chain(data) {
-            add(&mut self.figures.events, disk.event_counts());
-            add(&mut self.figures.events_struck, disk.events_struck());
+            self.figures.note_events(disk);
         }
         // It is announced to the image's file, and what comes right after is a read of another one.
         let behind = backing.as_ref().map_or(0, SimDisk::faults_struck);
@@ -296,7 +292,11 @@ impl Lab {
             return Err(Failure::new("O8", what).into());
         }
         let length_max = length_bound(scenario, run);
-        let longest = run.history.ios.iter().filter_map(|io| io.new_len).max().unwrap_or(0);
+        let longest = { run.history.ios.iter() }
+            .filter(|io| io.file == Member::Image)
+            .filter_map(|io| io.new_len)
+            .max()
+            .unwrap_or(0);
         if longest > length_max {
             let what = format!("the file grew to {longest} bytes; {length_max} suffice");
             return Err(Failure::new("O8", what).into());

@@ -4,6 +4,8 @@ use crate::pool::{Content, NOISE, Pool, SECTOR, ZERO};
 use crate::rng::mix;
 
 const MAGIC: u32 = 0xc0_bb_e1_15;
+/// Bytes of a stamp.
+const HEAD: usize = 32;
 
 /// The origin of a sector of guest data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,26 +24,34 @@ impl Stamp {
     /// The sector's bytes: 32 bytes of stamp and a fill that depends on all of it.
     pub fn bytes(&self) -> [u8; SECTOR] {
         let mut out = [0; SECTOR];
-        out[0..4].copy_from_slice(&MAGIC.to_le_bytes());
-        out[4..12].copy_from_slice(&self.seed.to_le_bytes());
-        out[12..16].copy_from_slice(&self.operation.to_le_bytes());
-        out[16..24].copy_from_slice(&self.sector.to_le_bytes());
-        out[24..28].copy_from_slice(&self.generation.to_le_bytes());
-        let key = mix(self.seed ^ mix(self.sector ^ mix(self.key())));
-        out[28..32].copy_from_slice(&(key as u32).to_le_bytes());
-        let mut word = key | 1;
+        out[..HEAD].copy_from_slice(&self.head());
+        let mut word = self.hash() | 1;
         // A Weyl sequence: distinct words, no repeating pattern, one addition each. Data that was there before
         // the run, or is written compressed, repeats one word.
         let step = if self.operation < COMPRESSIBLE { 0x9e37_79b9_7f4a_7c15 } else { 0 };
-        for chunk in out[32..].as_chunks_mut::<8>().0 {
+        for chunk in out[HEAD..].as_chunks_mut::<8>().0 {
             word = word.wrapping_add(step);
             *chunk = word.to_le_bytes();
         }
         out
     }
 
-    fn key(&self) -> u64 {
-        u64::from(self.operation) << 32 | u64::from(self.generation)
+    /// The first bytes of the sector, which tell one stamp from every other.
+    pub fn head(&self) -> [u8; HEAD] {
+        let mut out = [0; HEAD];
+        out[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        out[4..12].copy_from_slice(&self.seed.to_le_bytes());
+        out[12..16].copy_from_slice(&self.operation.to_le_bytes());
+        out[16..24].copy_from_slice(&self.sector.to_le_bytes());
+        out[24..28].copy_from_slice(&self.generation.to_le_bytes());
+        out[28..32].copy_from_slice(&(self.hash() as u32).to_le_bytes());
+        out
+    }
+
+    /// A hash of the stamp.
+    pub fn hash(&self) -> u64 {
+        let operation = u64::from(self.operation) << 32 | u64::from(self.generation);
+        mix(self.seed ^ mix(self.sector ^ mix(operation)))
     }
 
     /// The stamp of a sector, if it carries a whole one.

@@ -1,6 +1,6 @@
 //! What is under test: how it is opened, and how an independent eye looks at the file it leaves behind.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::keys::{Keys, Opener};
 use crate::pool::{Content, Pool, SECTOR, ZERO};
 use crate::recorded::Recorded;
 use crate::scenario::KeyOp;
-use crate::timeline::Image;
+use crate::timeline::{DATA_AT, Image};
 
 /// A future that stays on its thread.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -142,7 +142,9 @@ impl Inspection {
     ) -> Content {
         let stored = source.content(image, backing, sector);
         match (source, &self.opener) {
-            (Source::File(at), Some(opener)) => pool.opened(stored, opener, sector as u64, u64::from(at)),
+            (Source::File(at) | Source::Data(at), Some(opener)) => {
+                pool.opened(stored, opener, sector as u64, u64::from(at))
+            }
             _ => stored,
         }
     }
@@ -181,6 +183,8 @@ pub struct ImageBytes<'a> {
     image: &'a Image,
     pool: &'a Pool,
     looked_at: RefCell<&'a mut SectorSet>,
+    /// Where the file that is looked at begins, and its length.
+    file: Cell<(u64, u64)>,
 }
 
 /// A set of sectors.
@@ -228,27 +232,40 @@ impl SectorSet {
 impl<'a> ImageBytes<'a> {
     /// The bytes of `image`; sectors looked at are added to `looked_at`.
     pub fn new(image: &'a Image, pool: &'a Pool, looked_at: &'a mut SectorSet) -> Self {
-        Self { image, pool, looked_at: RefCell::new(looked_at) }
+        Self { image, pool, looked_at: RefCell::new(looked_at), file: Cell::new((0, image.len)) }
+    }
+
+    /// Looks at the data file in place of the image file.
+    pub fn in_data_file<T>(&self, look: impl FnOnce(&Self) -> T) -> T {
+        let before = self.file.replace((DATA_AT as u64, self.image.data_len));
+        let found = look(self);
+        self.file.set(before);
+        found
     }
 
     /// Length in bytes.
     pub fn bytes(&self) -> u64 {
-        self.image.len
+        self.file.get().1
+    }
+
+    /// The content of a sector of the file, which is looked at if it is inside.
+    fn content(&self, sector: u64) -> Content {
+        let (first, len) = self.file.get();
+        if sector * SECTOR as u64 >= len {
+            return ZERO;
+        }
+        self.looked_at.borrow_mut().insert((first + sector) as u32);
+        self.image.sectors.get((first + sector) as usize).copied().unwrap_or(ZERO)
     }
 
     /// Fills `buf` from `offset`, with zeroes beyond the end.
     pub fn read(&self, offset: u64, buf: &mut [u8]) {
-        let mut looked_at = self.looked_at.borrow_mut();
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
             let within = (at % SECTOR as u64) as usize;
             let n = (SECTOR - within).min(buf.len() - done);
-            let sector = at / SECTOR as u64;
-            if at < self.image.len {
-                looked_at.insert(sector as u32);
-            }
-            let bytes = self.pool.bytes(self.image.get(sector));
+            let bytes = self.pool.bytes(self.content(at / SECTOR as u64));
             buf[done..done + n].copy_from_slice(&bytes[within..within + n]);
             done += n;
         }
@@ -256,20 +273,14 @@ impl<'a> ImageBytes<'a> {
 
     /// The bytes of the sector that `offset` lies in, from there to its end.
     pub fn sector_at(&self, offset: u64) -> &'a [u8] {
-        let sector = offset / SECTOR as u64;
-        if offset < self.image.len {
-            self.looked_at.borrow_mut().insert(sector as u32);
-        }
-        let bytes = self.pool.bytes(self.image.get(sector));
+        let bytes = self.pool.bytes(self.content(offset / SECTOR as u64));
         &bytes[(offset % SECTOR as u64) as usize..]
     }
 
     /// How many bytes from `offset` are known to be zero, at most `len`, and at most to the end of the file.
     pub fn zeroes(&self, offset: u64, len: u64) -> u64 {
-        let mut looked_at = self.looked_at.borrow_mut();
-        let (mut at, end) = (offset, (offset + len).min(self.image.len));
-        while at < end && self.image.get(at / SECTOR as u64) == ZERO {
-            looked_at.insert((at / SECTOR as u64) as u32);
+        let (mut at, end) = (offset, (offset + len).min(self.bytes()));
+        while at < end && self.content(at / SECTOR as u64) == ZERO {
             at = (at / SECTOR as u64 + 1) * SECTOR as u64;
         }
         at.min(end).max(offset) - offset

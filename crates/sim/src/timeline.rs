@@ -6,22 +6,48 @@ use crate::config::DataPlace;
 use crate::disk::{History, Io, IoKind};
 use crate::faults::{FaultKind, Member};
 use crate::pool::{Content, ZERO};
+use crate::rng::mix;
 
 /// Sector from which on an [`Image`] keeps its data file: beyond the end of any image file that has one, so that both
 /// are cut at once.
 pub const DATA_AT: usize = 1 << 13;
 
 /// An image: a content per sector, and a length in bytes beyond which everything is zero. From [`DATA_AT`] on it is the
-/// data file's content, if there is one, whatever the length says.
+/// data file's content, if there is one, which has a length of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     /// Contents; may be longer than the length says.
     pub sectors: Vec<Content>,
     /// Length in bytes.
     pub len: u64,
+    /// Length of the data file in bytes, if there is one.
+    pub data_len: u64,
+}
+
+/// A hash of the length of one of the files.
+pub(crate) fn len_hash(file: Member, len: u64) -> u64 {
+    mix(len ^ (file as u64) << 60)
 }
 
 impl Image {
+    /// The length of one of the files.
+    pub fn len_of(&self, file: Member) -> u64 {
+        if file == Member::Data { self.data_len } else { self.len }
+    }
+
+    /// Gives one of the files another length.
+    pub fn set_len_of(&mut self, file: Member, len: u64) {
+        match file {
+            Member::Data => self.data_len = len,
+            Member::Image | Member::Backing => self.len = len,
+        }
+    }
+
+    /// A hash of the lengths.
+    pub fn lens_hash(&self) -> u64 {
+        len_hash(Member::Image, self.len) ^ len_hash(Member::Data, self.data_len)
+    }
+
     /// The content of one sector.
     pub fn get(&self, sector: u64) -> Content {
         if sector * 512 >= self.len {
@@ -32,6 +58,9 @@ impl Image {
 
     /// The content of one sector of the data file.
     pub fn data(&self, sector: u32) -> Content {
+        if u64::from(sector) * 512 >= self.data_len {
+            return ZERO;
+        }
         self.sectors.get(DATA_AT + sector as usize).copied().unwrap_or(ZERO)
     }
 
@@ -43,9 +72,10 @@ impl Image {
         }
     }
 
-    /// The same with this data file.
+    /// The same with this data file, of `len` bytes.
     #[must_use]
-    pub fn with_data(mut self, data: &[Content]) -> Self {
+    pub fn with_data(mut self, data: &[Content], len: u64) -> Self {
+        self.data_len = len;
         assert!(self.sectors.len() <= DATA_AT, "the image is short beside a data file");
         self.sectors.resize(DATA_AT, ZERO);
         self.sectors.extend(data);
@@ -66,6 +96,8 @@ pub(crate) struct Loose {
 #[derive(Clone, Debug)]
 pub(crate) struct VolatileIo {
     pub io: u32,
+    /// Whose length it changes, if it changes one.
+    pub file: Member,
     pub loose: Vec<Loose>,
     pub new_len: Option<u64>,
     pub len_order: u32,
@@ -80,7 +112,8 @@ pub struct Timeline<'a> {
     next: usize,
     durable: Image,
     durable_order: Vec<u32>,
-    durable_len_order: u32,
+    /// Of the image file and the data file.
+    durable_len_order: [u32; 2],
     volatile: Vec<VolatileIo>,
 }
 
@@ -113,14 +146,15 @@ impl<'a> Timeline<'a> {
             }
         }
         events.sort_by_key(|(time, _)| *time);
-        let durable = Image { sectors: history.base.clone(), len: history.base_len };
+        let (sectors, len, data_len) = (history.base.clone(), history.base_len, history.base_data_len);
+        let durable = Image { sectors, len, data_len };
         Self {
             history,
             events,
             next: 0,
             durable,
             durable_order: Vec::new(),
-            durable_len_order: 0,
+            durable_len_order: [0; 2],
             volatile: Vec::new(),
         }
     }
@@ -184,15 +218,16 @@ impl<'a> Timeline<'a> {
             .collect();
         let new_len = io.new_len;
         let len_order = io.applied.map_or(0, |applied| applied as u32);
-        let extends = matches!(io.kind, IoKind::Write | IoKind::WriteZeroes) && io.file == Member::Image;
+        let extends = matches!(io.kind, IoKind::Write | IoKind::WriteZeroes);
         let end = if extends { io.offset + io.len } else { 0 };
-        self.volatile.push(VolatileIo { io: number, loose, new_len, len_order, end });
+        let file = io.file;
+        self.volatile.push(VolatileIo { io: number, file, loose, new_len, len_order, end });
     }
 
     fn make_durable(&mut self, covered: impl Fn(&VolatileIo) -> bool, kept: bool) {
         let durable = &mut self.durable;
         let orders = &mut self.durable_order;
-        let len_order = &mut self.durable_len_order;
+        let len_orders = &mut self.durable_len_order;
         self.volatile.retain(|volatile| {
             let covered = covered(volatile);
             if covered && kept {
@@ -209,15 +244,17 @@ impl<'a> Timeline<'a> {
                         durable.sectors[at] = *content;
                     }
                 }
+                let len_order = &mut len_orders[usize::from(volatile.file == Member::Data)];
                 if let Some(len) = volatile.new_len
                     && volatile.len_order > *len_order
                 {
                     *len_order = volatile.len_order;
-                    durable.len = len;
+                    durable.set_len_of(volatile.file, len);
                 }
                 // Another I/O may have made the file longer first; durable data is durably inside the file.
                 if volatile.len_order >= *len_order {
-                    durable.len = durable.len.max(volatile.end);
+                    let len = durable.len_of(volatile.file).max(volatile.end);
+                    durable.set_len_of(volatile.file, len);
                 }
             }
             !covered
@@ -228,7 +265,7 @@ impl<'a> Timeline<'a> {
         // The cache has moved on: what was applied before a durable version of its sector cannot come back.
         for volatile in &mut self.volatile {
             volatile.loose.retain(|l| orders.get(l.sector as usize).is_none_or(|o| l.order > *o));
-            if volatile.len_order <= *len_order {
+            if volatile.len_order <= len_orders[usize::from(volatile.file == Member::Data)] {
                 volatile.new_len = None;
             }
         }

@@ -89,8 +89,9 @@ impl Told {
             ("shown", counters.shown),
         ];
         if self.pairs + self.triples > 0 {
-            lines.push(("raced", figures.runs));
-            lines.push(("racing_us", micros(self.running(lab))));
+            // What goes on after a cut belongs to the cut.
+            lines.push(("raced", figures.runs - figures.recoveries));
+            lines.push(("racing_us", micros(self.running(lab).saturating_sub(figures.recovering))));
         }
         if let Some(explored) = self.explored {
             lines.push(("explored", self.workloads));

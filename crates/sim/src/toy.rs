@@ -41,7 +41,7 @@ pub struct Toy(pub Bug);
 
 impl Subject for Toy {
     fn build(&self, config: &Config, _: &mut Pool) -> Built {
-        let image = Image { sectors: vec![ZERO], len: 512 };
+        let image = Image { sectors: vec![ZERO], len: 512, data_len: 0 };
         Built { image, guest: vec![ZERO; config.sectors as usize], ..Built::default() }
     }
 

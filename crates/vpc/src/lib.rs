@@ -17,7 +17,8 @@
 //!
 //! Invariants:
 //! 1. A block's place is in the file's table only after its bitmap and data are durable; a bit of a differencing image
-//!    is set in the file only after its sector is there, and a dynamic image's blocks have all their bits first. A cut leaves the disk as the last flush had it, or as a write after that.
+//!    is set in the file only after its sector is there, and a dynamic image's blocks have all their bits first. A cut
+//!    leaves the disk as the last flush had it, or as a write after that.
 //! 2. Wherever the file is cut, a footer is found: the copy at its start is never written again, and the one at its end
 //!    is written behind a new block before the block takes its place.
 //! 3. Nobody writes to an image whose blocks lie upon each other or upon its tables.

@@ -134,6 +134,8 @@ pub struct History {
     pub base: Vec<Content>,
     /// Length at the beginning.
     pub base_len: u64,
+    /// Length of the data file at the beginning, if there is one.
+    pub base_data_len: u64,
     /// The I/Os in order of submission.
     pub ios: Vec<Io>,
     /// Sector writes in order of application: sector and content.
@@ -141,19 +143,18 @@ pub struct History {
 }
 
 impl History {
-    /// What happened to an image and its data file, whose sectors begin at [`DATA_AT`] here. The data file's length is
-    /// left out: what was not written reads as zeroes.
+    /// What happened to an image and its data file, whose sectors begin at [`DATA_AT`] here.
     #[must_use]
     pub fn beside(mut self, data: Self) -> Self {
         let (at, shift) = (DATA_AT as u32, self.writes.len() as u32);
         assert!(self.base.len() <= DATA_AT && self.writes.iter().all(|(sector, _)| *sector < at));
         self.base.resize(DATA_AT, ZERO);
         self.base.extend(data.base);
+        self.base_data_len = data.base_len;
         self.writes.extend(data.writes.into_iter().map(|(sector, content)| (sector + at, content)));
         self.ios.extend(data.ios.into_iter().map(|io| Io {
             file: Member::Data,
             writes: (io.writes.0 + shift, io.writes.1 + shift),
-            new_len: None,
             ..io
         }));
         self.ios.sort_by_key(|io| io.submitted);

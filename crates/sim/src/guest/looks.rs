@@ -19,7 +19,10 @@ impl Guest {
         let completion = node.submit(request).finish().await;
         let now = self.instant();
         match completion.into_bufs() {
-            Ok(bufs) => self.compare(&bufs, at.start, start, now),
+            Ok(bufs) => {
+                self.compare(&bufs, at.start, start, now);
+                bufs.recycle();
+            }
             Err(_) if self.fell_off(start, at.end) => {}
             Err(error) => self.excuse("read", &error),
         }

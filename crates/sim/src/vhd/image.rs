@@ -84,7 +84,7 @@ pub(super) fn build(config: &Config, pool: &mut Pool) -> Built {
         Prestate::Created if backing.is_none() => created(config, pool),
         _ => {
             let bytes = file(config);
-            Image { sectors: pool.intern_all(&bytes), len: bytes.len() as u64 }
+            Image { sectors: pool.intern_all(&bytes), len: bytes.len() as u64, data_len: 0 }
         }
     };
     Built { image, guest, backing, backing_file, ..Built::default() }
