@@ -79,8 +79,10 @@ impl Subject for Engine {
         if config.prestate == Prestate::Created || outside || encrypted {
             built.image = created(config, pool);
         }
-        if (outside || encrypted) && config.prestate == Prestate::Half {
-            built.image = half_full(&built, config, pool);
+        if outside || encrypted {
+            // There are no snapshots beside a data file, and what the engine has made holds nothing yet.
+            built.snapshots.clear();
+            built.image = filled(&built, config, pool);
         }
         if config.bitmaps {
             built.image = with_bitmap(&built.image, config, pool);
@@ -406,19 +408,26 @@ fn unlock(crypt: Crypt, number: usize) -> Unlock {
     }
 }
 
-/// The image with what the guest of `built` has in every second cluster.
-fn half_full(built: &Built, config: &Config, pool: &mut Pool) -> Image {
-    let per = config.cluster_sectors();
-    let cluster = |first: u64| {
-        let sectors = first..(first + per).min(config.sectors);
-        let bytes: Vec<u8> = sectors.flat_map(|s| *pool.bytes(built.guest[s as usize])).collect();
-        (first * SECTOR as u64, bytes)
-    };
-    let clusters: Vec<_> = (0..config.sectors).step_by(2 * per as usize).map(cluster).collect();
+/// The image with what the guest of `built` has that does not lie behind: whole clusters and subclusters, of which nothing
+/// has to be copied.
+fn filled(built: &Built, config: &Config, pool: &mut Pool) -> Image {
+    let guest = &built.guest;
+    let behind = |sector: u64| built.backing.as_ref().and_then(|behind| behind.get(sector as usize));
+    let is_data = |sector: &u64| guest[*sector as usize] != behind(*sector).copied().unwrap_or(ZERO);
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    while let Some(first) = (at..config.sectors).find(is_data) {
+        // In whole clusters where they are whole.
+        let cluster_end =
+            ((first / config.cluster_sectors() + 1) * config.cluster_sectors()).min(config.sectors);
+        at = (first..cluster_end).find(|sector| !is_data(sector)).unwrap_or(cluster_end);
+        let bytes: Vec<u8> = (first..at).flat_map(|sector| *pool.bytes(guest[sector as usize])).collect();
+        pieces.push((first * SECTOR as u64, bytes));
+    }
     let crypt = config.crypt;
     edit(&built.image, config, pool, |files| async move {
         let node = writable(files, crypt).await?;
-        for (offset, bytes) in clusters {
+        for (offset, bytes) in pieces {
             node.submit(Request::write(offset, Buf::copy_of(&bytes))).finish().await.result?;
         }
         node.close().await
