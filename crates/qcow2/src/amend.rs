@@ -129,7 +129,11 @@ pub(crate) async fn amend(engine: &Arc<Engine>, wanted: Amendment) -> Result<()>
         snapshot::expand_zero_clusters(engine).await?;
     }
     // The header tells nothing of refcounts or entries that are not in the file.
-    engine.settle_refcounts().await?;
+    let retires = version != header.version || order != header.refcount_order;
+    match retires {
+        true => engine.settle_for_good().await?,
+        false => engine.settle_refcounts().await?,
+    }
     let refcounts = match order == header.refcount_order {
         true => None,
         false => Some(engine.build_refcounts(order).await?),
@@ -155,7 +159,7 @@ pub(crate) async fn amend(engine: &Arc<Engine>, wanted: Amendment) -> Result<()>
         }
     };
     engine.rewrite_header(change).await?;
-    if version != header.version || order != header.refcount_order {
+    if retires {
         engine.retired.store(true, Ordering::SeqCst);
         return Ok(());
     }

@@ -138,6 +138,7 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("data-file-unsettled", "an external data file is flushed with its image"),
     ("shadow-unsettled", "the tables of a snapshot operation are durable before the header names them"),
     ("snapshot-table-unsettled", "a repaired snapshot table is durable before the header names it"),
+    ("known-not-counted-down", "what running plans know is counted down before an engine ends"),
     ("no-epochs", "a freed cluster waits for the plans that know it"),
     ("replaced-at-once", "clusters of replaced tables rest until the plans that know them have ended"),
     (

@@ -248,7 +248,7 @@ impl Engine {
 /// Brings everything into the file. Bitmaps that cannot be stored are lost, and marked as such; all else is not.
 async fn settle_all(engine: &Arc<Engine>) -> Result<()> {
     let stored = engine.store_bitmaps().await;
-    engine.settle_refcounts().await?;
+    engine.settle_for_good().await?;
     complete_last_cluster(engine).await;
     stored
 }

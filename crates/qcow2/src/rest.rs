@@ -6,11 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cowbell_block::{Request, mutant};
+use cowbell_block::{ErrorKind, Request, Result, mutant};
 use roaring::RoaringTreemap;
 
-use crate::engine::Engine;
-use crate::state::State;
+use crate::engine::{Engine, NO_CAUSE};
+use crate::state::{Freed, State};
 
 /// What one operation freed.
 pub(crate) struct Resting {
@@ -38,6 +38,39 @@ impl State {
 }
 
 impl Engine {
+    /// Writes everything back, of an engine that is about to end: also what running plans still know is counted down, since
+    /// nobody would come back to it. Should the engine go on after all, that is not handed out before they have ended.
+    pub(crate) async fn settle_for_good(self: &Arc<Self>) -> Result<()> {
+        self.settle_refcounts().await?;
+        let released = {
+            let mut state = self.state.lock();
+            let released = std::mem::take(&mut state.released);
+            let mut clusters = RoaringTreemap::new();
+            for freed in &released {
+                clusters.insert_range(freed.clusters.clone());
+            }
+            state.rest(clusters, false);
+            released
+        };
+        if released.is_empty() || mutant::is_active("known-not-counted-down") {
+            return Ok(());
+        }
+        for Freed { mut clusters, .. } in released {
+            while !clusters.is_empty() {
+                let dropped = self.decide(NO_CAUSE, |state| state.drop_references(clusters.clone())).await;
+                match dropped {
+                    Ok(count) => clusters.start += count,
+                    // Reported, and the image is refused from now on.
+                    Err(e) if e.kind() == ErrorKind::Corrupt => clusters.start += 1,
+                    // They are lost until a check finds them.
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        self.write_refcounts().await?;
+        self.barrier().await
+    }
+
     /// Ends the rest of clusters that no plan can know any more.
     pub(crate) async fn end_rests(self: &Arc<Self>) {
         loop {

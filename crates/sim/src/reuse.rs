@@ -8,12 +8,13 @@ use crate::disk::{Atom, HostConfig};
 use crate::exec::Granularity;
 use crate::explore::Failed;
 use crate::lab::{Effort, Lab};
-use crate::scenario::{GuestOp, KeyOp, Scenario, Schedule, SnapshotOp};
+use crate::scenario::{Amendment, GuestOp, KeyOp, Scenario, Schedule, SnapshotOp};
 use crate::workload::encrypted;
 
 /// All such stories, without an I/O to hold up yet.
 pub fn stories() -> Vec<Scenario> {
-    let mut out = vec![moved_table(), abandoned_write(), bitmap_beside_writes(), replaced_disk()];
+    let mut out =
+        vec![moved_table(), abandoned_write(), bitmap_beside_writes(), replaced_disk(), amended_disk()];
     out.extend([DataPlace::Inside, DataPlace::Outside].map(half_stored_blocks));
     // The other one takes long, and fails at each I/O elsewhere.
     out.extend(changed_keys().into_iter().take(1));
@@ -110,6 +111,23 @@ fn half_stored_blocks(data: DataPlace) -> Scenario {
     };
     let ops = vec![GuestOp::Write { at: 0..128, fua: false }, GuestOp::Write { at: 128..256, fua: false }];
     Scenario { config, lanes: 1, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
+}
+
+/// The image becomes another version while a cluster that it has just given up is being read.
+fn amended_disk() -> Scenario {
+    let config = Config {
+        version: 2,
+        cluster_bits: 12,
+        sectors: 96,
+        prestate: Prestate::Snapshot,
+        ..Config::default()
+    };
+    let ops = vec![
+        GuestOp::Read { at: 0..96 },
+        GuestOp::Zero { at: 64..65, unmap: true, fua: false },
+        GuestOp::Amend { change: Amendment::Version(3) },
+    ];
+    Scenario { config, lanes: 4, ops, granularity: Granularity::IoPoints, ..Scenario::default() }
 }
 
 /// The disk becomes that of a snapshot while a cluster that only the old one has is being read; then others write.
