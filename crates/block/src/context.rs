@@ -332,7 +332,10 @@ impl OpenContext {
             ChildRef::Null => return Ok(None),
             // The old way to say so.
             ChildRef::Node(name) if name.is_empty() => return Ok(None),
-            ChildRef::Node(name) => return self.named_node(&name).map(Some),
+            ChildRef::Node(name) => {
+                let node = self.named_node(&name);
+                return node.map(Some).map_err(|e| Error::new(e.kind(), ChainError::Backing(e)));
+            }
             ChildRef::Absent => OptionTree::new(),
             ChildRef::Inline(tree) => naming::nest(tree).map_err(NamingError::List)?,
         };
@@ -407,15 +410,19 @@ impl OpenContext {
     ///
     /// # Errors
     /// No driver has the prefix, or the driver cannot create.
-    pub async fn create_storage(&self, args: CreateArgs) -> Result<()> {
+    pub async fn create_storage(&self, args: CreateArgs) -> Result<NewStorage> {
         let tree = naming::storage_tree(&self.registry, &args.filename)?;
         let name = tree.get("driver").and_then(Value::as_str).unwrap_or_default();
         let driver = self.registry.driver(name);
         let driver = driver.ok_or_else(|| NamingError::UnknownDriver(name.to_owned()))?;
-        let Some(mark) = &self.mark else {
-            return driver.create(args, self.for_child(ChildKind::Storage, EdgeKind::Storage)).await;
-        };
-        unfinished::create_marked(&**driver, args, self, mark).await
+        let filename = args.filename.clone();
+        match &self.mark {
+            None => driver.create(args, self.for_child(ChildKind::Storage, EdgeKind::Storage)).await?,
+            Some(mark) => unfinished::create_marked(&**driver, args, self, mark).await?,
+        }
+        // What is marked is unfinished for everybody until its mark is lifted, and is its owner's to remove.
+        let made_by = self.mark.is_none().then(|| driver.clone());
+        Ok(NewStorage { made_by, filename })
     }
 
     /// Opens a protocol node by its name for reading and writing, to make an image inside.
@@ -540,5 +547,27 @@ impl OpenContext {
         self.preopened = Some(file);
         self.probed = true;
         self
+    }
+}
+/// Storage made for an image that does not exist yet. Whoever has filled it keeps it; dropped, it is removed again, so that
+/// nothing is left of an image that could not be made.
+#[must_use = "what is not kept is removed"]
+pub struct NewStorage {
+    made_by: Option<Arc<dyn Driver>>,
+    filename: String,
+}
+
+impl NewStorage {
+    /// The image is complete.
+    pub fn keep(mut self) {
+        self.made_by = None;
+    }
+}
+
+impl Drop for NewStorage {
+    fn drop(&mut self) {
+        if let Some(driver) = self.made_by.take() {
+            driver.remove(&self.filename);
+        }
     }
 }

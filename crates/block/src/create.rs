@@ -4,7 +4,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, ErrorKind};
-use crate::options::{BoolOpt, OptionError, OptionTree, SizeError, from_tree, parse_size};
+use crate::options::{
+    BoolOpt, NumberError, OptionError, OptionTree, SizeError, from_tree, parse_number, parse_size,
+};
 
 /// One option of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,12 +83,17 @@ impl OptionKind {
         match self {
             Self::Str => Ok(Value::from(text)),
             Self::Size => parse_size(text).map(Value::from).map_err(|e| match e {
-                SizeError::Malformed => expects("a non-negative number below 2^64"),
+                SizeError::Malformed => OptionError::ExpectsSize { key: key.to_owned() },
                 SizeError::OutOfRange => {
                     OptionError::OutOfRange { key: key.to_owned(), value: text.to_owned() }
                 }
             }),
-            Self::Num => text.parse::<u64>().map(Value::from).map_err(|_| expects("a number")),
+            Self::Num => parse_number(text).map(Value::from).map_err(|e| match e {
+                NumberError::Malformed => expects("a number"),
+                NumberError::TooLarge => {
+                    OptionError::TooLarge { key: key.to_owned(), value: text.to_owned() }
+                }
+            }),
             Self::Bool => {
                 BoolOpt::from_word(text).map(|b| Value::from(b.0)).ok_or_else(|| expects("'on' or 'off'"))
             }
@@ -202,7 +209,7 @@ mod tests {
             ("foo=1", "Invalid parameter 'foo'"),
             ("size=x", "Parameter 'size' expects a non-negative number below 2^64"),
             ("lazy_refcounts=1", "Parameter 'lazy_refcounts' expects 'on' or 'off'"),
-            ("refcount_bits=-1", "Parameter 'refcount_bits' expects a number"),
+            ("refcount_bits=x", "Parameter 'refcount_bits' expects a number"),
         ] {
             let error = parse_create_options(list, &KNOWN, &mut OptionTree::new()).expect_err(list);
             assert_eq!(error.to_string(), text);

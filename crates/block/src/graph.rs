@@ -94,6 +94,9 @@ pub enum GraphError {
     /// Two users of one name.
     #[error("Device with id '{0}' already exists")]
     DuplicateUser(String),
+    /// A name of more than 31 bytes.
+    #[error("Node name too long")]
+    LongName,
     /// Names start with a letter and have at most 31 letters, digits, `-`, `.` and `_`.
     #[error("Invalid node-name: '{0}'")]
     BadName(String),
@@ -171,7 +174,9 @@ impl From<GraphError> for Error {
             GraphError::InUse { .. } => ErrorKind::Busy,
             GraphError::Conflict { .. } | GraphError::ReadOnly(_) => ErrorKind::PermissionDenied,
             GraphError::FixedChild { .. } => ErrorKind::Unsupported,
-            GraphError::BadName(_) | GraphError::Cycle { .. } => ErrorKind::InvalidInput,
+            GraphError::BadName(_) | GraphError::LongName | GraphError::Cycle { .. } => {
+                ErrorKind::InvalidInput
+            }
         };
         Error::new(kind, e)
     }
@@ -183,9 +188,12 @@ const NAME_BYTES_MAX: usize = 31;
 fn check_name(name: &str) -> std::result::Result<(), GraphError> {
     let mut bytes = name.bytes();
     let valid = bytes.next().is_some_and(|b| b.is_ascii_alphabetic())
-        && bytes.all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-        && name.len() <= NAME_BYTES_MAX;
-    if valid { Ok(()) } else { Err(GraphError::BadName(name.to_owned())) }
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    match valid {
+        true if name.len() > NAME_BYTES_MAX => Err(GraphError::LongName),
+        true => Ok(()),
+        false => Err(GraphError::BadName(name.to_owned())),
+    }
 }
 
 /// Handles on one node are told apart by where it lives.

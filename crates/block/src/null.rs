@@ -14,7 +14,7 @@ use crate::context::OpenContext;
 use crate::error::{Error, ErrorKind, Result};
 use crate::naming::json_filename;
 use crate::node::{Access, ImageInfo, Node, NotOffered};
-use crate::options::{BoolOpt, OptionTree, SizeOpt, parse};
+use crate::options::{BoolOpt, NumberOpt, OptionTree, SizeOpt, parse};
 use crate::registry::{Driver, Role};
 use crate::request::{BoxFuture, Completion, Extent, ExtentFlags, Mapping, Op, Operation, Request};
 use crate::trace::Trace;
@@ -40,7 +40,7 @@ struct NullOptions {
     _filename: Option<String>,
     size: Option<SizeOpt>,
     #[serde(default)]
-    latency_ns: SizeOpt,
+    latency_ns: NumberOpt,
     #[serde(default)]
     read_zeroes: BoolOpt,
 }

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{self, DeserializeOwned, IntoDeserializer, Unexpected, Visitor};
+use serde::de::{self, DeserializeOwned, Unexpected, Visitor};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind};
@@ -17,7 +17,7 @@ use crate::registry::Role;
 mod de_value;
 mod size;
 
-pub use size::{SizeError, parse_size};
+pub use size::{NumberError, SizeError, parse_number, parse_size};
 
 /// Names and values, nested: children are objects, lists are arrays.
 pub type OptionTree = Map<String, Value>;
@@ -54,6 +54,20 @@ pub enum OptionError {
         key: String,
         /// What would fit.
         expected: String,
+    },
+    /// A value that is no size.
+    #[error("Parameter '{key}' expects a non-negative number below 2^64")]
+    ExpectsSize {
+        /// The option's dotted key.
+        key: String,
+    },
+    /// A number beyond 64 bits.
+    #[error("Value '{value}' is too large for parameter '{key}'")]
+    TooLarge {
+        /// The option's dotted key.
+        key: String,
+        /// The number as it was written.
+        value: String,
     },
     /// A size that is negative or beyond 64 bits.
     #[error("Value '{value}' is out of range for parameter '{key}'")]
@@ -185,18 +199,46 @@ impl<'de> Deserialize<'de> for SizeOpt {
                 Ok(SizeOpt(value))
             }
             fn visit_i64<E: de::Error>(self, value: i64) -> Result<SizeOpt, E> {
-                u64::try_from(value)
-                    .map(SizeOpt)
-                    .map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
+                u64::try_from(value).map(SizeOpt).map_err(|_| E::invalid_value(de_value::NO_SIZE, &self))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<SizeOpt, E> {
                 parse_size(text).map(SizeOpt).map_err(|e| match e {
-                    SizeError::Malformed => E::invalid_value(Unexpected::Str(text), &self),
+                    SizeError::Malformed => E::invalid_value(de_value::NO_SIZE, &self),
                     SizeError::OutOfRange => E::invalid_value(de_value::OUT_OF_RANGE, &text),
                 })
             }
         }
         deserializer.deserialize_any(Sizes)
+    }
+}
+
+/// A plain number: a JSON number, or text (see [`parse_number`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NumberOpt(pub u64);
+
+impl<'de> Deserialize<'de> for NumberOpt {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Numbers;
+        impl Visitor<'_> for Numbers {
+            type Value = NumberOpt;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number")
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<NumberOpt, E> {
+                Ok(NumberOpt(value))
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<NumberOpt, E> {
+                // As its text would be read.
+                Ok(NumberOpt(value.cast_unsigned()))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<NumberOpt, E> {
+                parse_number(text).map(NumberOpt).map_err(|e| match e {
+                    NumberError::Malformed => E::invalid_value(Unexpected::Str(text), &self),
+                    NumberError::TooLarge => E::invalid_value(de_value::TOO_LARGE, &text),
+                })
+            }
+        }
+        deserializer.deserialize_any(Numbers)
     }
 }
 
@@ -284,31 +326,93 @@ impl CommonOptions {
     /// # Errors
     /// Names the option with a bad value.
     pub fn take(tree: &mut OptionTree) -> Result<Self, OptionError> {
+        let driver = tree.get("driver").and_then(Value::as_str).map(str::to_owned);
         let mut own = OptionTree::new();
         for key in Self::KEYS {
             if let Some(value) = tree.shift_remove(key) {
                 own.insert(key.to_owned(), value);
             }
         }
-        from_tree(own)
+        from_tree(own).map_err(|e| match (e, driver) {
+            // What is not ours would be the driver's.
+            (OptionError::Unknown { key }, Some(driver)) => OptionError::UnknownToFormat { driver, key },
+            (e, _) => e,
+        })
+    }
+}
+
+/// A word that is none of an option's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid parameter value: {0}")]
+pub struct UnknownWord(String);
+
+/// A word that is no [`DiscardMode`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Invalid discard option")]
+pub struct UnknownDiscardMode;
+
+/// Gives an enum the words that options and command lines have for its values.
+#[macro_export]
+macro_rules! option_words {
+    ($type:ty { $($($word:literal)|+ => $value:ident,)+ }) => {
+        impl $type {
+            /// The value of this name, as on command lines.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name {
+                    $($($word)|+ => Some(Self::$value),)+
+                    _ => None,
+                }
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = $crate::options::UnknownWord;
+            fn try_from(word: String) -> Result<Self, Self::Error> {
+                Self::from_name(&word).ok_or($crate::options::UnknownWord::of(word))
+            }
+        }
+    };
+}
+
+impl UnknownWord {
+    /// This one.
+    pub fn of(word: String) -> Self {
+        Self(word)
     }
 }
 
 /// Whether discards reach a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub enum DiscardMode {
     /// They succeed and do nothing.
-    #[serde(rename = "ignore", alias = "off")]
     Ignore,
     /// They reach the node.
     #[default]
-    #[serde(rename = "unmap", alias = "on")]
     Unmap,
+}
+
+impl DiscardMode {
+    /// The mode of this name, as on command lines.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "ignore" | "off" => Some(Self::Ignore),
+            "unmap" | "on" => Some(Self::Unmap),
+            _ => None,
+        }
+    }
+}
+
+impl TryFrom<String> for DiscardMode {
+    type Error = UnknownDiscardMode;
+    fn try_from(word: String) -> Result<Self, UnknownDiscardMode> {
+        Self::from_name(&word).ok_or(UnknownDiscardMode)
+    }
 }
 
 /// What becomes of writes whose data is all zeroes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(try_from = "String")]
 pub enum DetectZeroes {
     /// They are writes.
     #[default]
@@ -319,23 +423,29 @@ pub enum DetectZeroes {
     Unmap,
 }
 
+option_words!(DetectZeroes { "off" => Off, "on" => On, "unmap" => Unmap, });
+
 /// Which way requests reach the host's files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub enum AioMode {
     /// Whatever the host does best.
     #[default]
-    #[serde(rename = "auto")]
     Auto,
     /// Threads that block.
-    #[serde(rename = "threads")]
     Threads,
     /// Linux AIO.
-    #[serde(rename = "native")]
     Native,
     /// io_uring.
-    #[serde(rename = "io_uring", alias = "io-uring")]
     IoUring,
 }
+
+option_words!(AioMode {
+    "auto" => Auto,
+    "threads" => Threads,
+    "native" => Native,
+    "io_uring" | "io-uring" => IoUring,
+});
 
 /// How writes and flushes reach the host's storage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -373,19 +483,6 @@ impl CacheMode {
     }
 }
 
-macro_rules! from_name {
-    ($($type:ty),*) => {$(
-        impl $type {
-            /// The value of this name, as on command lines.
-            pub fn from_name(name: &str) -> Option<Self> {
-                let text: de::value::StrDeserializer<'_, OptionError> = name.into_deserializer();
-                Self::deserialize(text).ok()
-            }
-        }
-    )*};
-}
-from_name!(DiscardMode, DetectZeroes, AioMode);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,6 +497,8 @@ mod tests {
         cache_size: Option<SizeOpt>,
         #[serde(default)]
         count: u32,
+        #[serde(default)]
+        seconds: Option<NumberOpt>,
         #[serde(default)]
         mode: Option<DetectZeroes>,
         #[serde(default)]
@@ -431,12 +530,17 @@ mod tests {
     #[test]
     fn scalars_are_taken_in_both_shapes() {
         for tree in [
-            json!({"lazy-refcounts": true, "cache-size": 65536, "count": 7}),
-            json!({"lazy-refcounts": "on", "cache-size": "64k", "count": "7"}),
+            json!({"lazy-refcounts": true, "cache-size": 65536, "count": 7, "seconds": 16}),
+            json!({"lazy-refcounts": "on", "cache-size": "64k", "count": "7", "seconds": "0x10"}),
         ] {
             check(
                 tree,
-                Ok(|s: &Sample| s.lazy_refcounts.0 && s.cache_size == Some(SizeOpt(65536)) && s.count == 7),
+                Ok(|s: &Sample| {
+                    s.lazy_refcounts.0
+                        && s.cache_size == Some(SizeOpt(65536))
+                        && s.count == 7
+                        && s.seconds == Some(NumberOpt(16))
+                }),
             );
         }
     }
@@ -465,7 +569,12 @@ mod tests {
         fails(json!({"cache-size": "x"}), "Parameter 'cache-size' expects a non-negative number below 2^64");
         fails(json!({"cache-size": "-1"}), "Value '-1' is out of range for parameter 'cache-size'");
         fails(json!({"cache-size": -1}), "Parameter 'cache-size' expects a non-negative number below 2^64");
-        fails(json!({"mode": "sure"}), "Parameter 'mode' does not accept value 'sure'");
+        fails(json!({"mode": "sure"}), "invalid parameter value: sure");
+        fails(json!({"seconds": "1k"}), "Parameter 'seconds' expects a number");
+        fails(
+            json!({"seconds": "18446744073709551616"}),
+            "Value '18446744073709551616' is too large for parameter 'seconds'",
+        );
         fails(json!({"nested": 1}), "Invalid parameter type for 'nested', expected: object");
     }
 

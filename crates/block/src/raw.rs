@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::child::{Child, EdgeKind, NamedEdge};
 use crate::context::{ChildKind, OpenContext};
@@ -102,13 +101,15 @@ impl Driver for RawDriver {
 
     fn open(&self, options: OptionTree, cx: OpenContext) -> BoxFuture<Result<Arc<dyn Node>>> {
         Box::pin(async move {
+            let given = given_window(&options);
             let options: RawOptions = parse(crate::registry::RAW, Role::Format, options)?;
             let window = Window { offset: options.offset.0, size: options.size.map(u64::from) };
             let edge = if window == Window::default() { EdgeKind::Filtered } else { EdgeKind::Window };
             let file = cx.open_child_as("file", edge, options.file, ChildKind::Storage).await?;
             let file = file.ok_or_else(|| NamingError::ChildMissing { role: "file".to_owned() })?;
             let guard = cx.was_probed().then(|| cx.registry.clone());
-            Ok(Arc::new(RawNode::open(file, window, cx.access, Modes::of(&cx), guard)?) as Arc<dyn Node>)
+            let node = RawNode::open(file, window, given, cx.access, Modes::of(&cx), guard)?;
+            Ok(Arc::new(node) as Arc<dyn Node>)
         })
     }
 
@@ -116,7 +117,12 @@ impl Driver for RawDriver {
         const { &[CreateOption::new("size", OptionKind::Size, "Virtual disk size")] }
     }
 
-    fn measure(&self, _: OptionTree, source: MeasureSource) -> BoxFuture<Result<Measurement>> {
+    fn measure(
+        &self,
+        _: OptionTree,
+        source: MeasureSource,
+        _: OpenContext,
+    ) -> BoxFuture<Result<Measurement>> {
         let len = match source {
             MeasureSource::Size(len) => len,
             MeasureSource::Image(node) => node.len(),
@@ -126,8 +132,17 @@ impl Driver for RawDriver {
     }
 
     fn create(&self, args: CreateArgs, cx: OpenContext) -> BoxFuture<Result<()>> {
-        Box::pin(async move { cx.create_storage(args).await })
+        Box::pin(async move {
+            cx.create_storage(args).await?.keep();
+            Ok(())
+        })
     }
+}
+
+/// The options of a window as they were written.
+fn given_window(options: &OptionTree) -> OptionTree {
+    let given = options.iter().filter(|(key, _)| matches!(key.as_str(), "offset" | "size"));
+    given.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// Which part of the child is the disk.
@@ -145,6 +160,8 @@ pub struct RawNode(Arc<Raw>);
 struct Raw {
     file: Child,
     window: Window,
+    /// The window as its user wrote it, for the name.
+    given: OptionTree,
     /// Bytes of the window that the child really has, as last seen; refreshed whenever a request goes beyond.
     inner_len: AtomicU64,
     read_only: AtomicBool,
@@ -160,16 +177,17 @@ impl RawNode {
     /// # Errors
     /// None at present.
     pub fn new(file: Arc<dyn Node>, access: Access) -> Result<Self> {
-        Self::open(file, Window::default(), access, Modes::default(), None)
+        Self::open(file, Window::default(), OptionTree::new(), access, Modes::default(), None)
     }
 
-    /// A window of `file`; with `guard` it refuses to become another format of that registry.
+    /// A window of `file`, named by the options that were `given` for it; with `guard` it refuses to become another format of that registry.
     ///
     /// # Errors
     /// The window does not fit into the file.
     pub fn open(
         file: Arc<dyn Node>,
         window: Window,
+        given: OptionTree,
         access: Access,
         modes: Modes,
         guard: Option<Arc<Registry>>,
@@ -180,17 +198,18 @@ impl RawNode {
             return Err(RawError::OffsetBeyondEnd { offset, len }.into());
         }
         if let Some(size) = size {
-            if size % SECTOR != 0 {
-                return Err(RawError::SizeUnaligned.into());
-            }
             if size > len - offset {
                 return Err(RawError::WindowBeyondEnd { offset, size, len }.into());
+            }
+            if size % SECTOR != 0 {
+                return Err(RawError::SizeUnaligned.into());
             }
         }
         let plain = window == Window::default() && modes.is_plain() && guard.is_none();
         Ok(Self(Arc::new(Raw {
             file: Child::new(file),
             window,
+            given,
             inner_len: AtomicU64::new(size.unwrap_or(len - offset)),
             read_only: AtomicBool::new(access == Access::ReadOnly),
             modes,
@@ -384,15 +403,11 @@ impl Node for RawNode {
 
     fn filename(&self) -> String {
         let file = self.0.file.node();
-        if self.0.window == Window::default() {
-            return file.filename();
+        let name = file.filename();
+        match self.0.window == Window::default() && !name.starts_with("json:") {
+            true => name,
+            false => json_filename(self.driver(), self.0.given.clone(), &[("file", &*file)]),
         }
-        let mut own = OptionTree::new();
-        own.insert("offset".to_owned(), Value::from(self.0.window.offset));
-        if let Some(size) = self.0.window.size {
-            own.insert("size".to_owned(), Value::from(size));
-        }
-        json_filename(self.driver(), own, &[("file", &*file)])
     }
 
     fn info(&self) -> BoxFuture<Result<ImageInfo>> {

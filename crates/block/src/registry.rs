@@ -105,9 +105,14 @@ pub trait Driver: Send + Sync + 'static {
         &[]
     }
 
-    /// How large a new image with these options of creation would be.
-    fn measure(&self, options: OptionTree, source: MeasureSource) -> BoxFuture<Result<Measurement>> {
-        let _ = (options, source);
+    /// How large a new image with these options of creation would be. `cx` has the secrets that they may name.
+    fn measure(
+        &self,
+        options: OptionTree,
+        source: MeasureSource,
+        cx: OpenContext,
+    ) -> BoxFuture<Result<Measurement>> {
+        let _ = (options, source, cx);
         let error = NotOffered { driver: self.name(), what: "size measurement" };
         Box::pin(std::future::ready(Err(Error::from(error))))
     }
@@ -115,6 +120,12 @@ pub trait Driver: Send + Sync + 'static {
     /// What [`Node::amend`] can be told, in the order that help shows. Empty: images cannot be amended.
     fn amend_options(&self) -> &'static [CreateOption] {
         &[]
+    }
+
+    /// Removes what [`Driver::create`] made under this name, because what was to be put inside cannot be. Nothing
+    /// happens where there is nothing to remove, as with a device.
+    fn remove(&self, filename: &str) {
+        let _ = filename;
     }
 
     /// Makes a new image. A format makes the file first ([`OpenContext::create_storage`]), then opens it and

@@ -112,7 +112,8 @@ impl Mark {
         let mut at = 0;
         for piece in held.chunks(GRAIN) {
             let len = piece.len() as u64;
-            if piece.len() == GRAIN && is_zero(piece) {
+            // The first block keeps its storage, as in a new file: who opens it without the page cache measures there.
+            if at > 0 && piece.len() == GRAIN && is_zero(piece) {
                 let zeroes = Request::write_zeroes(at, len).with_flags(Flags::MAY_UNMAP);
                 file.submit(zeroes).finish().await.into_bufs()?;
             } else {

@@ -33,6 +33,16 @@ pub fn add_drivers(registry: &mut Registry) {
     }
 }
 
+/// Whether the format of this name is known, and comes later.
+pub fn is_absent(name: &str) -> bool {
+    FORMATS.iter().any(|format| format.name == name)
+}
+
+/// `names` without those of formats that come later.
+pub fn without_absent(names: &[&'static str]) -> Vec<&'static str> {
+    names.iter().copied().filter(|name| !is_absent(name)).collect()
+}
+
 impl Driver for Absent {
     fn name(&self) -> &'static str {
         self.name

@@ -199,7 +199,7 @@ impl Context {
             false => self.report(error),
         }
         if error.is::<Usage>() || error.is::<BadOption>() {
-            eprintln!("{}", self.hint());
+            complain(self.hint());
         }
     }
 

@@ -10,14 +10,14 @@ use cowbell_luks::LuksDriver;
 use cowbell_qcow2::Qcow2Driver;
 use cowbell_vpc::VpcDriver;
 
-use crate::out::Printer;
+use crate::out::{Printer, complain};
 
 /// All of them. What nodes have to say goes to `printer`, or to standard error.
 pub fn registry(printer: &Printer) -> Arc<Registry> {
     let mut registry = Registry::new();
     registry.add_builtin();
     cowbell_host::add_drivers(&mut registry);
-    registry.add(Qcow2Driver::with_notice(Arc::new(|line: &str| eprintln!("{line}"))));
+    registry.add(Qcow2Driver::with_notice(Arc::new(|line: &str| complain(line))));
     registry.add(LuksDriver);
     registry.add(VpcDriver);
     let own = printer.clone();
@@ -28,8 +28,8 @@ pub fn registry(printer: &Printer) -> Arc<Registry> {
         own.flush();
         std::process::exit(1)
     });
-    registry.add(BlkverifyDriver::new(Arc::new(|line: &str| eprintln!("{line}")), abort.clone()));
-    registry.add(QuorumDriver::new(Arc::new(|line: &str| eprintln!("{line}")), abort));
+    registry.add(BlkverifyDriver::new(Arc::new(|line: &str| complain(line)), abort.clone()));
+    registry.add(QuorumDriver::new(Arc::new(|line: &str| complain(line)), abort));
     crate::absent::add_drivers(&mut registry);
     Arc::new(registry)
 }

@@ -24,9 +24,11 @@ mod stdio;
 pub(crate) mod target;
 
 use anyhow::{Result, bail};
+use cowbell_block::error::errno_text;
 
+use crate::absent;
 use crate::context::{BadOption, Context, refusal, usage};
-use crate::face::version_text;
+use crate::face::{Face, version_text};
 use crate::flags::parse::{Order, parse};
 use crate::flags::{Args, Flag, img as flags};
 use crate::out::Out;
@@ -41,7 +43,13 @@ pub fn run(cx: &mut Context, args: Vec<String>) -> Result<u8> {
     }
     let parsed = parse(&flags::IMG, cx.face, Order::StopAtOperand, args).map_err(BadOption)?;
     if parsed.has(&flags::HELP) {
-        Out::new().put(&cx.help(&flags::IMG));
+        let mut out = Out::new();
+        // Scripts look for the version and the formats here.
+        if cx.face != Face::Cowbell {
+            out.put(&version_text(cx.face, &cx.name));
+        }
+        out.put(&cx.help(&flags::IMG));
+        out.put(&lists::formats(&absent::without_absent(&cx.registry().names())));
         return Ok(0);
     }
     if parsed.has(&flags::VERSION) {
@@ -125,10 +133,11 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// How a job failed, with what the node says about it.
-fn job_failure(error: &cowbell_jobs::Error) -> anyhow::Error {
+/// How a job failed, with what the node says about it. The reference knows only the number of that.
+fn job_failure(cx: &Context, error: &cowbell_jobs::Error) -> anyhow::Error {
     match error.node_error() {
-        Some(source) => anyhow::anyhow!("{error}: {source}"),
+        Some(source) if cx.face == Face::Cowbell => anyhow::anyhow!("{error}: {source}"),
+        Some(source) => anyhow::anyhow!("{error}: {}", errno_text(source.errno())),
         None => anyhow::Error::new(Interrupted),
     }
 }

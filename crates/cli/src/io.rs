@@ -34,7 +34,7 @@ use crate::context::Context;
 use crate::face::{Face, version_text};
 use crate::flags::parse::{Order, ParseError, parse};
 use crate::flags::{Args, img, io as flags};
-use crate::out::Out;
+use crate::out::{Out, complain};
 pub use opening::overlay;
 use prompt::Lines;
 use session::Session;
@@ -76,7 +76,7 @@ fn bad_usage(cx: &Context, error: &ParseError) -> u8 {
     cx.report(error.text());
     let known = matches!(error, ParseError::NotAvailable(_));
     match cx.face {
-        Face::Cowbell => eprintln!("{}", cx.hint()),
+        Face::Cowbell => complain(cx.hint()),
         _ if known => {}
         _ => print!("{}", cx.help(&flags::IO)),
     }

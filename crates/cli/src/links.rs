@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::face::Face;
 use crate::open::reason;
-use crate::out::Out;
+use crate::out::{Out, complain};
 
 /// Makes the links in `dir`, and the directory if need be. Status 1 when a name was taken by something else.
 ///
@@ -27,7 +27,10 @@ pub fn install(dir: &Path) -> Result<u8> {
                 if fs::canonicalize(&link).ok() == fs::canonicalize(&program).ok() {
                     out.line(&format!("{} is there already", link.display()));
                 } else {
-                    eprintln!("cowbell: {} exists and is something else; left alone", link.display());
+                    complain(format_args!(
+                        "cowbell: {} exists and is something else; left alone",
+                        link.display()
+                    ));
                     status = 1;
                 }
             }

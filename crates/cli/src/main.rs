@@ -45,7 +45,7 @@ use context::{BadOption, Context, refusal, usage};
 use face::Face;
 use flags::parse::{Order, parse};
 use flags::{completions, manual, top};
-use out::Out;
+use out::{Out, complain};
 
 fn main() -> ExitCode {
     let mut argv = std::env::args_os();
@@ -73,7 +73,7 @@ fn tool(
     let mut cx = match Context::new(face, name.to_owned(), path.to_owned()) {
         Ok(cx) => cx,
         Err(e) => {
-            eprintln!("{name}: {e}");
+            complain(format_args!("{name}: {e}"));
             return 1;
         }
     };

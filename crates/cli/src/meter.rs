@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use cowbell_jobs::Progress;
 
+use cowbell_block::error::errno_text;
+
 use crate::context::Context;
 use crate::face::Face;
 use crate::flags::{Args, Flag};
+use crate::out::complain;
 
 /// Least change in per cent before another figure is printed.
 const STEP_PERCENT: f64 = 1.0;
@@ -176,7 +179,7 @@ impl Progress for Meter {
             Shown::Percent(last) => show_percent(last, percent),
             Shown::Lines(lines) => held(lines).advance(done, total),
             Shown::Nothing if cowbell_host::signal::take_progress_request() => {
-                eprintln!("    ({percent:.2}/100%)");
+                complain(format_args!("    ({percent:.2}/100%)"));
             }
             Shown::Nothing => {}
         }
@@ -188,7 +191,17 @@ impl Progress for Meter {
 
     fn unreadable(&self, offset: u64, _len: u64, error: &cowbell_block::Error) {
         if !self.quiet {
-            eprintln!("{}: warning: error while reading offset {offset}: {error}", self.name);
+            let reason = errno_text(error.errno());
+            complain(format_args!("{}: warning: error while reading offset {offset}: {reason}", self.name));
+        }
+    }
+
+    fn status_unknown(&self, offset: u64, error: &cowbell_block::Error) {
+        if !self.quiet {
+            let (name, reason) = (&self.name, errno_text(error.errno()));
+            complain(format_args!(
+                "{name}: warning: error while reading block status at offset {offset}: {reason}"
+            ));
         }
     }
 }

@@ -182,10 +182,9 @@ pub async fn open(cx: &Context, how: &How<'_>) -> Result<Image> {
             bail!("--force-share/-U conflicts with image options");
         }
     }
-    let image = open_bare(cx, how).await.map_err(|e| {
-        let text = e.to_string();
-        anyhow!("Could not open '{}': {text}{}", how.name, crate::size::hint(&text))
-    })?;
+    let image = open_bare(cx, how)
+        .await
+        .map_err(|e| anyhow!("Could not open '{}': {e}{}", how.name, crate::size::hint(&e)))?;
     if how.access == Access::ReadWrite && image.node().is_read_only() {
         bail!("Could not open '{}': Block node is read-only", how.name);
     }
@@ -244,12 +243,12 @@ pub fn cache_mode(what: &str, name: &str) -> Result<CacheMode> {
 
 /// The three lines about a writable image whose format was guessed.
 pub fn warn_probed_raw(name: &str) {
-    eprintln!("WARNING: Image format was not specified for '{name}' and probing guessed raw.");
-    eprintln!(
+    complain(format_args!("WARNING: Image format was not specified for '{name}' and probing guessed raw."));
+    complain(
         "         Automatically detecting the format is dangerous for raw images, \
-         write operations on block 0 will be restricted."
+         write operations on block 0 will be restricted.",
     );
-    eprintln!("         Specify the 'raw' format explicitly to remove the restrictions.");
+    complain("         Specify the 'raw' format explicitly to remove the restrictions.");
 }
 
 /// The host's reason without its number.

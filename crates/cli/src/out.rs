@@ -2,7 +2,7 @@
 //!
 //! Standard output is collected and written in large pieces; whoever prints to standard error flushes it
 //! first where the order of the two matters (a script that reads both through one pipe). A reader that went
-//! away ends the program quietly, as it ends programs that are killed by the signal.
+//! away changes nothing: what was asked for is done to its end, with the status that it earns, as in the reference.
 
 use std::fmt;
 use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
@@ -36,6 +36,14 @@ impl Out {
     /// Writes what was collected.
     pub fn flush(&mut self) {
         guard(self.0.flush());
+    }
+
+    /// Writes what was collected where somebody watches it come. For everybody else it comes behind all that goes to
+    /// standard error, as with C's buffers: a log of both is the same as the reference's.
+    pub fn flush_to_terminal(&mut self) {
+        if cowbell_host::terminal::stdout_is_terminal() {
+            self.flush();
+        }
     }
 }
 
@@ -73,21 +81,22 @@ impl Drop for Out {
 
 /// Prints a line to standard error, names with the bytes they have.
 pub fn complain(line: impl fmt::Display) {
-    let line = format!("{line}\n");
-    // Whoever closed it does not want to know.
-    let _ = io::stderr().write_all(&names::to_bytes(&line));
+    mutter(format_args!("{line}\n"));
 }
 
-/// Status of a program killed by `SIGPIPE`, as shells report it.
-const STATUS_BROKEN_PIPE: i32 = 141;
+/// Prints to standard error, without ending the line.
+pub fn mutter(text: impl fmt::Display) {
+    // Whoever closed it does not want to know.
+    let _ = io::stderr().write_all(&names::to_bytes(&text.to_string()));
+}
 
 fn guard(result: io::Result<()>) {
     match result {
         Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(STATUS_BROKEN_PIPE),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
         Err(e) => {
             // Output that is lost must not look like success.
-            eprintln!("cannot write to standard output: {e}");
+            complain(format_args!("cannot write to standard output: {e}"));
             std::process::exit(1);
         }
     }

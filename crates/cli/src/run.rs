@@ -28,7 +28,7 @@ use crate::context::{Context, usage as bad_usage};
 use crate::flags::parse::{Order, parse};
 use crate::flags::{Args, img, run as flags};
 use crate::open::Image;
-use crate::out::Out;
+use crate::out::{Out, complain};
 use front::Front;
 
 /// Runs the command.
@@ -62,7 +62,7 @@ async fn drive(cx: &Context, args: &Args) -> Result<u8> {
     let drives = images.iter().map(|image| image.drive.clone()).collect();
     let notice: cowbell_vm::disk::Notice = {
         let name = cx.name.clone();
-        Arc::new(move |line: &str| eprintln!("{name}: {line}"))
+        Arc::new(move |line: &str| complain(format_args!("{name}: {line}")))
     };
     let mut front = Front::new(consoles, debugger).map_err(causes_in_line)?;
     config.idle = idle(args, &front);

@@ -1,7 +1,8 @@
 //! Sizes, as they are read from command lines and printed for people.
 
 use anyhow::{Result, bail};
-use cowbell_block::options::SizeError;
+use cowbell_block::create::CreateOptionError;
+use cowbell_block::options::{OptionError, SizeError};
 use cowbell_block::parse_size;
 
 use crate::img::target::SIZE_HINT;
@@ -22,10 +23,26 @@ pub fn parse_named(what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
 }
 
 /// What the reference says below a message about a size that it could not read.
-pub fn hint(message: &str) -> String {
-    match message.ends_with("expects a non-negative number below 2^64") {
-        true => format!("\n{SIZE_HINT}"),
-        false => String::new(),
+pub fn hint(error: &cowbell_block::Error) -> String {
+    let mut cause = error.cause().map(|cause| cause as &(dyn std::error::Error + 'static));
+    while let Some(error) = cause {
+        let option = match error.downcast_ref::<CreateOptionError>() {
+            Some(CreateOptionError::Value(option)) => Some(option),
+            _ => error.downcast_ref::<OptionError>(),
+        };
+        if matches!(option, Some(OptionError::ExpectsSize { .. })) {
+            return format!("\n{SIZE_HINT}");
+        }
+        cause = error.source();
+    }
+    String::new()
+}
+
+/// The error as the tools say it, with the hint that belongs to it.
+pub fn reworded(error: cowbell_block::Error) -> anyhow::Error {
+    match hint(&error).as_str() {
+        "" => error.into(),
+        hint => anyhow::anyhow!("{error}{hint}"),
     }
 }
 

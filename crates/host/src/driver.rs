@@ -1,11 +1,12 @@
 //! The drivers `file` and `host_device` for the registry: options, names, creation.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use cowbell_block::error::{Error, Result};
 use cowbell_block::modes::Modes;
 use cowbell_block::node::NotOffered;
-use cowbell_block::options::{BoolOpt, OptionError, SizeOpt, parse};
+use cowbell_block::options::{BoolOpt, NumberOpt, OptionError, SizeOpt, parse};
 use cowbell_block::registry::Score;
 use cowbell_block::unfinished::BadPreallocation;
 use cowbell_block::{
@@ -52,7 +53,7 @@ struct Options {
     aio: Option<AioMode>,
     /// A hint for the reference's submission queue; ours is flushed when the thread runs out of work.
     #[serde(rename = "aio-max-batch", default)]
-    _aio_max_batch: SizeOpt,
+    _aio_max_batch: NumberOpt,
     #[serde(default)]
     locking: Locking,
     /// About live migration, which we do not take part in.
@@ -125,6 +126,16 @@ impl Driver for FileDriver {
         }
     }
 
+    fn remove(&self, filename: &str) {
+        let name = self.parse_filename(filename);
+        let name = name.as_ref().ok().and_then(|tree| tree.get("filename")?.as_str()).map(path_of);
+        // A link stays, whatever it leads to: it is not ours.
+        if let Some(path) = name.filter(|path| self.kind == FileKind::File && is_regular(path)) {
+            // What cannot be removed stays behind, and the error that led here is told anyway.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
     fn create(&self, mut args: CreateArgs, cx: OpenContext) -> BoxFuture<Result<()>> {
         let values = args.take_typed::<CreateValues>(&CREATE_OPTIONS);
         let filename = self.parse_filename(&args.filename);
@@ -167,18 +178,17 @@ impl FileDriver {
     }
 }
 
+fn is_regular(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file())
+}
+
 fn preallocation(word: Option<&str>) -> Result<Preallocation> {
     let Some(word) = word else { return Ok(Preallocation::Off) };
     Ok(Preallocation::from_name(word).ok_or_else(|| BadPreallocation(word.to_owned()))?)
 }
 
 fn whole_sectors(size: SizeOpt) -> Result<u64> {
-    let too_large = || {
-        Error::from(OptionError::Expects {
-            key: "size".to_owned(),
-            expected: "a non-negative number below 2^64".to_owned(),
-        })
-    };
+    let too_large = || Error::from(OptionError::ExpectsSize { key: "size".to_owned() });
     size.0.checked_next_multiple_of(SECTOR).ok_or_else(too_large)
 }
 

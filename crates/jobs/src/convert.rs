@@ -15,7 +15,7 @@ use futures_util::lock::Mutex;
 
 use crate::crew::{self, Step, Stop, Work};
 use crate::error::{Error, Result};
-use crate::progress::{Pace, Progress};
+use crate::progress::{Pace, Progress, Silent};
 use turn::Turns;
 use walk::Walk;
 
@@ -154,7 +154,7 @@ pub async fn announce_data(
     mut visit: impl FnMut(Range<u64>) -> bool,
 ) -> Result<bool> {
     let mut walk = Walk::new(sources, options);
-    while let Some((_, piece)) = walk.next().await? {
+    while let Some((_, piece)) = walk.next(&Silent).await? {
         if matches!(piece.kind, walk::Kind::Data(_))
             && !visit(piece.target_offset..piece.target_offset + piece.len)
         {
@@ -265,7 +265,7 @@ impl Work for Job<'_> {
         if self.progress.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let next = self.walk.lock().await.next().await?;
+        let next = self.walk.lock().await.next(self.progress).await?;
         let Some((number, piece)) = next else { return Ok(Step::NothingLeft) };
         let loaded = self.load(&piece, copied).await?;
         if self.options.order == WriteOrder::Ascending {

@@ -18,6 +18,11 @@ pub trait Progress: Send + Sync {
     fn unreadable(&self, offset: u64, len: u64, error: &cowbell_block::Error) {
         let _ = (offset, len, error);
     }
+
+    /// A job that salvages what it can read was not told what the sector at `offset` holds, and tries to read it.
+    fn status_unknown(&self, offset: u64, error: &cowbell_block::Error) {
+        let _ = (offset, error);
+    }
 }
 
 /// Watches nothing and never stops a job.

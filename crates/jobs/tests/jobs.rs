@@ -38,6 +38,8 @@ struct Slow {
     bad_read: Option<u64>,
     /// Writes that cover this byte fail.
     bad_write: Option<u64>,
+    /// Nobody is told what lies at this byte.
+    bad_status: Option<u64>,
 }
 
 impl Slow {
@@ -50,6 +52,7 @@ impl Slow {
             writes: Arc::default(),
             bad_read: None,
             bad_write: None,
+            bad_status: None,
         }
     }
 }
@@ -61,6 +64,7 @@ impl Node for Slow {
         let bad = match request.op {
             Operation::Read => self.bad_read,
             Operation::Write => self.bad_write,
+            Operation::Status => self.bad_status,
             _ => None,
         };
         let fails = bad.is_some_and(|byte| (request.offset..request.end()).contains(&byte));
@@ -221,6 +225,32 @@ fn salvage_replaces_only_the_bad_sector() {
     assert_eq!(*seen.0.lock().expect("not poisoned"), [(3 * MIB + 512, 512)]);
     let whole = Root::new(source(20 * MIB));
     assert_eq!(same(&whole, &to), Verdict::ContentDiffers { offset: 3 * MIB + 512 });
+}
+
+/// One sector of which nothing can be told: salvaging tries to read it, and loses nothing around it.
+#[test]
+fn salvage_goes_on_where_the_status_is_unknown() {
+    struct Seen(Mutex<Vec<u64>>);
+    impl Progress for Seen {
+        fn advanced(&self, _: u64, _: u64) {}
+        fn status_unknown(&self, offset: u64, _: &cowbell_block::Error) {
+            self.0.lock().expect("not poisoned").push(offset);
+        }
+    }
+    let bad = || {
+        let mut bad = Slow::new(source(20 * MIB));
+        bad.bad_status = Some(3 * MIB + 700);
+        [Root::new(Arc::new(bad))]
+    };
+    let to = Root::new(Arc::new(MemNode::new(20 * MIB)));
+    assert!(matches!(run(&bad(), &to, &Options::default()), Err(Error::Status { .. })));
+
+    let options = Options { on_read_error: OnReadError::Salvage, ..Options::default() };
+    let seen = Seen(Mutex::default());
+    let copied = block_on(convert(&bad(), &to, &options, &seen, &Unpaced)).expect("salvaged");
+    assert_eq!(copied.unreadable, 0, "it can be read after all");
+    assert_eq!(*seen.0.lock().expect("not poisoned"), [3 * MIB + 512]);
+    assert_eq!(same(&Root::new(source(20 * MIB)), &to), Verdict::Identical);
 }
 
 #[test]

@@ -7,7 +7,8 @@ use cowbell_block::create::{CreateArgs, CreateOption, OptionKind};
 use cowbell_block::modes::Modes;
 use cowbell_block::options::{ChildRef, OptionTree, parse};
 use cowbell_block::outside;
-use cowbell_block::registry::{Driver, Role, Score};
+use cowbell_block::registry::{Driver, MeasureSource, Measurement, Role, Score};
+use cowbell_block::secrets::Secret;
 use cowbell_block::{BoxFuture, Buf, Child, ErrorKind, Node, Preallocation, Request, Result};
 use serde::Deserialize;
 
@@ -115,24 +116,36 @@ impl Driver for LuksDriver {
         CREATE_OPTIONS
     }
 
+    fn measure(
+        &self,
+        options: OptionTree,
+        source: MeasureSource,
+        cx: OpenContext,
+    ) -> BoxFuture<Result<Measurement>> {
+        Box::pin(async move {
+            let mut args = CreateArgs { options, ..CreateArgs::default() };
+            let given = args.take_typed::<CreationOptions>(&known_options())?;
+            let size = match source {
+                MeasureSource::Size(len) => len,
+                MeasureSource::Image(node) => node.len(),
+            };
+            // Its place depends on what is asked for, not on the passphrase, which has to be there all the same.
+            let options = given.algorithms().resolve(given.iter_time, given.place())?;
+            given.passphrase(&cx)?;
+            let bytes = options.header_area_bytes().checked_add(size).ok_or(ErrorKind::TooLarge)?;
+            Ok(Measurement { required: bytes, fully_allocated: bytes, bitmaps: None })
+        })
+    }
+
     fn amend_options(&self) -> &'static [CreateOption] {
         AMEND_OPTIONS
     }
 
     fn create(&self, mut args: CreateArgs, cx: OpenContext) -> BoxFuture<Result<()>> {
         Box::pin(async move {
-            let mut known = CREATE_OPTIONS.to_vec();
-            known.push(PREALLOCATION);
-            let given = args.take_typed::<CreationOptions>(&known)?;
-            let place = if given.detached_header { HeaderPlace::Detached } else { HeaderPlace::WithPayload };
-            let algorithms = Algorithms {
-                cipher_alg: given.cipher_alg.as_deref(),
-                cipher_mode: given.cipher_mode.as_deref(),
-                ivgen_alg: given.ivgen_alg.as_deref(),
-                ivgen_hash_alg: given.ivgen_hash_alg.as_deref(),
-                hash_alg: given.hash_alg.as_deref(),
-            };
-            let options = algorithms.resolve(given.iter_time, place)?;
+            let given = args.take_typed::<CreationOptions>(&known_options())?;
+            let place = given.place();
+            let options = given.algorithms().resolve(given.iter_time, place)?;
             let preallocation = preallocation(given.preallocation.as_deref())?;
             let payload = if place == HeaderPlace::Detached { 0 } else { given.size };
             let len = options
@@ -140,16 +153,45 @@ impl Driver for LuksDriver {
                 .checked_add(payload)
                 .and_then(|n| n.checked_next_multiple_of(512));
             let len = len.filter(|len| *len <= i64::MAX as u64).ok_or(ErrorKind::TooLarge)?;
-            let id = given.key_secret.ok_or(KeyMissing("key-secret"))?;
-            let passphrase = cx.secrets.passphrase(&id)?;
+            let passphrase = given.passphrase(&cx)?;
             let outside = outside::required(&cx.outside)?;
             let volume = create(&options, &passphrase, &*outside, cx.spawn.as_ref()).await?;
             let filename = args.filename.clone();
-            cx.create_storage(args).await?;
+            let storage = cx.create_storage(args).await?;
             let file = cx.open_storage(&filename).await?;
             let result = write(&Child::new(file.clone()), volume.area, len, preallocation).await;
-            result.and(file.close().await)
+            result.and(file.close().await)?;
+            storage.keep();
+            Ok(())
         })
+    }
+}
+
+/// The options of the format with the one that it takes from the protocol.
+fn known_options() -> Vec<CreateOption> {
+    let mut known = CREATE_OPTIONS.to_vec();
+    known.push(PREALLOCATION);
+    known
+}
+
+impl CreationOptions {
+    fn place(&self) -> HeaderPlace {
+        if self.detached_header { HeaderPlace::Detached } else { HeaderPlace::WithPayload }
+    }
+
+    fn algorithms(&self) -> Algorithms<'_> {
+        Algorithms {
+            cipher_alg: self.cipher_alg.as_deref(),
+            cipher_mode: self.cipher_mode.as_deref(),
+            ivgen_alg: self.ivgen_alg.as_deref(),
+            ivgen_hash_alg: self.ivgen_hash_alg.as_deref(),
+            hash_alg: self.hash_alg.as_deref(),
+        }
+    }
+
+    fn passphrase(&self, cx: &OpenContext) -> Result<Secret> {
+        let id = self.key_secret.as_deref().ok_or(KeyMissing("key-secret"))?;
+        Ok(cx.secrets.passphrase(id)?)
     }
 }
 

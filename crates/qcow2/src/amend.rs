@@ -37,9 +37,7 @@ pub struct Amendment {
 /// A change that cannot be made.
 #[derive(Debug, thiserror::Error)]
 enum AmendError {
-    #[error(
-        "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
-    )]
+    #[error("compat=0.10 requires refcount_bits=16")]
     RefcountsOfVersion2,
     #[error(
         "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
@@ -53,8 +51,10 @@ enum AmendError {
     NoDataFile,
     #[error("data-file-raw cannot be set on existing images")]
     RawDataFile,
-    #[error("Cannot downgrade an image with incompatible features set")]
-    Incompatible,
+    #[error("Cannot downgrade an image with a data file")]
+    HasDataFile,
+    #[error("Cannot downgrade an image with incompatible features {0:#x} set")]
+    Incompatible(u64),
     #[error("Internal snapshots prevent downgrade of image")]
     Snapshots,
     #[error("Backing file name too long")]
@@ -75,9 +75,9 @@ impl Amendment {
         let order = self.refcount_order.unwrap_or(header.refcount_order);
         let has = |feature| header.incompatible.contains(feature);
         if version < 3 && order != 4 {
-            return Err(match self.version {
-                Some(_) => AmendError::RefcountsOfVersion2,
-                None => AmendError::RefcountVersion,
+            return Err(match self.refcount_order {
+                None => AmendError::RefcountsOfVersion2,
+                Some(_) => AmendError::RefcountVersion,
             });
         }
         if self.lazy_refcounts == Some(true) && version < 3 {
@@ -89,10 +89,12 @@ impl Amendment {
         if self.raw_data_file == Some(true) && !header.has_raw_data_file() {
             return Err(AmendError::RawDataFile);
         }
-        if version < header.version && !(header.incompatible - Incompatible::DIRTY).is_empty() {
-            return Err(AmendError::Incompatible);
+        let stays = header.incompatible - Incompatible::DIRTY;
+        match version < header.version {
+            true if has(Incompatible::DATA_FILE) => Err(AmendError::HasDataFile),
+            true if !stays.is_empty() => Err(AmendError::Incompatible(stays.bits())),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -275,6 +275,16 @@ pub struct NewEncryption {
     pub spawner: Option<Spawner>,
 }
 
+impl NewEncryption {
+    /// Bytes in the image that hold what opens it.
+    pub(crate) fn header_area_bytes(&self) -> u64 {
+        match &self.method {
+            EncryptionMethod::Aes => 0,
+            EncryptionMethod::Luks(options) => options.header_area_bytes(),
+        }
+    }
+}
+
 /// A method of encryption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EncryptionMethod {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cowbell_block::context::{ChildKind, OpenContext, StoredBacking};
+use cowbell_block::context::{ChildKind, NewStorage, OpenContext, StoredBacking};
 use cowbell_block::create::{CreateArgs, CreateOption, OptionKind};
 use cowbell_block::modes::Modes;
 use cowbell_block::options::{self, OptionTree, from_tree, parse};
@@ -213,7 +213,8 @@ pub(crate) fn amendment(options: OptionTree, header: &Header) -> Result<Amendmen
         version,
         refcount_order,
         lazy_refcounts: options.lazy_refcounts,
-        size: options.size,
+        // To the reference nothing is no size.
+        size: options.size.filter(|size| *size > 0),
         data_file: options.data_file,
         raw_data_file: options.data_file_raw,
     })
@@ -226,6 +227,8 @@ enum OptionError {
     AmendBacking,
     #[error("Unknown compatibility level {0}")]
     Compat(String),
+    #[error("Invalid compatibility level: '{0}'")]
+    MeasuredCompat(String),
     #[error("'encrypt.format' and its alias 'encryption' can't be used at the same time")]
     EncryptionTwice,
     #[error("Parameter 'encrypt.format' is missing")]
@@ -320,11 +323,21 @@ impl Driver for Qcow2Driver {
         CREATE_OPTIONS
     }
 
-    fn measure(&self, options: OptionTree, source: MeasureSource) -> BoxFuture<Result<Measurement>> {
+    fn measure(
+        &self,
+        options: OptionTree,
+        source: MeasureSource,
+        cx: OpenContext,
+    ) -> BoxFuture<Result<Measurement>> {
         Box::pin(async move {
             let mut args = CreateArgs { options, ..CreateArgs::default() };
-            let options = args.take_typed::<CreationOptions>(CREATE_OPTIONS)?.resolve()?;
-            crate::measure::measure(&options, &source).await
+            let given = args.take_typed::<CreationOptions>(CREATE_OPTIONS)?;
+            // Of the other way to encrypt nothing is stored.
+            let key_material = match given.encrypt_format.as_deref() {
+                Some("luks") => given.encryption(&cx)?.map_or(0, |new| new.header_area_bytes()),
+                _ => 0,
+            };
+            crate::measure::measure(&given.for_measuring()?.resolve()?, key_material, &source).await
         })
     }
 
@@ -336,7 +349,7 @@ impl Driver for Qcow2Driver {
         Box::pin(async move {
             let given = args.take_typed::<CreationOptions>(CREATE_OPTIONS)?;
             let encryption = given.encryption(&cx)?;
-            let options = given.resolve()?;
+            let mut options = given.resolve()?;
             options.validate()?;
             if let Some(format) =
                 options.backing_format.as_deref().filter(|name| cx.registry.driver(name).is_none())
@@ -346,13 +359,16 @@ impl Driver for Qcow2Driver {
             }
             options.check_header()?;
             let filename = args.filename.clone();
-            cx.create_storage(args).await?;
-            let data_file = match &options.data_file {
+            let storage = cx.create_storage(args).await?;
+            let (data_storage, data_file) = match &mut options.data_file {
                 Some(file) => {
-                    cx.create_storage(CreateArgs::new(&file.name)).await?;
-                    Some(cx.open_storage(&file.name).await?)
+                    let storage = cx.create_storage(CreateArgs::new(&file.name)).await?;
+                    let node = cx.open_storage(&file.name).await?;
+                    // Without a prefix, which says nothing that the name does not.
+                    file.name = node.filename();
+                    (Some(storage), Some(node))
                 }
-                None => None,
+                None => (None, None),
             };
             let file = cx.open_storage(&filename).await?;
             let child = Child::new(file.clone());
@@ -361,7 +377,10 @@ impl Driver for Qcow2Driver {
                 Some(data_file) => data_file.close().await,
                 None => Ok(()),
             };
-            result.and(closed).and(file.close().await)
+            result.and(closed).and(file.close().await)?;
+            storage.keep();
+            data_storage.into_iter().for_each(NewStorage::keep);
+            Ok(())
         })
     }
 }
@@ -377,6 +396,27 @@ pub fn creation_options(mut args: CreateArgs) -> Result<CreateOptions> {
 }
 
 impl CreationOptions {
+    /// These options as far as the length of the image depends on them: what else they say need not fit together before
+    /// there is an image.
+    fn for_measuring(self) -> Result<Self> {
+        if let Some(other) = self.compat.as_deref().filter(|c| !["0.10", "v2", "1.1", "v3"].contains(c)) {
+            return Err(Error::new(ErrorKind::InvalidInput, OptionError::MeasuredCompat(other.to_owned())));
+        }
+        let mode = self.preallocation.as_deref().unwrap_or("off");
+        if Preallocation::from_name(mode).is_none() {
+            return Err(Error::new(ErrorKind::InvalidInput, options::UnknownWord::of(mode.to_owned())));
+        }
+        // A version that has everything, and only it has bitmaps.
+        let has_more = self.extended_l2 || self.lazy_refcounts;
+        Ok(Self {
+            compat: self.compat.filter(|_| !has_more),
+            lazy_refcounts: false,
+            compression_type: None,
+            data_file_raw: false,
+            ..self
+        })
+    }
+
     fn resolve(self) -> Result<CreateOptions> {
         let power = |n: u64, error: CreateError| match n.is_power_of_two() {
             true => Ok(n.trailing_zeros()),

@@ -80,6 +80,8 @@ pub(crate) struct Engine {
     pub poisoned: AtomicBool,
     /// Metadata is broken; the corrupt bit is set.
     pub corrupt: AtomicBool,
+    /// Somebody was told of corruption that does not end the use of the image: once is enough.
+    pub corruption_told: AtomicBool,
     pub around: Surroundings,
     /// Shared with the views of snapshots.
     views: Arc<()>,
@@ -193,6 +195,7 @@ impl Engine {
             closed: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             corrupt: AtomicBool::new(false),
+            corruption_told: AtomicBool::new(false),
             around,
             views: Arc::new(()),
             is_view: false,
@@ -285,9 +288,11 @@ impl Engine {
         if !writable {
             // Nothing can be damaged by going on: other parts of the image stay readable.
             self.corrupt.store(false, Ordering::SeqCst);
-            self.tell(&format!(
-                "qcow2: Image is corrupt: {text}; further non-fatal corruption events will be suppressed"
-            ));
+            if !self.corruption_told.swap(true, Ordering::SeqCst) {
+                self.tell(&format!(
+                    "qcow2: Image is corrupt: {text}; further non-fatal corruption events will be suppressed"
+                ));
+            }
         } else if first {
             self.tell(&format!(
                 "qcow2: Marking image as corrupt: {text}; further corruption events will be suppressed"

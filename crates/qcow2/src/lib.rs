@@ -114,6 +114,7 @@ pub use meta::OverlapChecks;
 pub use node::Qcow2;
 pub use open::OpenOptions;
 pub use sharing::{Evidence, Holder, Parent, Sharing};
+pub use snapshot::blames_snapshot_table;
 
 /// The driver's name.
 pub const DRIVER: &str = "qcow2";

@@ -100,7 +100,8 @@ impl State {
                 next += alike;
                 continue;
             }
-            let more = self.run_in_cluster(slot, GuestCluster(next), 0)?;
+            // What is wrong further on is told to who asks there.
+            let Ok(more) = self.run_in_cluster(slot, GuestCluster(next), 0) else { break };
             if !run.is_continued_by(&more) {
                 break;
             }

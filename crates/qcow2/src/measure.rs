@@ -18,11 +18,15 @@ use crate::header::L1_BYTES_MAX;
 #[error("The image size is too large (try using a larger cluster size)")]
 struct TooLarge;
 
-/// Measures an image with these options for `source`.
+/// Measures an image with these options and `key_material` bytes of keys for `source`.
 ///
 /// # Errors
 /// Options that the format does not allow, a disk too long for it, or the source's error.
-pub(crate) async fn measure(options: &CreateOptions, source: &MeasureSource) -> Result<Measurement> {
+pub(crate) async fn measure(
+    options: &CreateOptions,
+    key_material: u64,
+    source: &MeasureSource,
+) -> Result<Measurement> {
     options.validate()?;
     let geometry = Geometry::new(options.cluster_bits, options.refcount_order, SLICE_BYTES);
     let geometry = geometry.with_l2(options.l2_format);
@@ -44,7 +48,8 @@ pub(crate) async fn measure(options: &CreateOptions, source: &MeasureSource) -> 
         MeasureSource::Image(_) if options.backing_file.is_some() => disk,
         MeasureSource::Image(node) => data_bytes(node, cluster).await?,
     };
-    let fully_allocated = metadata_bytes(&geometry, disk) + disk;
+    // Whole clusters hold the keys; the reference does not count their references.
+    let fully_allocated = metadata_bytes(&geometry, disk) + disk + key_material.next_multiple_of(cluster);
     let bitmaps = match source {
         MeasureSource::Image(node) if options.version >= 3 => bitmap_bytes(node, cluster).await?,
         _ => None,
@@ -119,7 +124,7 @@ mod tests {
     #[test]
     fn sizes_are_those_of_the_reference() {
         let run = |options: CreateOptions, size| {
-            let mut future = Box::pin(async move { measure(&options, &MeasureSource::Size(size)).await });
+            let mut future = Box::pin(async move { measure(&options, 0, &MeasureSource::Size(size)).await });
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
             match std::future::Future::poll(future.as_mut(), &mut cx) {
                 std::task::Poll::Ready(result) => result.map(|m| (m.required, m.fully_allocated)),

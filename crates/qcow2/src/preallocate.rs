@@ -47,7 +47,12 @@ impl Engine {
             return Err(Error::new(ErrorKind::Unsupported, NoZeroClusters));
         }
         let end = geometry.clusters_for(range.end);
-        let mut at = range.start >> geometry.cluster_bits;
+        let hides_backing = self.backing.is_some() && geometry.l2_format == L2Format::Standard;
+        let mut at = match hides_backing {
+            // A cluster in which the range only begins may show the backing file in its first part.
+            true => geometry.clusters_for(range.start),
+            false => range.start >> geometry.cluster_bits,
+        };
         while at < end {
             let stretch = self.decide(NO_CAUSE, |state| state.stretch(GuestCluster(at), end - at)).await?;
             at += match stretch.has_storage {

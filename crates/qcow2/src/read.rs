@@ -209,11 +209,11 @@ pub(crate) async fn status(
     }
     let mut run = engine.decide(cause, |state| state.map_run(offset, len)).await?;
     while run.len < len && !matches!(run.kind, Kind::Compressed(_)) {
-        let next = engine.decide(cause, |state| state.map_run(offset + run.len, len - run.len)).await?;
-        if !run.is_continued_by(&next) {
-            break;
+        match engine.decide(cause, |state| state.map_run(offset + run.len, len - run.len)).await {
+            Ok(next) if run.is_continued_by(&next) => run.len += next.len,
+            // What is wrong there is told to who asks there.
+            Ok(_) | Err(_) => break,
         }
-        run.len += next.len;
     }
     let mut extent = extent(engine.data(), engine.backing.is_some(), run, offset + run.len == size);
     if engine.is_encrypted() {

@@ -16,7 +16,7 @@ use cowbell_block::{
 };
 
 use crate::engine::{Dropped, Engine, NO_CAUSE};
-use crate::geometry::{HostCluster, HostOffset, L2Format};
+use crate::geometry::{HostCluster, HostOffset};
 use crate::header::L1_BYTES_MAX;
 use crate::meta::Structure;
 use crate::state::{Decision, State};
@@ -42,8 +42,6 @@ enum ResizeError {
     SnapshotsInVersion2,
     #[error("Preallocation can't be used for shrinking an image")]
     PreallocatedShrink,
-    #[error("Cannot use preallocation for images with a backing file, unless they have extended L2 entries")]
-    PreallocatedOverlay,
 }
 
 /// Starts a change of length.
@@ -89,10 +87,6 @@ async fn resize_disk(engine: &Arc<Engine>, size: u64, preallocation: Preallocati
             Preallocation::Off => shrink(engine, size).await,
             _ => Err(Error::new(ErrorKind::InvalidInput, ResizeError::PreallocatedShrink)),
         };
-    }
-    let standard = engine.geometry.l2_format == L2Format::Standard;
-    if preallocation != Preallocation::Off && engine.backing.is_some() && standard {
-        return Err(Error::new(ErrorKind::Unsupported, ResizeError::PreallocatedOverlay));
     }
     grow(engine, old, size, preallocation).await
 }

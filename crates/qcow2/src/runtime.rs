@@ -4,11 +4,16 @@ use std::sync::Arc;
 
 use cowbell_block::context::OpenContext;
 use cowbell_block::node::CannotChange;
-use cowbell_block::options::{BoolOpt, ChildRef, DiscardMode, OptionError, OptionTree, SizeOpt, from_tree};
+use cowbell_block::options::{
+    BoolOpt, ChildRef, DiscardMode, NumberOpt, OptionError, OptionTree, SizeOpt, from_tree, parse,
+};
 use cowbell_block::range_lock::LockMode;
+use cowbell_block::registry::Role;
 use cowbell_block::{Error, ErrorKind, Result};
 use serde::Deserialize;
+use serde_json::Value;
 
+use crate::DRIVER;
 use crate::crypto::Unlock;
 use crate::engine::{Discards, Engine};
 use crate::geometry::Geometry;
@@ -38,12 +43,12 @@ pub(crate) struct RuntimeOptions {
     pass_discard_snapshot: Option<BoolOpt>,
     pass_discard_other: Option<BoolOpt>,
     discard_no_unref: Option<BoolOpt>,
-    overlap_check: Option<OverlapOption>,
+    overlap_check: Option<Value>,
     cache_size: Option<SizeOpt>,
     l2_cache_size: Option<SizeOpt>,
     l2_cache_entry_size: Option<SizeOpt>,
     refcount_cache_size: Option<SizeOpt>,
-    cache_clean_interval: Option<SizeOpt>,
+    cache_clean_interval: Option<NumberOpt>,
 }
 
 /// How the image is encrypted, and the key.
@@ -54,12 +59,11 @@ struct EncryptOptions {
     key_secret: Option<String>,
 }
 
-/// A template's name, or a template with exceptions.
+/// A template with exceptions, below the name of the option that holds them.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum OverlapOption {
-    Template(String),
-    Detailed(OverlapDetails),
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct OverlapOption {
+    overlap_check: OverlapDetails,
 }
 
 #[derive(Deserialize)]
@@ -206,8 +210,14 @@ impl RuntimeOptions {
     pub fn overlap_checks(&self) -> Result<OverlapChecks> {
         match &self.overlap_check {
             None => Ok(OverlapChecks::default()),
-            Some(OverlapOption::Template(name)) => template(name),
-            Some(OverlapOption::Detailed(details)) => details.resolve(),
+            Some(Value::Object(details)) => {
+                let mut tree = OptionTree::new();
+                tree.insert("overlap-check".to_owned(), Value::Object(details.clone()));
+                parse::<OverlapOption>(DRIVER, Role::Format, tree)?.overlap_check.resolve()
+            }
+            Some(Value::String(name)) => template(name),
+            // No value of another kind is the name of a template: it is refused as it was written.
+            Some(other) => template(&other.to_string()),
         }
     }
 
@@ -290,8 +300,7 @@ impl OverlapDetails {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cowbell_block::registry::Role;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn parse(value: Value) -> RuntimeOptions {
         let Value::Object(tree) = value else { panic!("options are objects") };

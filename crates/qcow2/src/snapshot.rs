@@ -117,6 +117,12 @@ pub(crate) struct SnapshotTable {
     pub table_bytes: u64,
 }
 
+/// Whether an operation on a snapshot failed because of what the snapshot table says about its L1 table.
+pub fn blames_snapshot_table(error: &Error) -> bool {
+    let cause = error.cause().and_then(|cause| cause.downcast_ref::<SnapshotError>());
+    matches!(cause, Some(SnapshotError::L1TooLarge | SnapshotError::L1Offset))
+}
+
 /// A snapshot table that breaks a rule, or an operation that would.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SnapshotError {

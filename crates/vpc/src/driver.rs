@@ -103,10 +103,12 @@ impl Driver for VpcDriver {
             let outside = outside::required(&cx.outside)?;
             let options = resolve(given, &args.filename, &cx).await?;
             let filename = args.filename.clone();
-            cx.create_storage(args).await?;
+            let storage = cx.create_storage(args).await?;
             let file = cx.open_storage(&filename).await?;
             let made = create(&Child::new(file.clone()), &options, &*outside).await;
-            made.and(file.close().await)
+            made.and(file.close().await)?;
+            storage.keep();
+            Ok(())
         })
     }
 }

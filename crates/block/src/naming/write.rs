@@ -38,12 +38,63 @@ pub fn options_of(node: &dyn Node) -> Value {
     Value::Object(tree)
 }
 
-/// JSON on one line with a blank after each colon and comma, as file names show it.
+/// JSON on one line with a blank after each colon and comma, as file names show it: in the reference's order, and with
+/// what is no node of its own in dotted keys.
 pub fn write_json(value: &Value) -> String {
+    let value = &as_shown(value);
     let mut out = Vec::new();
     let mut serializer = Serializer::with_formatter(&mut out, OneLine);
     value.serialize(&mut serializer).expect("a value always serializes into memory");
     String::from_utf8(out).expect("JSON is UTF-8")
+}
+
+/// The value as the reference shows it.
+fn as_shown(value: &Value) -> Value {
+    match value {
+        Value::Object(tree) => {
+            let mut flat = Vec::new();
+            tree.iter().for_each(|(key, value)| flatten(key, value, &mut flat));
+            // Of one bucket, what came last is first.
+            flat.reverse();
+            flat.sort_by_key(|(key, _)| bucket(key));
+            Value::Object(flat.into_iter().collect())
+        }
+        Value::Array(items) => items.iter().map(as_shown).collect(),
+        scalar => scalar.clone(),
+    }
+}
+
+/// Whether this is the options of a node, or a list of such.
+fn is_node(value: &Value) -> bool {
+    match value {
+        Value::Object(tree) => tree.contains_key("driver"),
+        Value::Array(items) => items.iter().all(is_node),
+        _ => false,
+    }
+}
+
+fn flatten(key: &str, value: &Value, into: &mut Vec<(String, Value)>) {
+    let below = |name: &str| format!("{key}.{name}");
+    match value {
+        _ if is_node(value) => into.push((key.to_owned(), as_shown(value))),
+        Value::Object(tree) => tree.iter().for_each(|(name, value)| flatten(&below(name), value, into)),
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(at, item)| flatten(&below(&at.to_string()), item, into));
+        }
+        scalar => into.push((key.to_owned(), scalar.clone())),
+    }
+}
+
+/// Where the reference keeps a key in its tables of 512 buckets, whose order is that of its output: the hash of Samba's
+/// trivial database, modulo their number.
+fn bucket(key: &str) -> u32 {
+    const BUCKETS: u32 = 512;
+    let start = 0x238f_13af_u32.wrapping_mul(key.len() as u32);
+    let sum = key.bytes().zip(0_u32..).fold(start, |sum, (byte, at)| {
+        // The shifts repeat after 24: no bit of a byte is lost.
+        sum.wrapping_add(u32::from(byte) << (at.wrapping_mul(5) % 24))
+    });
+    1_103_515_243_u32.wrapping_mul(sum).wrapping_add(12345) % BUCKETS
 }
 
 struct OneLine;
@@ -73,11 +124,35 @@ mod tests {
 
     #[test]
     fn json_is_written_on_one_line() {
-        let value = json!({"driver": "raw", "list": [1, true, null], "file": {"filename": "a\"b"}});
+        let value = json!({"driver": "raw", "file": {"driver": "file", "filename": "a\"b"}});
         assert_eq!(
             write_json(&value),
-            r#"{"driver": "raw", "list": [1, true, null], "file": {"filename": "a\"b"}}"#
+            r#"{"driver": "raw", "file": {"driver": "file", "filename": "a\"b"}}"#
         );
+    }
+
+    /// As `qemu-img info` of the reference names these images.
+    #[test]
+    fn keys_are_in_the_references_order_and_flat() {
+        for (value, expect) in [
+            (
+                json!({"driver": "raw", "offset": "1M", "size": 512, "file": {"driver": "file", "filename": "r"}}),
+                r#"{"offset": "1M", "driver": "raw", "size": 512, "file": {"driver": "file", "filename": "r"}}"#,
+            ),
+            (
+                json!({
+                    "driver": "blkdebug", "align": "4k", "inject-error": [{"event": "read_aio"}],
+                    "image": {"driver": "file", "filename": "r"}
+                }),
+                r#"{"image": {"driver": "file", "filename": "r"}, "driver": "blkdebug", "inject-error.0.event": "read_aio", "align": "4k"}"#,
+            ),
+            (
+                json!({"driver": "quorum", "vote-threshold": 1, "children": [{"driver": "null-co"}]}),
+                r#"{"children": [{"driver": "null-co"}], "driver": "quorum", "vote-threshold": 1}"#,
+            ),
+        ] {
+            assert_eq!(write_json(&value), expect);
+        }
     }
 
     /// A name written for a child is read again by whoever opens it: a number must not drift on the way.

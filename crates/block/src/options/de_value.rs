@@ -20,6 +20,8 @@ impl OptionError {
             | Self::UnknownToProtocol { key, .. }
             | Self::Unknown { key }
             | Self::Expects { key, .. }
+            | Self::ExpectsSize { key }
+            | Self::TooLarge { key, .. }
             | Self::OutOfRange { key, .. }
             | Self::NotAccepted { key, .. }
             | Self::WrongType { key, .. }
@@ -33,6 +35,10 @@ impl OptionError {
 
 /// Said of a size that is none of ours to hold; the text of the size stands where an expectation would.
 pub(super) const OUT_OF_RANGE: Unexpected<'static> = Unexpected::Other("a size out of range");
+/// Said of a number that 64 bits do not hold, in the same way.
+pub(super) const TOO_LARGE: Unexpected<'static> = Unexpected::Other("a number out of range");
+/// Said of what is no size.
+pub(super) const NO_SIZE: Unexpected<'static> = Unexpected::Other("no size");
 
 impl de::Error for OptionError {
     fn custom<T: Display>(text: T) -> Self {
@@ -46,6 +52,8 @@ impl de::Error for OptionError {
     }
     fn invalid_value(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
         match unexpected {
+            NO_SIZE => Self::ExpectsSize { key: String::new() },
+            TOO_LARGE => Self::TooLarge { key: String::new(), value: expected.to_string() },
             OUT_OF_RANGE => Self::OutOfRange { key: String::new(), value: expected.to_string() },
             _ => Self::Expects { key: String::new(), expected: expected.to_string() },
         }

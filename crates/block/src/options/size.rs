@@ -76,17 +76,72 @@ fn scaled_fraction(digits: &str, unit: u64) -> Result<u64, SizeError> {
     if unit == 1 {
         return Err(SizeError::Malformed);
     }
-    // 18 digits times an exbibyte fit 128 bits; further digits cannot move the result by a byte.
-    let digits = &digits[..digits.len().min(18)];
-    let scale = 10u128.pow(digits.len() as u32);
-    let value: u128 = digits.parse().map_err(|_| SizeError::Malformed)?;
-    let bytes = (value * u128::from(unit) + scale / 2) / scale;
-    u64::try_from(bytes).map_err(|_| SizeError::OutOfRange)
+    // In floating point, as the reference does: of a fraction with many digits both shall make the same number of bytes.
+    let fraction: f64 = format!("0.{digits}").parse().map_err(|_| SizeError::Malformed)?;
+    Ok((fraction * unit as f64 + 0.5) as u64)
+}
+
+/// A plain number that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NumberError {
+    /// Not a number.
+    #[error("not a number")]
+    Malformed,
+    /// More than 64 bits hold.
+    #[error("too large")]
+    TooLarge,
+}
+
+/// Reads a number as C's `strtoull` does for any base: `0x` makes it hexadecimal and `0` octal, blanks and a sign may
+/// stand before, and what is negative counts down from 2^64.
+///
+/// # Errors
+/// The text is no number, or one that 64 bits do not hold.
+pub fn parse_number(text: &str) -> Result<u64, NumberError> {
+    let text = text.trim_ascii_start();
+    let (is_negative, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (radix, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(hex) => (16, hex),
+        None if digits.starts_with('0') => (8, digits),
+        None => (10, digits),
+    };
+    // Not for `from_str_radix` alone: it takes a sign.
+    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
+        return Err(NumberError::Malformed);
+    }
+    let value = u64::from_str_radix(digits, radix).map_err(|_| NumberError::TooLarge)?;
+    Ok(if is_negative { value.wrapping_neg() } else { value })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_numbers_are_read_as_c_reads_them() {
+        for (text, expect) in [
+            ("0", Ok(0)),
+            ("16", Ok(16)),
+            ("0x10", Ok(16)),
+            ("010", Ok(8)),
+            (" \t+7", Ok(7)),
+            ("-1", Ok(u64::MAX)),
+            ("18446744073709551615", Ok(u64::MAX)),
+            ("18446744073709551616", Err(NumberError::TooLarge)),
+            ("", Err(NumberError::Malformed)),
+            ("-", Err(NumberError::Malformed)),
+            ("0x", Err(NumberError::Malformed)),
+            ("08", Err(NumberError::Malformed)),
+            ("--1", Err(NumberError::Malformed)),
+            ("5 ", Err(NumberError::Malformed)),
+            ("1k", Err(NumberError::Malformed)),
+        ] {
+            assert_eq!(parse_number(text), expect, "{text:?}");
+        }
+    }
 
     fn check(text: &str, expect: Result<u64, SizeError>) {
         assert_eq!(parse_size(text), expect, "{text:?}");
@@ -100,6 +155,7 @@ mod tests {
         check("64K", Ok(65536));
         check("1.5G", Ok(3 << 29));
         check("12.345M", Ok(12_944_671));
+        check("7.9999999999E", Ok(9_223_372_036_739_483_648));
         check(".5k", Ok(512));
         check("1.k", Ok(1024));
         check("0x10", Ok(16));

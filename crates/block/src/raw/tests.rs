@@ -5,7 +5,7 @@ use crate::testing::now;
 
 fn window(mem: &MemNode, offset: u64, size: Option<u64>) -> Result<RawNode> {
     let window = Window { offset, size };
-    RawNode::open(Arc::new(mem.clone()), window, Access::ReadWrite, Modes::default(), None)
+    RawNode::open(Arc::new(mem.clone()), window, OptionTree::new(), Access::ReadWrite, Modes::default(), None)
 }
 
 fn extent(node: &RawNode, offset: u64) -> (u64, ExtentFlags, Option<u64>) {

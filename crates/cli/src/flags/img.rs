@@ -1,6 +1,13 @@
-//! The options of `img` and its commands.
+//! The options of `img`, and of the commands that make, look at and compare images; those of other commands are in files of
+//! their own.
 //!
 //! Long names are the union of those the plain release and the distributions' builds accept.
+
+mod change;
+mod convert;
+
+pub use change::*;
+pub use convert::*;
 
 use super::bitmap::BITMAP;
 use super::blocks::{BENCH, DD};
@@ -146,105 +153,6 @@ pub static B_FORMAT: Flag =
 /// `-s` of compare.
 pub static STRICT: Flag =
     flag(b's', &["strict"], Value::None, "Sizes and allocation must be equal, not only the content.");
-/// `-f` of convert.
-pub static SOURCE_FORMAT: Flag = flag(
-    b'f',
-    &["source-format"],
-    Value::OneOf("FMT", FORMATS),
-    "Format of the input images. Without it the format is guessed from the content.",
-);
-/// `-O` of convert.
-pub static TARGET_FORMAT: Flag = flag(
-    b'O',
-    &["target-format", "output-format"],
-    Value::OneOf("FMT", FORMATS),
-    "Format of the output image (default: raw).",
-);
-/// `--source-image-opts` and its old name.
-pub static SOURCE_IMAGE_OPTS: Flag = flag(
-    0,
-    &["source-image-opts", "image-opts"],
-    Value::None,
-    "The inputs are lists of options instead of file names.",
-);
-/// `--target-image-opts`.
-pub static TARGET_IMAGE_OPTS: Flag =
-    flag(0, &["target-image-opts"], Value::None, "The output is a list of options; needs -n.");
-/// `-B` of convert.
-pub static CONVERT_BACKING: Flag = flag(
-    b'B',
-    &["backing"],
-    Value::File("FILE"),
-    "The output stores only what differs from FILE; needs its format in -F.",
-);
-/// `-c` of convert.
-pub static CONVERT_COMPRESS: Flag =
-    flag(b'c', &["compress"], Value::None, "Store the data compressed, if the format can.");
-/// `-l` of convert.
-pub static SOURCE_SNAPSHOT: Flag = flag(
-    b'l',
-    &["source-snapshot"],
-    Value::Required("SNAPSHOT"),
-    "Convert an internal snapshot, given by its id, its name, or as snapshot.id=ID,snapshot.name=NAME.",
-);
-/// `-l` of snapshot.
-pub static SNAPSHOT_LIST: Flag = flag(b'l', &["list"], Value::None, "List the snapshots (the default).");
-/// `--tree` of snapshot.
-pub static SNAPSHOT_TREE: Flag = cowbell(
-    &["tree"],
-    Value::None,
-    "Show who came from whom, and what each holds alone (free without it) and together with others.",
-);
-/// `-c` of snapshot.
-pub static SNAPSHOT_CREATE: Flag =
-    flag(b'c', &["create"], Value::Required("NAME"), "Make a snapshot of the disk as it is.");
-/// `-a` of snapshot.
-pub static SNAPSHOT_APPLY: Flag = flag(
-    b'a',
-    &["apply"],
-    Value::Required("SNAPSHOT"),
-    "Make the disk what it was when the snapshot with this id or name was taken; what it is now is lost.",
-);
-/// `-d` of snapshot.
-pub static SNAPSHOT_DELETE: Flag =
-    flag(b'd', &["delete"], Value::Required("NAME"), "Delete the first snapshot with this name.");
-/// `-S` of convert.
-pub static SPARSE_SIZE: Flag = flag(
-    b'S',
-    &["sparse-size"],
-    Value::Required("SIZE"),
-    "Runs of zeroes of at least SIZE bytes become holes (default: 4k); 0 writes everything.",
-);
-/// `-n` of convert.
-pub static NO_CREATE: Flag = flag(b'n', &["no-create"], Value::None, "The output exists: do not create it.");
-/// `-m` of convert.
-pub static PARALLEL: Flag =
-    flag(b'm', &["parallel"], Value::Required("N"), "Requests in flight, 1 to 16 (default: 8).");
-/// `-W` of convert.
-pub static OUT_OF_ORDER: Flag =
-    flag(b'W', &["oob-writes"], Value::None, "Write in any order; faster, may fragment the output.");
-/// `-C` of convert.
-pub static COPY_RANGE: Flag = flag(
-    b'C',
-    &["copy-range-offloading"],
-    Value::None,
-    "Let the host copy the data where it can, without it passing through this program.",
-);
-/// `-r` of convert.
-pub static RATE: Flag =
-    flag(b'r', &["rate", "rate-limit"], Value::Required("RATE"), "At most RATE bytes per second.");
-/// `--salvage`.
-pub static SALVAGE: Flag =
-    flag(0, &["salvage"], Value::None, "Go on after read errors; what cannot be read becomes zeroes.");
-/// `--target-is-zero`.
-pub static TARGET_IS_ZERO: Flag =
-    flag(0, &["target-is-zero"], Value::None, "The output reads as zeroes already; needs -n.");
-/// `--bitmaps`.
-pub static BITMAPS: Flag =
-    flag(0, &["bitmaps"], Value::None, "Copy the dirty bitmaps of the one input as well.");
-/// `--skip-broken-bitmaps`.
-pub static SKIP_BROKEN_BITMAPS: Flag =
-    flag(0, &["skip-broken-bitmaps"], Value::None, "Leave out bitmaps that are inconsistent.");
 /// `-V`.
 pub static VERSION: Flag = flag(b'V', &["version"], Value::None, "Print the version and exit.");
 /// `-T` before the command.
@@ -361,99 +269,6 @@ pub static COMPARE: Command = Command {
     state: State::Ready,
 };
 
-/// `img convert`.
-pub static CONVERT: Command = Command {
-    name: "convert",
-    summary: "Copy an image into another, of the same or another format",
-    operands: "FILE... OUTPUT",
-    about: "Several inputs are put one after the other. When the operation fails or is interrupted, an output \
-            that this run created is removed, and any other is said to be incomplete.",
-    flags: &[
-        &HELP,
-        &QUIET,
-        &PROGRESS,
-        &SOURCE_FORMAT,
-        &SOURCE_IMAGE_OPTS,
-        &SOURCE_CACHE,
-        &SOURCE_SNAPSHOT,
-        &TARGET_FORMAT,
-        &TARGET_IMAGE_OPTS,
-        &OPTIONS,
-        &CONVERT_COMPRESS,
-        &TARGET_CACHE,
-        &CONVERT_BACKING,
-        &BACKING_FORMAT,
-        &NO_CREATE,
-        &TARGET_IS_ZERO,
-        &SPARSE_SIZE,
-        &BITMAPS,
-        &SKIP_BROKEN_BITMAPS,
-        &FORCE_SHARE,
-        &RATE,
-        &PARALLEL,
-        &COPY_RANGE,
-        &SALVAGE,
-        &OUT_OF_ORDER,
-        &OBJECT,
-        &OUTPUT_MORE,
-        &POLICY,
-    ],
-    commands: &[],
-    state: State::Ready,
-};
-
-/// `img snapshot`.
-pub static SNAPSHOT: Command = Command {
-    name: "snapshot",
-    summary: "Make, apply and delete internal snapshots",
-    operands: "FILE",
-    about: "Each change happens as a whole or not at all, also when the power fails.",
-    flags: &[
-        &HELP,
-        &QUIET,
-        &FORMAT,
-        &IMAGE_OPTS,
-        &FORCE_SHARE,
-        &OBJECT,
-        &SNAPSHOT_LIST,
-        &SNAPSHOT_TREE,
-        &SNAPSHOT_CREATE,
-        &SNAPSHOT_APPLY,
-        &SNAPSHOT_DELETE,
-        &OUTPUT_MORE,
-        &POLICY,
-    ],
-    commands: &[],
-    state: State::Ready,
-};
-
-/// `--preallocation` of resize.
-pub static PREALLOCATION: Flag = flag(
-    0,
-    &["preallocation"],
-    Value::OneOf("MODE", &["off", "metadata", "falloc", "full"]),
-    "Storage that the new part gets at once.",
-);
-/// `--shrink` of resize.
-pub static SHRINK: Flag =
-    flag(0, &["shrink"], Value::None, "Allow the new size to be smaller: what lies beyond it is lost.");
-/// `-o` of amend.
-pub static AMEND_OPTIONS: Flag = flag(
-    b'o',
-    &["options"],
-    Value::Required("OPTS"),
-    "What is to change, name=value separated by commas; 'help' lists the options.",
-);
-/// `-t` where one image is changed.
-pub static IMAGE_CACHE: Flag =
-    flag(b't', &["cache"], Value::OneOf("CACHE", CACHES), "Cache mode of the image (default: writeback).");
-/// `--force` of amend.
-pub static FORCE: Flag = flag(
-    0,
-    &["force"],
-    Value::None,
-    "Also changes after which the data may be out of reach, like erasing the last key.",
-);
 /// `-O` of measure.
 pub static MEASURE_FORMAT: Flag = flag(
     b'O',
@@ -471,40 +286,6 @@ pub static MEASURE_SNAPSHOT: Flag = flag(
     Value::Required("SNAPSHOT"),
     "Measure an internal snapshot, given by its id, its name, or as snapshot.id=ID,snapshot.name=NAME.",
 );
-
-/// `img resize`.
-pub static RESIZE: Command = Command {
-    name: "resize",
-    summary: "Change an image's size",
-    operands: "FILE [+|-]SIZE",
-    about: "With a sign the size changes by SIZE, otherwise it becomes SIZE. A cut on the way leaves the old size \
-            or the new one.",
-    flags: &[&HELP, &QUIET, &FORMAT, &IMAGE_OPTS, &PREALLOCATION, &SHRINK, &OBJECT, &OUTPUT_MORE, &POLICY],
-    commands: &[],
-    state: State::Ready,
-};
-
-/// `img amend`.
-pub static AMEND: Command = Command {
-    name: "amend",
-    summary: "Change options of an existing image",
-    operands: "FILE",
-    about: "A cut on the way leaves the old image or the new one.",
-    flags: &[
-        &HELP,
-        &QUIET,
-        &PROGRESS,
-        &FORMAT,
-        &AMEND_OPTIONS,
-        &IMAGE_CACHE,
-        &FORCE,
-        &IMAGE_OPTS,
-        &OBJECT,
-        &POLICY,
-    ],
-    commands: &[],
-    state: State::Ready,
-};
 
 /// `img measure`.
 pub static MEASURE: Command = Command {

@@ -25,6 +25,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// What a command without options is given: whatever it looks like.
+    pub fn of_operands(operands: Vec<String>) -> Self {
+        Self { flags: Vec::new(), operands }
+    }
+
     /// Whether `flag` was given.
     pub fn has(&self, flag: &'static Flag) -> bool {
         self.flags.iter().any(|(f, _)| std::ptr::eq(*f, flag))

@@ -17,6 +17,7 @@ use crate::flags::{Args, img as flags};
 use crate::meter::{Audience, Meter};
 use crate::open::{How, cache_mode, open, warn_probed_raw};
 use crate::out::Out;
+use crate::size::reworded;
 
 pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     if args.values(&flags::AMEND_OPTIONS).next().is_none() {
@@ -31,7 +32,8 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         Out::new().put(&help(&**driver)?);
         return Ok(0);
     }
-    let name = one_image(args).map_err(|e| if asks { anyhow!("{e}") } else { e })?;
+    // The reference does not point to its help here.
+    let name = one_image(args).map_err(|e| anyhow!("{e}"))?;
     let cache =
         args.value(&flags::IMAGE_CACHE).map_or(Ok(CacheMode::WRITEBACK), |c| cache_mode("cache", c))?;
     let how = How { image_opts, access: Access::ReadWrite, cache, ..How::reading(name, format) };
@@ -62,7 +64,7 @@ async fn amend(cx: &Context, args: &Args, driver: &dyn Driver, image: &crate::op
             CreateOptionError::Unknown(name) if driver.create_options().iter().any(|o| o.name == *name) => {
                 anyhow!("{e}\nThis option is only supported for image creation")
             }
-            _ => anyhow!("{e}"),
+            _ => reworded(cowbell_block::Error::from(e)),
         })?;
     }
     let meter = Meter::new(cx, Audience::of(args, &flags::PROGRESS)?.unless(args.has(&flags::QUIET)));

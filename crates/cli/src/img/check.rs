@@ -18,7 +18,7 @@ use crate::context::{Context, usage};
 use crate::flags::{Args, img as flags};
 use crate::json;
 use crate::open::{How, Image, Purpose, cache_mode, open};
-use crate::out::Out;
+use crate::out::{Out, complain, mutter};
 
 /// Corruptions remain.
 const STATUS_CORRUPT: u8 = 2;
@@ -109,7 +109,7 @@ async fn pass_by_pass(cx: &Context, image: &Image, wanted: &Wanted, out: &mut Ou
                  Double checking the fixed image now...\n",
                 fixed.1, fixed.0
             ));
-            out.flush();
+            out.flush_to_terminal();
         }
         // What was repaired is looked at once more: a repair is proven by a check that ends clean.
         report = pass(image, Fix::None).await.map_err(|e| failed(cx, &e))?;
@@ -121,7 +121,7 @@ async fn pass_by_pass(cx: &Context, image: &Image, wanted: &Wanted, out: &mut Ou
         false => None,
     };
     for finding in data.iter().flat_map(|data| &data.findings) {
-        eprintln!("{finding}");
+        complain(finding);
         findings.push(finding.clone());
     }
     let findings = if wanted.explain { explain::latest(findings) } else { Vec::new() };
@@ -163,7 +163,7 @@ fn show(
         }
     }
     if report.check_errors > 0 {
-        out.flush();
+        out.flush_to_terminal();
         cx.report("Check failed");
         return 1;
     }
@@ -178,7 +178,7 @@ fn show(
 async fn check_live(cx: &Context, how: &How<'_>, wanted: &Wanted) -> Result<u8> {
     let live::Lasting { report, driver, filename } = live::lasting(cx, how).await?;
     for finding in &report.findings {
-        eprintln!("{finding}");
+        complain(finding);
     }
     let mut out = Out::new();
     let status = show(cx, wanted, &(driver, filename), &report, None, &report.findings, &mut out);
@@ -207,10 +207,10 @@ async fn pass(image: &Image, fix: Fix) -> cowbell_block::Result<CheckReport> {
     // Many at once: an image without refcounts has a line for each cluster.
     for findings in report.findings.chunks(LINES_AT_ONCE) {
         let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
-        eprint!("{lines}");
+        mutter(lines);
     }
     if report.findings_omitted > 0 {
-        eprintln!("... and {} more", report.findings_omitted);
+        complain(format_args!("... and {} more", report.findings_omitted));
     }
     Ok(report)
 }

@@ -124,7 +124,7 @@ fn reason(cx: &Context, error: &cowbell_block::Error) -> String {
 
 fn failure(cx: &Context, error: &cowbell_jobs::Error) -> anyhow::Error {
     match (error.node_error(), cx.face) {
-        (None, _) | (_, Face::Cowbell) => job_failure(error),
+        (None, _) | (_, Face::Cowbell) => job_failure(cx, error),
         (Some(source), _) => anyhow!("Block job failed: {}", reason(cx, source)),
     }
 }

@@ -396,7 +396,7 @@ async fn copy(
         meter.complete();
     }
     meter.end();
-    let copied = copied.map_err(|e| job_failure(&e))?;
+    let copied = copied.map_err(|e| job_failure(cx, &e))?;
     if let Some(bitmaps) = bitmaps {
         bitmaps.copy(&node).await?;
     }

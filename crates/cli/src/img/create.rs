@@ -1,6 +1,7 @@
 //! `img create`.
 
 use anyhow::{Result, anyhow, bail};
+use cowbell_block::ErrorKind;
 use cowbell_block::naming::resolve_relative;
 use cowbell_block::options::OptionTree;
 use cowbell_host::block_on;
@@ -10,6 +11,7 @@ use super::lists::{asks_for_help, check_lists};
 use super::target::Format;
 use super::{Form, form};
 use crate::context::{Context, usage};
+use crate::face::Face;
 use crate::flags::{Args, img as flags};
 use crate::json;
 use crate::open::{How, Purpose, open_bare};
@@ -80,8 +82,14 @@ async fn create(
     if !quiet {
         Out::new().put(&format.message(name, &options));
     }
-    format.create(cx, name, options.clone(), None).await?;
-    Ok(options)
+    match format.create(cx, name, options.clone(), None).await {
+        // Whoever found it knows only its own limit: the reference says it in one way for all.
+        Err(e) if e.kind() == ErrorKind::TooLarge && cx.face != Face::Cowbell => {
+            let hint = if format.knows("cluster_size") { " (try using a larger cluster size)" } else { "" };
+            bail!("The image size is too large for file format '{fmt}'{hint}")
+        }
+        done => done.map(|()| options).map_err(Into::into),
+    }
 }
 
 /// Checks the backing file, and takes the size from it if none was given.

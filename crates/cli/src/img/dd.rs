@@ -239,7 +239,7 @@ fn failure(cx: &Context, error: &cowbell_jobs::Error) -> anyhow::Error {
         Job::Write { source, .. } | Job::Flush { source } if cx.face != Face::Cowbell => {
             ("writing to output", source)
         }
-        _ => return job_failure(error),
+        _ => return job_failure(cx, error),
     };
     anyhow!("error while {what} image file: {}", cowbell_block::error::errno_text(source.errno()))
 }

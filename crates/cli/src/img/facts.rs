@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use cowbell_block::names;
 use cowbell_block::node::{ImageInfo, SnapshotInfo};
 use serde_json::{Map, Value, json};
 
@@ -139,15 +140,21 @@ pub(crate) fn snapshots(list: &[SnapshotInfo]) -> Vec<String> {
     lines.extend(list.iter().map(|snapshot| {
         let icount = snapshot.icount.map_or_else(|| "--".to_owned(), |icount| icount.to_string());
         format!(
-            "{:<7} {:<16} {:>8} {:>19} {:>15} {icount:>10}",
-            snapshot.id,
-            snapshot.name,
+            "{} {} {:>8} {:>19} {:>15} {icount:>10}",
+            padded(&snapshot.id, 7),
+            padded(&snapshot.name, 16),
             human(snapshot.vm_state_size),
             local_time(snapshot.date_sec),
             vm_clock(snapshot.vm_clock_nsec),
         )
     }));
     lines
+}
+
+/// `text` with blanks behind it up to `bytes` bytes: C counts bytes, whatever they look like.
+fn padded(text: &str, bytes: usize) -> String {
+    let missing = bytes.saturating_sub(names::to_bytes(text).len());
+    format!("{text}{:missing$}", "")
 }
 
 fn vm_clock(nsec: u64) -> String {
@@ -222,6 +229,14 @@ pub(crate) fn snapshot_value(snapshot: &SnapshotInfo) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_counted_in_bytes() {
+        for (text, expect) in [("ab", "ab  "), ("ä", "ä  "), ("日本", "日本"), ("日本語", "日本語")]
+        {
+            assert_eq!(padded(text, 4), expect);
+        }
+    }
 
     #[test]
     fn the_snapshot_table_has_the_references_columns() {

@@ -1,4 +1,5 @@
-//! What the values of `-o` are, before anybody knows the options: lists of `key=value` and words, commas in values doubled.
+//! Lists: what the values of `-o` are, before anybody knows the options (`key=value` and words, commas in values doubled),
+//! and which formats there are.
 
 use anyhow::{Result, bail};
 
@@ -56,6 +57,26 @@ fn is_list(list: &str) -> bool {
             None => return true,
         }
     }
+}
+
+/// Columns of the list of formats.
+const WIDTH: usize = 76;
+
+/// The formats below the help, in the words that scripts look for.
+pub(super) fn formats(names: &[&str]) -> String {
+    let mut out = "\nSupported image formats:\n\n ".to_owned();
+    let mut column = 1;
+    for name in names {
+        if column + 1 + name.len() > WIDTH {
+            out.push_str("\n ");
+            column = 1;
+        }
+        out.push(' ');
+        out.push_str(name);
+        column += 1 + name.len();
+    }
+    out.push('\n');
+    out
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! `img map`.
 
 use anyhow::{Result, anyhow};
+use cowbell_block::error::errno_text;
 use cowbell_host::block_on;
 use cowbell_jobs::map::{MapEntry, map};
 
 use super::{Form, form, format_or_options, one_image};
 use crate::context::Context;
+use crate::face::Face;
 use crate::flags::{Args, img as flags};
 use crate::open::{How, open};
 use crate::out::Out;
@@ -36,7 +38,8 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         }
         let walked = map(&image.node(), start, end, |entry| table.row(cx, &mut out, entry)).await;
         walked.map_err(|e| match e.node_error() {
-            Some(source) => anyhow!("Could not read file metadata: {source}"),
+            Some(source) if cx.face == Face::Cowbell => anyhow!("Could not read file metadata: {source}"),
+            Some(source) => anyhow!("Could not read file metadata: {}", errno_text(source.errno())),
             None => anyhow!("{e}"),
         })?;
         if form == Form::Json {

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::lists::check_lists;
 use super::target::Format;
 use super::{Form, form, format_or_options, snapshot};
+use crate::absent;
 use crate::context::{Context, Reported};
 use crate::flags::{Args, img as flags};
 use crate::json;
@@ -37,7 +38,11 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     check_lists(args.values(&flags::OPTIONS))?;
     let target = args.value(&flags::MEASURE_FORMAT).unwrap_or("raw");
     if cx.registry().driver(target).is_some_and(|driver| driver.create_options().is_empty()) {
-        bail!("Block driver '{target}' does not support size measurement");
+        // As in the reference: what makes no images by itself has no options to measure by.
+        match absent::is_absent(target) {
+            true => bail!("Block driver '{target}' does not support size measurement"),
+            false => bail!("Format driver '{target}' does not support image creation"),
+        }
     }
     let target = Format::find(cx, target, None)?;
     let options = target.options(args.values(&flags::OPTIONS)).inspect_err(|e| {
@@ -55,7 +60,10 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
     let measured = block_on(async {
         match how {
             Some(how) => measure_image(cx, args, &how, &*target.driver, options).await,
-            None => ask(&*target.driver, options, MeasureSource::Size(size.unwrap_or_default())).await,
+            None => {
+                let source = MeasureSource::Size(size.unwrap_or_default());
+                ask(cx, &*target.driver, options, source).await
+            }
         }
     })?;
     show(form, &measured);
@@ -83,7 +91,7 @@ async fn measure_image(
         }
         None => None,
     };
-    let measured = ask(target, options, MeasureSource::Image(Arc::clone(&image.node()))).await;
+    let measured = ask(cx, target, options, MeasureSource::Image(Arc::clone(&image.node()))).await;
     image.close().await?;
     if let Some(disk) = disk {
         disk.close().await?;
@@ -91,8 +99,13 @@ async fn measure_image(
     measured
 }
 
-async fn ask(target: &dyn Driver, options: OptionTree, source: MeasureSource) -> Result<Measurement> {
-    target.measure(options, source).await.map_err(|e| match e.kind() {
+async fn ask(
+    cx: &Context,
+    target: &dyn Driver,
+    options: OptionTree,
+    source: MeasureSource,
+) -> Result<Measurement> {
+    target.measure(options, source, cx.open_context()).await.map_err(|e| match e.kind() {
         ErrorKind::Unsupported => {
             anyhow!("Block driver '{}' does not support size measurement", target.name())
         }

@@ -193,7 +193,7 @@ fn refusal(cx: &Context, error: &Error) -> String {
 fn failure(cx: &Context, error: &cowbell_jobs::Error) -> anyhow::Error {
     use cowbell_jobs::Error as Job;
     if cx.face == Face::Cowbell {
-        return job_failure(error);
+        return job_failure(cx, error);
     }
     let reason = |source: &Error| cowbell_block::error::errno_text(source.errno());
     match error {
@@ -201,7 +201,7 @@ fn failure(cx: &Context, error: &cowbell_jobs::Error) -> anyhow::Error {
         Job::Read { .. } => anyhow!("error while reading from old backing file"),
         Job::ReadNew { .. } => anyhow!("error while reading from new backing file"),
         Job::Write { source, .. } => anyhow!("Error while writing to COW image: {}", reason(source)),
-        _ => job_failure(error),
+        _ => job_failure(cx, error),
     }
 }
 

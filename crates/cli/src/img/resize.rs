@@ -14,7 +14,7 @@ use crate::context::{Context, Reported, usage};
 use crate::flags::{Args, img as flags};
 use crate::json;
 use crate::open::{How, open, warn_probed_raw};
-use crate::out::Out;
+use crate::out::{Out, complain};
 use crate::size::SIZE_MAX;
 
 /// Whether a word is a size rather than an option.
@@ -42,7 +42,7 @@ impl Change {
             SizeError::OutOfRange => anyhow!("Value '{digits}' is out of range for parameter 'size'"),
             SizeError::Malformed => {
                 cx.report("Parameter 'size' expects a non-negative number below 2^64");
-                eprintln!("{SIZE_HINT}");
+                complain(SIZE_HINT);
                 Reported.into()
             }
         })?;

@@ -113,7 +113,7 @@ async fn act(cx: &Context, node: &Arc<dyn Node>, action: &Action<'_>, form: Form
                 ErrorKind::Busy => anyhow!("Could not apply snapshot '{name}': {e}"),
                 _ => {
                     // The reference tells of a broken table by itself; the name `cowbell` gives it as the reason.
-                    if cx.face != Face::Cowbell && e.to_string().starts_with("Snapshot L1 table") {
+                    if cx.face != Face::Cowbell && cowbell_qcow2::blames_snapshot_table(&e) {
                         cx.report(&e);
                     }
                     anyhow!("Could not apply snapshot '{name}': Failed to load snapshot: {}", reason(cx, &e))

@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::context::Context;
 use crate::face::Face;
 use crate::open::{Image, Unfinished, reason};
+use crate::size::reworded;
 use cowbell_host::{name_of, path_of};
 
 /// A format, and what a new image of it can be told.
@@ -64,10 +65,7 @@ impl Format {
     pub(crate) fn options<'a>(&self, lists: impl Iterator<Item = &'a str>) -> Result<OptionTree> {
         let mut tree = OptionTree::new();
         for list in lists {
-            parse_create_options(list, &self.known, &mut tree).map_err(|e| {
-                let text = e.to_string();
-                anyhow!("{text}{}", crate::size::hint(&text))
-            })?;
+            parse_create_options(list, &self.known, &mut tree).map_err(|e| reworded(e.into()))?;
         }
         Ok(tree)
     }
@@ -110,7 +108,12 @@ impl Format {
                     let _ = write!(out, " {}={}", option.name, text.replace(',', ",,"));
                 }
                 (Some(value), _) => {
-                    let _ = write!(out, " {}={value}", option.name);
+                    // The reference shows numbers with a sign, whatever they are.
+                    let number = value.as_u64().map(u64::cast_signed);
+                    let _ = match number {
+                        Some(number) => write!(out, " {}={number}", option.name),
+                        None => write!(out, " {}={value}", option.name),
+                    };
                 }
                 (None, Some(default)) => {
                     let _ = write!(out, " {}={default}", option.name);

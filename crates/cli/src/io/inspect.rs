@@ -9,6 +9,7 @@ use cowbell_block::{ExtentFlags, Needs, Permissions, Preallocation, Request};
 use super::session::Session;
 use super::shell::{Done, Failed};
 use super::words::number;
+use crate::face::Face;
 use crate::flags::Args;
 use crate::flags::io::{self as flags, IoCommand};
 use crate::img::facts;
@@ -133,7 +134,12 @@ pub(super) async fn truncate(session: &mut Session<'_>, command: &IoCommand, arg
         session.cx.report(format_args!("Invalid preallocation mode '{word}'"));
         return Err(Failed);
     };
-    let [word] = args.operands.as_slice() else { return session.bad_usage(command, "truncate") };
+    // The reference looks at the first word, and at no other.
+    let word = match args.operands.as_slice() {
+        [word] => word,
+        [word, ..] if session.cx.face != Face::Cowbell => word,
+        _ => return session.bad_usage(command, "truncate"),
+    };
     let len = match number(word) {
         Ok(len) => len,
         Err(text) => return session.fail(&text),

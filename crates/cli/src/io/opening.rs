@@ -20,6 +20,7 @@ use crate::face::Face;
 use crate::flags::io::{self as flags, IoCommand};
 use crate::flags::{Args, img};
 use crate::open::{CloseError, How, Image, open_bare, warn_probed_raw};
+use crate::out::complain;
 
 /// How images are opened, resolved from options.
 #[derive(Clone, Debug)]
@@ -112,14 +113,16 @@ pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Resul
         ..How::reading(name, settings.format.as_deref())
     };
     let refused = |e: cowbell_block::Error| {
-        let text = e.to_string();
-        let hint = crate::size::hint(&text);
+        let hint = crate::size::hint(&e);
         match settings.image_opts {
-            true => anyhow!("can't open: {text}{hint}"),
-            false => anyhow!("can't open device {name}: {text}{hint}"),
+            true => anyhow!("can't open: {e}{hint}"),
+            false => anyhow!("can't open device {name}: {e}{hint}"),
         }
     };
     let mut image = open_bare(cx, &how).await.map_err(refused)?;
+    if how.access == Access::ReadWrite && image.node().is_read_only() {
+        return Err(refused(Error::new(ErrorKind::ReadOnly, IsReadOnly)));
+    }
     if settings.copy_on_read && settings.access == Access::ReadOnly {
         return Err(refused(Error::new(ErrorKind::PermissionDenied, NowhereToCopy)));
     }
@@ -135,6 +138,11 @@ pub(super) async fn open(cx: &Context, name: &str, settings: &Settings) -> Resul
     }
     Ok(image)
 }
+
+/// To be written to, but an option of the image itself says that it is not.
+#[derive(Debug, thiserror::Error)]
+#[error("Block node is read-only")]
+struct IsReadOnly;
 
 /// `-C` together with `-r`.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +187,7 @@ pub(super) async fn open_command(session: &mut Session<'_>, command: &IoCommand,
     };
     let options = args.value(&flags::OPEN_OPTIONS);
     if args.operands.is_empty() && options.is_none() {
-        eprintln!("bad argument count 0 to open, expected at least 1 arguments");
+        complain("bad argument count 0 to open, expected at least 1 arguments");
         return Err(Failed);
     }
     let name = match args.operands.as_slice() {

@@ -7,9 +7,14 @@ use cowbell_block::options::{BoolOpt, CacheMode, DiscardMode, OptionTree};
 use super::session::Session;
 use super::shell::{Done, Failed};
 use crate::context::Context;
+use crate::face::Face;
 use crate::flags::Args;
 use crate::flags::io::{self as flags, IoCommand};
 use crate::open::cache_mode;
+use crate::size::reworded;
+
+/// How a node that nobody named is called in messages; the reference throws dice for the last two digits.
+const NODE_NAME: &str = "#block100";
 
 /// What is to change.
 struct Wanted {
@@ -52,9 +57,26 @@ fn wanted(session: &Session<'_>, args: &Args, current: CacheMode) -> anyhow::Res
     }
     if let Some(list) = args.value(&flags::REOPEN_OPTIONS) {
         warn_short_forms(session.cx, list);
+        let flagged = wanted.access.is_some();
         take_options(&mut wanted, list, args.has(&flags::REOPEN_CACHE))?;
+        // The tool itself stays a writer: only `-r` makes it a reader.
+        if !flagged && wanted.access == Some(Access::ReadOnly) && session.cx.face != Face::Cowbell {
+            refuse_writers(session)?;
+        }
     }
     Ok(wanted)
+}
+
+/// The words of the reference for a node that is to be read-only below somebody who writes.
+fn refuse_writers(session: &Session<'_>) -> anyhow::Result<()> {
+    let Some(node) = session.image().map(crate::open::Image::node) else { return Ok(()) };
+    if node.is_read_only() {
+        return Ok(());
+    }
+    let name = session.cx.open_context().graph.and_then(|graph| graph.name_of(&node));
+    let name = name.filter(|name| !name.starts_with('#'));
+    let name = name.as_deref().unwrap_or(NODE_NAME);
+    anyhow::bail!("Read-only block node '{name}' cannot support read-write users")
 }
 
 /// A name without a value is a switch, which the reference calls old.
@@ -103,10 +125,7 @@ async fn apply(session: &mut Session<'_>, wanted: &Wanted) -> anyhow::Result<()>
     let node = image.node();
     if !wanted.driver.is_empty() {
         let options = nest(wanted.driver.clone()).map_err(NamingError::List)?;
-        node.reconfigure(options).await.map_err(|e| {
-            let text = e.to_string();
-            anyhow::anyhow!("{text}{}", crate::size::hint(&text))
-        })?;
+        node.reconfigure(options).await.map_err(reworded)?;
     }
     if let Some(access) = wanted.access {
         node.reopen(access).await?;

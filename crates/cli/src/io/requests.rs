@@ -12,6 +12,7 @@ use super::words::{aligned, number, pattern};
 use crate::face::Face;
 use crate::flags::Args;
 use crate::flags::io::{self as flags, IoCommand};
+use crate::out::complain;
 use cowbell_host::path_of;
 
 /// What buffers hold that nobody has filled.
@@ -264,12 +265,12 @@ fn fill_from_file(buf: &mut Buf, name: &str) -> Done {
         Ok(content) => content,
         Err(e) => {
             let code = e.raw_os_error().unwrap_or(0);
-            eprintln!("{name}: {}", cowbell_block::error::errno_text(code));
+            complain(format_args!("{name}: {}", cowbell_block::error::errno_text(code)));
             return Err(Failed);
         }
     };
     if content.is_empty() {
-        eprintln!("{name}: file is empty");
+        complain(format_args!("{name}: file is empty"));
         return Err(Failed);
     }
     for chunk in buf.chunks_mut(content.len()) {

@@ -10,6 +10,7 @@ use crate::flags::help::signature;
 use crate::flags::io::{IO_COMMANDS, IoCommand, Needs};
 use crate::flags::parse::{Order, offered, parse};
 use crate::flags::{Args, State, Value};
+use crate::out::complain;
 
 /// From here on no number is a signal: the kernel's last is 64, and the reference takes one more.
 const SIGNAL_MAX: u64 = 66;
@@ -27,7 +28,7 @@ impl Session<'_> {
         let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
         let Some((name, rest)) = words.split_first() else { return After::default() };
         let Some(command) = self.find(name) else {
-            eprintln!("command \"{name}\" not found");
+            complain(format_args!("command \"{name}\" not found"));
             return After { failed: true, quit: false };
         };
         let done = self.run_command(command, name, rest).await;
@@ -41,7 +42,7 @@ impl Session<'_> {
 
     async fn run_command(&mut self, command: &'static IoCommand, name: &str, words: &[&str]) -> Done {
         if command.needs != Needs::Nothing && self.image().is_none() {
-            eprintln!("no file open, try 'help open'");
+            complain("no file open, try 'help open'");
             return Err(Failed);
         }
         check_count(command, self.cx.face, name, words.len())?;
@@ -50,45 +51,53 @@ impl Session<'_> {
             return Err(Failed);
         }
         let words = words.iter().map(|word| (*word).to_owned());
-        let args = match parse(&command.command, self.cx.face, Order::Permute, words) {
+        let face = self.cx.face;
+        if !command.command.flags.iter().any(|flag| offered(flag, face)) {
+            return self.dispatch(command, &Args::of_operands(words.collect())).await;
+        }
+        let args = match parse(&command.command, face, Order::Permute, words) {
             Ok(args) => args,
             Err(e) => {
-                eprintln!("{name}: {}", e.text());
+                complain(format_args!("{name}: {}", e.text()));
                 return self.bad_usage(command, name);
             }
         };
+        self.dispatch(command, &args).await
+    }
+
+    async fn dispatch(&mut self, command: &'static IoCommand, args: &Args) -> Done {
         match command.command.name {
             "abort" => {
                 self.cx.flush_trace();
                 std::process::abort()
             }
             "aio_flush" => requests::aio_flush(self).await,
-            "aio_read" => requests::aio_read(self, command, &args),
-            "aio_write" => requests::aio_write(self, command, &args),
-            "alloc" => inspect::alloc(self, &args).await,
+            "aio_read" => requests::aio_read(self, command, args),
+            "aio_write" => requests::aio_write(self, command, args),
+            "alloc" => inspect::alloc(self, args).await,
             "blkdebug_state" => breaks::state(self),
-            "break" => breaks::set(self, &args),
+            "break" => breaks::set(self, args),
             "close" => opening::close(self).await,
-            "discard" => requests::discard(self, command, &args).await,
+            "discard" => requests::discard(self, command, args).await,
             "flush" => requests::flush(self).await,
-            "help" => self.help(&args),
+            "help" => self.help(args),
             "info" => inspect::info(self).await,
             "length" => inspect::length(self),
             "map" => inspect::map(self).await,
-            "open" => opening::open_command(self, command, &args).await,
+            "open" => opening::open_command(self, command, args).await,
             "quit" => Ok(()),
-            "read" => requests::read(self, command, &args).await,
-            "readv" => requests::readv(self, command, &args).await,
-            "remove_break" => breaks::remove(self, &args),
-            "resume" => breaks::resume(self, &args).await,
-            "reopen" => reopen::reopen(self, command, &args).await,
-            "sigraise" => self.sigraise(&args),
-            "sleep" => self.sleep(&args).await,
-            "truncate" => inspect::truncate(self, command, &args).await,
-            "wait_break" => breaks::wait(self, command, &args).await,
-            zone if zone.starts_with("zone_") => zones::refuse(self, zone, &args),
-            "write" => requests::write(self, command, &args).await,
-            "writev" => requests::writev(self, command, &args).await,
+            "read" => requests::read(self, command, args).await,
+            "readv" => requests::readv(self, command, args).await,
+            "remove_break" => breaks::remove(self, args),
+            "resume" => breaks::resume(self, args).await,
+            "reopen" => reopen::reopen(self, command, args).await,
+            "sigraise" => self.sigraise(args),
+            "sleep" => self.sleep(args).await,
+            "truncate" => inspect::truncate(self, command, args).await,
+            "wait_break" => breaks::wait(self, command, args).await,
+            zone if zone.starts_with("zone_") => zones::refuse(self, zone, args),
+            "write" => requests::write(self, command, args).await,
+            "writev" => requests::writev(self, command, args).await,
             other => unreachable!("the table has no command {other}"),
         }
     }
@@ -188,6 +197,6 @@ fn check_count(command: &IoCommand, face: Face, name: &str, count: usize) -> Don
         (min, max) if min == max => format!("{min}"),
         (min, max) => format!("between {min} and {max}"),
     };
-    eprintln!("bad argument count {count} to {name}, expected {expected} arguments");
+    complain(format_args!("bad argument count {count} to {name}, expected {expected} arguments"));
     Err(Failed)
 }

@@ -17,6 +17,7 @@ use cowbell_vm::{Input, Surroundings, Wish};
 use super::channel::{Channel, Choice, Wanted};
 use super::socket::{Address, Incoming, Listener, Role, Stream};
 use crate::flags::{Args, run as flags};
+use crate::out::{complain, mutter};
 
 /// Input kept for a guest that does not read: more stays where it is.
 const TYPED_MAX: usize = 4096;
@@ -138,7 +139,7 @@ impl Front {
             if endpoint.role != Role::WaitingServer {
                 continue;
             }
-            eprintln!("waiting for a connection at {}", endpoint.address);
+            complain(format_args!("waiting for a connection at {}", endpoint.address));
             while !lock(&self.lines)[index].channel.is_connected() && self.wish().is_none() {
                 self.wait(None);
             }
@@ -177,7 +178,7 @@ impl Front {
         for command in asked {
             match command {
                 escape::Command::Quit => self.wish = Some(Wish::Quit),
-                escape::Command::Help => eprint!("{}", escape::HELP),
+                escape::Command::Help => mutter(escape::HELP),
             }
         }
     }

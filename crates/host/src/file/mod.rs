@@ -44,6 +44,7 @@ use crate::handle::Handle;
 use crate::lane;
 use crate::lane::{Call, Job, Lane};
 use crate::lock::{self, Needs};
+use crate::path::name_of;
 use mode::Mode;
 use open::Opened;
 use status::DataCache;
@@ -105,7 +106,7 @@ impl FileNode {
     pub fn open(path: impl AsRef<Path>, options: &FileOptions<'_>) -> Result<Arc<Self>> {
         let path = path.as_ref();
         let opened = open::open(path, options)?;
-        let shared = Arc::new(Shared::new(path.display().to_string(), opened, options));
+        let shared = Arc::new(Shared::new(name_of(path), opened, options));
         Ok(Arc::new_cyclic(|me| Self { shared, me: me.clone() }))
     }
 

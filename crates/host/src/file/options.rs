@@ -23,7 +23,7 @@ pub enum FileKind {
 
 /// Whether image locks are taken (`locking`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(try_from = "String")]
 pub enum Locking {
     /// Where the file system has them.
     #[default]
@@ -33,6 +33,8 @@ pub enum Locking {
     /// Not at all.
     Off,
 }
+
+cowbell_block::option_words!(Locking { "auto" => Auto, "on" => On, "off" => Off, });
 
 /// What happens to a file opened for writing that the host gives for reading only (`auto-read-only`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

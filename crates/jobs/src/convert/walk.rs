@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use cowbell_block::{ExtentFlags, Mapping, Node, Root};
 
-use super::{Options, Part, Store, TargetStart};
+use super::{OnReadError, Options, Part, Store, TargetStart};
 use crate::crew::{DATA_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::error::{Error, Result};
-use crate::layers::{self, Reach};
+use crate::layers::{self, Layered, Reach};
+use crate::progress::Progress;
 
 /// Clusters compressed for one piece: enough for all cores, and little memory with many pieces in flight.
 const PACKED_TOGETHER: u64 = 8;
@@ -43,6 +44,7 @@ pub(super) struct Piece {
 pub(super) struct Walk {
     nodes: Vec<Arc<dyn Node>>,
     start: TargetStart,
+    on_error: OnReadError,
     /// Pieces are whole multiples of this in the target, but for the last one; 1 where that does not matter.
     unit: u64,
     /// Bytes that are copied, after so many that are not.
@@ -78,17 +80,28 @@ impl Walk {
         };
         let all = Part { offset: 0, len: super::total_len(sources) };
         let Part { offset: skipped, len: total } = options.part.unwrap_or(all);
-        let start = options.start;
-        Self { nodes, start, unit, total, skipped, source: 0, at: skipped, base: 0, known: None, number: 0 }
+        Self {
+            nodes,
+            start: options.start,
+            on_error: options.on_read_error,
+            unit,
+            total,
+            skipped,
+            source: 0,
+            at: skipped,
+            base: 0,
+            known: None,
+            number: 0,
+        }
     }
 
     /// The next piece with its number, counted from 0.
-    pub(super) async fn next(&mut self) -> Result<Option<(u64, Piece)>> {
+    pub(super) async fn next(&mut self, progress: &dyn Progress) -> Result<Option<(u64, Piece)>> {
         while self.source < self.nodes.len() {
             let len = rounded(self.nodes[self.source].len());
             if self.at < len {
                 let ends = self.target_offset() >= self.total;
-                return if ends { Ok(None) } else { self.piece(len).await.map(Some) };
+                return if ends { Ok(None) } else { self.piece(len, progress).await.map(Some) };
             }
             self.base += len;
             self.source += 1;
@@ -104,9 +117,9 @@ impl Walk {
         self.base + self.at - self.skipped
     }
 
-    async fn piece(&mut self, len: u64) -> Result<(u64, Piece)> {
+    async fn piece(&mut self, len: u64, progress: &dyn Progress) -> Result<(u64, Piece)> {
         if self.known.as_ref().is_none_or(|known| known.end <= self.at) {
-            self.known = Some(self.ask(len).await?);
+            self.known = Some(self.ask(len, progress).await?);
         }
         let known = self.known.as_ref().expect("asked just now");
         let target_offset = self.target_offset();
@@ -140,7 +153,7 @@ impl Walk {
         Ok((self.number - 1, piece))
     }
 
-    async fn ask(&self, len: u64) -> Result<Known> {
+    async fn ask(&self, len: u64, progress: &dyn Progress) -> Result<Known> {
         let node = &self.nodes[self.source];
         let real = node.len();
         if self.at >= real {
@@ -160,9 +173,10 @@ impl Walk {
             // Zeroes mean one thing above the target's backing file and another behind its end.
             most = most.min(backing - target_offset);
         }
-        let extent = layers::status(node, reach, self.at, most)
-            .await
-            .map_err(|source| Error::Status { offset: target_offset, source })?;
+        let Some(extent) = self.status(reach, most, progress).await? else {
+            // Whoever reads it says what is lost.
+            return Ok(Known { end: self.at + SECTOR.min(most), kind: KnownKind::Data(None) });
+        };
         let below_backing = backing.is_some_and(|backing| target_offset < backing);
         let decided = extent.flags.contains(ExtentFlags::ALLOCATED);
         let kind = if extent.flags.contains(ExtentFlags::ZERO) {
@@ -175,5 +189,25 @@ impl Walk {
             KnownKind::Data(None)
         };
         Ok(Known { end: self.at + extent.len, kind })
+    }
+
+    /// What lies at the current position, for at most `most` bytes; `None` if that cannot be known of its first sector,
+    /// and is to be salvaged.
+    async fn status(&self, reach: Reach, mut most: u64, progress: &dyn Progress) -> Result<Option<Layered>> {
+        let node = &self.nodes[self.source];
+        loop {
+            match (layers::status(node, reach, self.at, most).await, self.on_error) {
+                (Ok(extent), _) => return Ok(Some(extent)),
+                (Err(source), OnReadError::Stop) => {
+                    return Err(Error::Status { offset: self.target_offset(), source });
+                }
+                (Err(error), OnReadError::Salvage) if most <= SECTOR => {
+                    progress.status_unknown(self.target_offset(), &error);
+                    return Ok(None);
+                }
+                // What cannot be told may lie further on.
+                (Err(_), OnReadError::Salvage) => most = rounded(most.div_ceil(4)).min(most - 1),
+            }
+        }
     }
 }

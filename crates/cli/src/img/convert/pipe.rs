@@ -222,7 +222,7 @@ async fn begin_qcow2(
                 announced.add(bytes);
                 !cowbell_host::signal::is_interrupted()
             });
-            if !known.await.map_err(|e| job_failure(&e))? {
+            if !known.await.map_err(|e| job_failure(cx, &e))? {
                 return Err(Interrupted.into());
             }
         }

@@ -156,11 +156,11 @@ impl<'a> Target<'a> {
                 let needs_nothing =
                     next.kind == Some(Kind::OnlyInA) || next.start >= below && next.reads_zero;
                 if !needs_nothing {
-                    overlay.put(next.start, next.len).await.map_err(|e| Stop::Other(job_failure(&e)))?;
+                    overlay.put(next.start, next.len).await.map_err(|e| Stop::Other(job_failure(cx, &e)))?;
                 }
                 report.take(&next);
             }
-            overlay.finish().await.map_err(|e| Stop::Other(job_failure(&e)))
+            overlay.finish().await.map_err(|e| Stop::Other(job_failure(cx, &e)))
         };
         let stored = stored.await;
         let closed = target.close().await;
@@ -191,7 +191,7 @@ impl<'a> Target<'a> {
             Err(failure) if matches!(failure.error, cowbell_jobs::Error::Cancelled) => {
                 Err(Interrupted.into())
             }
-            Err(failure) => bail!("the overlay cannot be compared: {}", job_failure(&failure.error)),
+            Err(failure) => bail!("the overlay cannot be compared: {}", job_failure(cx, &failure.error)),
         }
     }
 }
