@@ -227,7 +227,7 @@ mod tests {
         let node = open("null-co://").expect("the only name");
         assert_eq!((node.len(), node.filename()), (1 << 30, "null-co://".into()));
         assert!(open("null-co://x").is_err());
-        let name = r#"json:{"driver": "null-co", "size": 512, "read-zeroes": true}"#;
+        let name = r#"json:{"read-zeroes": true, "driver": "null-co", "size": 512}"#;
         assert_eq!(open(name).expect("options").filename(), name);
         let error = open(r#"json:{"driver":"null-co","latency-ns":5}"#).map(|_| ()).expect_err("no clock");
         assert_eq!(error.to_string(), "null-co does not support latency-ns");

@@ -192,7 +192,7 @@ mod tests {
             ("driver=toy,file=t", "Cannot find device='t' nor node-name='t'"),
             ("driver=toy,file.filename=u", "Could not open 'u': No such file or directory"),
             ("t", "Cannot find device='t' nor node-name='t'"),
-            ("driver=toy,file.filename=t,discard=x", "Parameter 'discard' does not accept value 'x'"),
+            ("driver=toy,file.filename=t,discard=x", "Invalid discard option"),
         ] {
             assert_eq!(text(open_list(&cx, list)), expect);
         }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::child::{Child, EdgeKind, NamedEdge};
 use crate::context::{ChildKind, OpenContext};
@@ -154,6 +155,20 @@ pub struct Window {
     pub size: Option<u64>,
 }
 
+impl Window {
+    /// The options that give it.
+    fn options(self) -> OptionTree {
+        let mut tree = OptionTree::new();
+        if self != Self::default() {
+            tree.insert("offset".to_owned(), Value::from(self.offset));
+        }
+        if let Some(size) = self.size {
+            tree.insert("size".to_owned(), Value::from(size));
+        }
+        tree
+    }
+}
+
 /// A raw disk.
 pub struct RawNode(Arc<Raw>);
 
@@ -180,7 +195,7 @@ impl RawNode {
         Self::open(file, Window::default(), OptionTree::new(), access, Modes::default(), None)
     }
 
-    /// A window of `file`, named by the options that were `given` for it; with `guard` it refuses to become another format of that registry.
+    /// A window of `file`, named by the options that were `given` for it, if any; with `guard` it refuses to become another format of that registry.
     ///
     /// # Errors
     /// The window does not fit into the file.
@@ -205,6 +220,8 @@ impl RawNode {
                 return Err(RawError::SizeUnaligned.into());
             }
         }
+        // Who gives a window without options has it named by its numbers.
+        let given = if given.is_empty() { window.options() } else { given };
         let plain = window == Window::default() && modes.is_plain() && guard.is_none();
         Ok(Self(Arc::new(Raw {
             file: Child::new(file),

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use cowbell_block::create::CreateOptionError;
-use cowbell_block::options::{OptionError, SizeError};
+use cowbell_block::options::{NumberError, OptionError, SizeError, parse_number};
 use cowbell_block::parse_size;
 
 use crate::img::target::SIZE_HINT;
@@ -46,20 +46,15 @@ pub fn reworded(error: cowbell_block::Error) -> anyhow::Error {
     }
 }
 
-/// Parses a number without a suffix, called `what`.
+/// Parses a number without a suffix, called `what`, as C reads numbers of any base.
 ///
 /// # Errors
 /// The message.
 pub fn parse_count(what: &str, text: &str, min: u64, max: u64) -> Result<u64> {
-    let digits = text.trim_start();
-    let parsed = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-        Some(hex) => u64::from_str_radix(hex, 16).ok(),
-        None => digits.strip_prefix('+').unwrap_or(digits).parse().ok(),
-    };
-    let is_negative = digits.strip_prefix('-').is_some_and(|rest| rest.parse::<u64>().is_ok());
-    match parsed {
-        Some(n) if (min..=max).contains(&n) => Ok(n),
-        None if !is_negative => bail!("Invalid {what} specified: '{text}'."),
+    let is_negative = text.trim_ascii_start().starts_with('-');
+    match parse_number(text) {
+        Ok(n) if (min..=max).contains(&n) && (!is_negative || n == 0) => Ok(n),
+        Err(NumberError::Malformed) => bail!("Invalid {what} specified: '{text}'."),
         _ => bail!("Invalid {what} specified. Must be between {min} and {max}."),
     }
 }

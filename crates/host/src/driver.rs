@@ -16,7 +16,7 @@ use cowbell_block::{
 use rustix::fs::FileType;
 use serde::Deserialize;
 
-use crate::error::OpenError;
+use crate::error::{FileError, OpenError};
 use crate::file::{Create, FileKind, FileNode, FileOptions, Locking, WriteRefused};
 use crate::ioctl;
 use crate::path::path_of;
@@ -195,6 +195,9 @@ fn whole_sectors(size: SizeOpt) -> Result<u64> {
 async fn create_file(filename: &str, values: CreateValues, cx: &OpenContext) -> Result<()> {
     let mode = preallocation(values.preallocation.as_deref())?;
     let size = whole_sectors(values.size)?;
+    if values.extent_size_hint.is_some_and(|hint| hint.0 > u64::from(u32::MAX)) {
+        return Err(FileError::ExtentHint.into());
+    }
     let beneath = cx.beneath().map(path_of);
     let options = FileOptions {
         kind: FileKind::File,

@@ -131,6 +131,15 @@ pub enum FileError {
     /// Preallocation is for growing.
     #[error("Preallocation can't be used for shrinking files")]
     PreallocationShrinks,
+    /// The host does not give the file this length.
+    #[error("Could not resize file: {}", cowbell_block::error::errno_text(*.errno))]
+    Resize {
+        /// The host's code.
+        errno: i32,
+    },
+    /// A hint beyond what hosts take.
+    #[error("Extent size hint is too large")]
+    ExtentHint,
     /// A mode that needs an image format.
     #[error("Unsupported preallocation mode: {mode}")]
     Preallocation {
@@ -142,9 +151,11 @@ pub enum FileError {
 impl From<FileError> for Error {
     fn from(error: FileError) -> Self {
         let kind = match error {
-            FileError::Closed | FileError::DeviceGrows | FileError::PreallocationShrinks => {
-                ErrorKind::InvalidInput
-            }
+            FileError::Resize { errno } => return Error::with_errno(errno, error),
+            FileError::Closed
+            | FileError::DeviceGrows
+            | FileError::PreallocationShrinks
+            | FileError::ExtentHint => ErrorKind::InvalidInput,
             FileError::FlushFailed { .. } => ErrorKind::Poisoned,
             FileError::Preallocation { .. } => ErrorKind::Unsupported,
         };

@@ -166,7 +166,9 @@ async fn nonzero(
         for piece in bufs.pieces() {
             if !is_zero(piece) {
                 let index = piece.iter().position(|byte| *byte != 0).expect("a byte is not zero");
-                return Ok(Some(from + index as u64));
+                let offset = from + index as u64;
+                // Counted in sectors, as where both are read.
+                return Ok(Some((offset / SECTOR * SECTOR).max(at)));
             }
             from += piece.len() as u64;
         }

@@ -79,7 +79,7 @@ async fn resize_disk(engine: &Arc<Engine>, size: u64, preallocation: Preallocati
         let header = &engine.state.lock().header;
         (header.size, header.version < 3 && header.snapshot_count > 0)
     };
-    if size != old && has_old_snapshots {
+    if has_old_snapshots {
         return Err(Error::new(ErrorKind::Unsupported, ResizeError::SnapshotsInVersion2));
     }
     if size < old {

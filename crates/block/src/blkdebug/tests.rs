@@ -165,7 +165,7 @@ fn the_short_form_names_file_and_image() {
     assert_eq!(error, "blkdebug requires both config file and image path");
     let node = open_list(&cx, "align=512").expect("opened");
     let expect =
-        r#"json:{"driver": "blkdebug", "align": "512", "image": {"driver": "file", "filename": "i"}}"#;
+        r#"json:{"image": {"driver": "file", "filename": "i"}, "driver": "blkdebug", "align": "512"}"#;
     assert_eq!(node.filename(), expect);
 }
 

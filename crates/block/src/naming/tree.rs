@@ -58,7 +58,12 @@ fn complaint(text: &str, error: &serde_json::Error) -> String {
         return "Expecting a JSON value".to_owned();
     }
     let own = error.to_string();
+    let keyword = keyword_at(text, error);
     let words = match own.as_str() {
+        s if !keyword.is_empty() && (s.starts_with("expected value") || s.starts_with("key must be")) => {
+            return format!("JSON parse error, invalid keyword '{keyword}'");
+        }
+        s if s.starts_with("expected value") => "expecting value",
         _ if error.is_eof() => "premature EOI",
         s if s.starts_with("trailing characters") => return "Expecting at most one JSON value".to_owned(),
         s if s.starts_with("trailing comma") => "expecting value",
@@ -70,6 +75,13 @@ fn complaint(text: &str, error: &serde_json::Error) -> String {
         s => s,
     };
     format!("JSON parse error, {words}")
+}
+
+/// The word in which the parser stopped; empty if there is none.
+fn keyword_at<'a>(text: &'a str, error: &serde_json::Error) -> &'a str {
+    let line = text.split('\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    let rest = line.get(error.column().saturating_sub(1)..).unwrap_or_default();
+    &rest[..rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_lowercase()).len()]
 }
 
 fn with_double_quotes(text: &str) -> String {

@@ -60,7 +60,7 @@ fn a_window_is_all_there_is() {
     assert_eq!(extent(&raw, 8).2, Some(520));
     assert_eq!(
         raw.filename(),
-        r#"json:{"driver": "raw", "offset": 512, "size": 1024, "file": {"driver": "mem", "size": 4096}}"#
+        r#"json:{"offset": 512, "driver": "raw", "size": 1024, "file": {"driver": "mem", "size": 4096}}"#
     );
     let error = now(raw.submit(Request::truncate(0, Preallocation::Off)).finish()).result;
     assert_eq!(error.expect_err("fixed").to_string(), "Cannot resize fixed-size raw disks");

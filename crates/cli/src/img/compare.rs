@@ -53,7 +53,13 @@ pub(super) fn run(cx: &Context, args: &Args) -> Result<u8> {
         let images = async { Ok((open(cx, &hows[0]).await?, open(cx, &hows[1]).await?)) };
         match images.await {
             Ok((a, b)) => judge(cx, args, form, a, b).await,
-            Err(e) => fail(e),
+            Err(e) => {
+                // The end of a line of progress that never came, as in the reference.
+                if Audience::of(args, &flags::PROGRESS)? == Audience::People {
+                    Out::new().put("\n");
+                }
+                fail(e)
+            }
         }
     })
 }

@@ -71,7 +71,7 @@ async fn create(
     }
     if let Some(backing_format) = args.value(&flags::BACKING_FORMAT) {
         if !format.knows("backing_fmt") {
-            bail!("Backing format not supported for file format '{fmt}'");
+            bail!("Backing file format not supported for file format '{fmt}'");
         }
         options.insert("backing_fmt".into(), backing_format.into());
     }

@@ -22,7 +22,7 @@ use crate::json;
 use crate::meter::{Audience, Meter};
 use crate::open::{How, Image, open};
 use crate::out::Out;
-use crate::size::{SIZE_MAX, parse_named};
+use crate::size::{SIZE_MAX, parse_count, parse_named};
 
 /// Bytes of a block unless the user says otherwise.
 const BLOCK_BYTES: u64 = 512;
@@ -49,8 +49,8 @@ impl<'a> Operands<'a> {
                 "if" => input = Some(value),
                 "of" => output = Some(value),
                 "bs" => block = parse_named("bs", value, 1, BLOCK_BYTES_MAX)?,
-                "count" => count = Some(parse_named("count", value, 0, SIZE_MAX)?),
-                "skip" => skip = parse_named("skip", value, 0, SIZE_MAX)?,
+                "count" => count = Some(parse_count("count", value, 0, SIZE_MAX)?),
+                "skip" => skip = parse_count("skip", value, 0, SIZE_MAX)?,
                 _ => bail!("unrecognized operand {key}"),
             }
         }

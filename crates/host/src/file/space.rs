@@ -195,14 +195,14 @@ impl Shared {
             return if len <= self.len() { Ok(()) } else { Err(FileError::DeviceGrows.into()) };
         }
         if i64::try_from(len).is_err() {
-            return Err(os(Errno::FBIG));
+            return Err(FileError::Resize { errno: Errno::FBIG.raw_os_error() }.into());
         }
         // Where the file ends by the host's count: somebody may have grown it behind our back.
         let old = self.length_now();
         if preallocation != Preallocation::Off && len < old {
             return Err(FileError::PreallocationShrinks.into());
         }
-        self.set_length(len).await?;
+        self.set_length(len).await.map_err(|e| FileError::Resize { errno: e.errno() })?;
         let filled = match preallocation {
             _ if len <= old => Ok(()),
             Preallocation::Full => self.write_out_zeroes(old, len).await,
