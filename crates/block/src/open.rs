@@ -24,6 +24,8 @@ pub struct Opened {
     /// No format was given, and nothing but raw fits the content. Such a node refuses writes that would make its
     /// first sector look like another format; a tool that opened it for writing warns.
     pub probed_raw: bool,
+    /// How its options name it, if they do.
+    pub node_name: Option<String>,
 }
 
 /// Opens an image. Without `format` and without a driver in the options, the format is probed.
@@ -94,10 +96,10 @@ async fn open(tree: OptionTree, mut cx: OpenContext) -> Result<Opened> {
     if let Some(told) = told {
         told.tell(&*node);
     }
-    if let (Some(name), Some(graph)) = (node_name, graph) {
-        graph.remember_name(name, &node)?;
+    if let (Some(name), Some(graph)) = (&node_name, graph) {
+        graph.remember_name(name.clone(), &node)?;
     }
-    Ok(Opened { node, probed_raw })
+    Ok(Opened { node, probed_raw, node_name })
 }
 
 fn named(registry: &Registry, name: &str) -> Result<Arc<dyn Driver>> {

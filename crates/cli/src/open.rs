@@ -101,6 +101,8 @@ pub struct Image {
     pub cache: CacheMode,
     /// No format was given, and the content looks like none.
     pub probed_raw: bool,
+    /// How the user named its node, if at all.
+    pub node_name: Option<String>,
 }
 
 impl Image {
@@ -220,6 +222,7 @@ pub async fn open_bare(cx: &Context, how: &How<'_>) -> cowbell_block::Result<Ima
     };
     let opened = open_image_with(&name, how.format, how.more.clone(), &context).await?;
     let image = Image {
+        node_name: opened.node_name,
         root: Root::new(opened.node),
         name: how.name.to_owned(),
         write_through: how.cache.write_through,

@@ -148,5 +148,6 @@ pub(super) fn image(node: Arc<dyn cowbell_block::Node>) -> Image {
         write_through: false,
         cache: CacheMode::UNSAFE,
         probed_raw: false,
+        node_name: None,
     }
 }

@@ -69,13 +69,8 @@ fn wanted(session: &Session<'_>, args: &Args, current: CacheMode) -> anyhow::Res
 
 /// The words of the reference for a node that is to be read-only below somebody who writes.
 fn refuse_writers(session: &Session<'_>) -> anyhow::Result<()> {
-    let Some(node) = session.image().map(crate::open::Image::node) else { return Ok(()) };
-    if node.is_read_only() {
-        return Ok(());
-    }
-    let name = session.cx.open_context().graph.and_then(|graph| graph.name_of(&node));
-    let name = name.filter(|name| !name.starts_with('#'));
-    let name = name.as_deref().unwrap_or(NODE_NAME);
+    let Some(image) = session.image().filter(|image| !image.node().is_read_only()) else { return Ok(()) };
+    let name = image.node_name.as_deref().unwrap_or(NODE_NAME);
     anyhow::bail!("Read-only block node '{name}' cannot support read-write users")
 }
 
