@@ -56,7 +56,7 @@ fn names_and_options_open_files() {
     for (name, text) in [
         ("driver=file,filename=X,foo=1", "Block protocol 'file' doesn't support the option 'foo'"),
         ("driver=file,filename=X,aio=fast", "invalid parameter value: fast"),
-        ("driver=file,filename=X,locking=maybe", "Parameter 'locking' does not accept value 'maybe'"),
+        ("driver=file,filename=X,locking=maybe", "invalid parameter value: maybe"),
         ("driver=file,aio=threads", "The 'file' block driver requires a file name"),
         ("driver=file,filename=X,pr-manager=p", "file does not support pr-manager"),
         (
