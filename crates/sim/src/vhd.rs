@@ -174,6 +174,7 @@ pub fn scenario(seed: u64) -> Scenario {
         _ => Schedule::Uniform,
     };
     let faults = workload::faults(&mut Rng::stream(seed, Concern::Faults));
+    let ops = workload::never_opened_again(ops, &faults);
     Scenario { seed, config, lanes, ops, faults, granularity: Granularity::Full, schedule, cut: None }
 }
 

@@ -54,6 +54,7 @@ pub fn random(seed: u64) -> Scenario {
         _ => Schedule::Uniform,
     };
     let faults = faults(&mut Rng::stream(seed, Concern::Faults));
+    let ops = never_opened_again(ops, &faults);
     Scenario { seed, config, lanes, ops, faults, granularity: Granularity::Full, schedule, cut: None }
 }
 
@@ -73,6 +74,15 @@ pub(crate) fn faults(rng: &mut Rng) -> Vec<Fault> {
     };
     let on = if rng.one_in(6) { Member::Backing } else { Member::Image };
     vec![Fault { on, trigger, kind, sticky: rng.one_in(3) }]
+}
+
+/// A host that drops what a flush should have saved goes on showing it. Whoever opens the image again takes it for durable,
+/// and no engine can know better: what such a host was asked to keep is not opened again before a cut.
+pub(crate) fn never_opened_again(mut ops: Vec<GuestOp>, faults: &[Fault]) -> Vec<GuestOp> {
+    if faults.iter().any(|fault| fault.kind == FaultKind::FlushDrops) {
+        ops.retain(|op| !matches!(op, GuestOp::Reopen | GuestOp::Amend { .. }));
+    }
+    ops
 }
 
 /// One in so many seeds does nothing but give storage back and take it again.
