@@ -166,11 +166,16 @@ fn what_an_image_does_not_allow_is_refused_in_the_reference_s_words() {
         assert!(file.content() == before, "{text}");
     }
     let extended = CreateOptions { l2_format: L2Format::Extended, ..Default::default() };
-    let (file, _) = sample(extended);
-    let node = open(&file, None, OpenOptions::default());
-    let error = run(node.amend(options(json!({"compat": "0.10"})), Amend::default()))
-        .expect_err("no such entries there");
-    assert_eq!(error.to_string(), "Cannot downgrade an image with incompatible features set");
+    let narrow = CreateOptions { refcount_order: 3, ..Default::default() };
+    for (options_of, text) in [
+        (extended, "Cannot downgrade an image with incompatible features 0x10 set"),
+        (narrow, "compat=0.10 requires refcount_bits=16"),
+    ] {
+        let (file, _) = sample(options_of);
+        let node = open(&file, None, OpenOptions::default());
+        let error = run(node.amend(options(json!({"compat": "0.10"})), Amend::default())).expect_err(text);
+        assert_eq!(error.to_string(), text);
+    }
 }
 
 #[test]
