@@ -61,7 +61,7 @@ impl State {
     pub fn give_back(&mut self, owned: Owned) {
         if self.refblock_slot(owned.first).is_ok() {
             // They lie in one slice, see `allocate`.
-            let freed = owned.clusters().all(|cluster| self.set_refcount(cluster, 0).is_ok());
+            let freed = self.set_refcounts(owned.clusters(), 0).is_ok();
             assert!(freed, "the slice of refcounts was just found");
             self.hint = self.hint.min(owned.first);
         } else {
@@ -77,16 +77,15 @@ impl State {
     /// How many clusters are free from this one on, in its slice of refcounts, counted up to `most`. Where no block
     /// counts them, none is.
     pub fn free_from(&mut self, cluster: u64, most: u64) -> Decision<u64> {
-        let per_slice = self.geometry.refslice_entries();
         let Some(slot) = self.refblock_slot(cluster)? else { return Ok(0) };
-        let (block, order) = (self.refblocks.bytes(slot), self.geometry.refcount_order);
+        let per_slice = self.geometry.refslice_entries();
         let first = cluster % per_slice;
         let rest = first..per_slice.min(first.saturating_add(most));
-        let free = |index: &u64| {
-            let cluster = cluster / per_slice * per_slice + index;
-            refcount::get(block, order, *index) == 0 && !self.is_resting(cluster)
-        };
-        Ok(rest.take_while(free).count() as u64)
+        let free = refcount::run_of(self.refblocks.bytes(slot), self.geometry.refcount_order, rest, 0);
+        if self.resting.is_empty() {
+            return Ok(free);
+        }
+        Ok((cluster..cluster + free).take_while(|cluster| !self.is_resting(*cluster)).count() as u64)
     }
 
     /// How many clusters are in use from this one on, in its slice of refcounts. Where no block counts them, none is.
@@ -114,14 +113,12 @@ impl State {
             if end > start && end.is_multiple_of(per_slice) {
                 break;
             }
-            let Some(slot) = self.refblock_slot(end)? else {
+            if self.refblock_slot(end)?.is_none() {
                 return Err(Need::NewRefblock(end / self.geometry.refblock_entries()).into());
-            };
-            let block = self.refblocks.bytes(slot);
-            let used = refcount::get(block, self.geometry.refcount_order, end % per_slice) != 0
-                || self.is_resting(end);
-            end += 1;
-            if used {
+            }
+            end += self.free_from(end, start + count - end)?;
+            if end < start + count && !end.is_multiple_of(per_slice) || end == start {
+                end += self.used_from(end)?;
                 start = end;
                 // Remembered, so that a search which has to wait does not begin anew.
                 self.hint = start;
@@ -143,25 +140,22 @@ impl State {
     }
 
     /// The same for clusters, at least one, that one slice of refcounts covers.
-    fn set_refcounts(&mut self, clusters: Range<u64>, value: u64) -> Decision<()> {
+    pub fn set_refcounts(&mut self, clusters: Range<u64>, value: u64) -> Decision<()> {
         assert!(value <= self.geometry.refcount_max(), "the width was checked");
         let block = clusters.start / self.geometry.refblock_entries();
         let slot = self.refblock_slot(clusters.start)?.ok_or(Need::NewRefblock(block))?;
-        self.change_refcounts(slot, clusters, |_| value);
+        self.fill_refcounts(slot, clusters, value);
         Ok(())
     }
 
-    fn change_refcounts(&mut self, slot: Slot, clusters: Range<u64>, new: impl Fn(u64) -> u64) {
+    fn fill_refcounts(&mut self, slot: Slot, clusters: Range<u64>, value: u64) {
         let (order, per_slice) = (self.geometry.refcount_order, self.geometry.refslice_entries());
         let (first, last) = (clusters.start % per_slice, (clusters.end - 1) % per_slice);
         let bytes = refcount::bytes_of(order, first).start..refcount::bytes_of(order, last).end;
         // Entries are numbered from the first whole byte that is changed.
         let skipped = (u64::from(bytes.start) * 8) >> order;
-        self.refblocks.change(slot, bytes, |part| {
-            for index in first - skipped..last + 1 - skipped {
-                refcount::put(part, order, index, new(refcount::get(part, order, index)));
-            }
-        });
+        let indices = first - skipped..last + 1 - skipped;
+        self.refblocks.change(slot, bytes, |part| refcount::fill(part, order, indices, value));
     }
 
     /// Drops one reference to a host cluster whose pointer is durably gone.
@@ -169,34 +163,30 @@ impl State {
         self.drop_references(cluster..cluster + 1).map(|_one| ())
     }
 
-    /// Drops one reference to each of the first of `clusters`, whose pointers are durably gone: to as many as have one
-    /// and are counted in one slice. Returns their number, at least 1.
+    /// Drops one reference to each of the first of `clusters`, whose pointers are durably gone: to as many as have
+    /// equally many and are counted in one slice. Returns their number, at least 1.
     pub fn drop_references(&mut self, clusters: Range<u64>) -> Decision<u64> {
         let first = clusters.start;
         let offset = self.geometry.host_offset(HostCluster(first)).0;
         let per_slice = self.geometry.refslice_entries();
         let order = self.geometry.refcount_order;
         let slot = self.refblock_slot(first)?.ok_or(Corruption::RefcountUnderflow { offset })?;
-        let end = clusters.end.min((first / per_slice + 1) * per_slice);
-        let mut at = first;
-        while at < end {
-            let count = refcount::get(self.refblocks.bytes(slot), order, at % per_slice);
-            if count == 0 {
-                break;
-            }
-            if count == 1 {
-                self.stop_packing(&(at..at + 1));
-                if !cowbell_block::mutant::is_active("freed-not-found") {
-                    self.hint = self.hint.min(at);
-                }
-            }
-            at += 1;
-        }
-        if at == first {
+        let block = self.refblocks.bytes(slot);
+        let index = first % per_slice;
+        let count = refcount::get(block, order, index);
+        if count == 0 {
             return Err(Corruption::RefcountUnderflow { offset }.into());
         }
-        self.change_refcounts(slot, first..at, |count| count - 1);
-        Ok(at - first)
+        let most = per_slice.min(index + (clusters.end - first));
+        let alike = refcount::run_of(block, order, index..most, count);
+        if count == 1 {
+            self.stop_packing(&(first..first + alike));
+            if !cowbell_block::mutant::is_active("freed-not-found") {
+                self.hint = self.hint.min(first);
+            }
+        }
+        self.fill_refcounts(slot, first..first + alike, count - 1);
+        Ok(alike)
     }
 
     /// Whether the first of `clusters` has exactly one reference, and how many from it on are the same in that, as far
@@ -208,10 +198,15 @@ impl State {
             return Ok((false, end - clusters.start));
         };
         let (block, order) = (self.refblocks.bytes(slot), self.geometry.refcount_order);
-        let is_single = |cluster: &u64| refcount::get(block, order, cluster % per_slice) == 1;
-        let first = is_single(&clusters.start);
-        let alike = (clusters.start..end).take_while(|cluster| is_single(cluster) == first).count();
-        Ok((first, alike as u64))
+        let base = clusters.start - clusters.start % per_slice;
+        let single = refcount::run_of(block, order, clusters.start - base..end - base, 1);
+        if single > 0 {
+            return Ok((true, single));
+        }
+        let others = (clusters.start - base..end - base)
+            .take_while(|index| refcount::get(block, order, *index) != 1)
+            .count();
+        Ok((false, others as u64))
     }
 
     /// The last cluster with a refcount in a slice of refcounts, by its number.

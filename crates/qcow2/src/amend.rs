@@ -208,7 +208,7 @@ impl Engine {
         let end = self.state.lock().header.size.next_multiple_of(geometry.cluster_size());
         let mut at = 0;
         while at < end {
-            let run = self.decide(NO_CAUSE, |state| state.map_run(at, end - at)).await?;
+            let run = self.next_run(at, end - at, NO_CAUSE).await?;
             let Kind::Zero(host) = run.kind else {
                 at += run.len;
                 continue;

@@ -27,6 +27,8 @@ pub(crate) struct TableCache {
     capacity: usize,
     hand: usize,
     dirty_count: usize,
+    writing_count: usize,
+    age: u64,
     /// The slice found last: requests come in runs.
     recent: (u64, usize),
 }
@@ -65,6 +67,8 @@ impl TableCache {
             capacity: capacity.max(2),
             hand: 0,
             dirty_count: 0,
+            writing_count: 0,
+            age: 0,
             recent: (u64::MAX, 0),
         }
     }
@@ -108,6 +112,7 @@ impl TableCache {
 
     /// Changes some bytes of a slice.
     pub fn change(&mut self, slot: Slot, range: Range<u32>, f: impl FnOnce(&mut [u8])) {
+        self.age += 1;
         let slice = &mut self.slices[slot.0];
         f(&mut slice.data[range.start as usize..range.end as usize]);
         if slice.dirty.is_empty() {
@@ -192,6 +197,7 @@ impl TableCache {
     /// # Panics
     /// If one of them is dirty: its changes would be lost.
     pub fn forget(&mut self, keys: Range<u64>) {
+        self.age += 1;
         self.recent = (u64::MAX, 0);
         if keys.end - keys.start > self.slices.len() as u64 {
             let gone: Vec<u64> = self.slices.iter().map(|s| s.key).filter(|k| keys.contains(k)).collect();
@@ -209,6 +215,16 @@ impl TableCache {
             self.index.insert(moved.key, at);
         }
         self.hand = 0;
+    }
+
+    /// Changes whenever a slice is changed, or tables behind slices are, cached or not.
+    pub fn age(&self) -> u64 {
+        self.age
+    }
+
+    /// Whether the file has all that the slices have.
+    pub fn is_written(&self) -> bool {
+        self.dirty_count == 0 && self.writing_count == 0
     }
 
     /// Number of slices with unwritten changes.
@@ -233,6 +249,7 @@ impl TableCache {
             slice.writing = true;
             taken.push(WriteBack { key: slice.key, host, bytes });
         }
+        self.writing_count += taken.len();
         taken.sort_by_key(|w| w.host);
         taken
     }
@@ -241,6 +258,7 @@ impl TableCache {
     pub fn written(&mut self, key: u64) {
         let at = self.index[&key];
         self.slices[at].writing = false;
+        self.writing_count -= 1;
     }
 
     /// The copy of slice `key` did not arrive, or not surely: all of it counts as dirty again.
@@ -248,6 +266,7 @@ impl TableCache {
         let at = self.index[&key];
         let slice = &mut self.slices[at];
         slice.writing = false;
+        self.writing_count -= 1;
         if slice.dirty.is_empty() {
             self.dirty_count += 1;
         }

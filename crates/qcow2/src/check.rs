@@ -176,7 +176,8 @@ async fn look(pass: &mut Pass, log: &mut Log) -> Result<(Blocks, Comparison)> {
 async fn rebuild_and_look(mut pass: Pass, blocks: &Blocks, log: &mut Log) -> Result<(Pass, Comparison)> {
     log.line("Rebuilding refcount structure".to_owned());
     pass.rebuild(&blocks.named).await?;
-    let (engine, old) = (pass.engine.clone(), log.report.clone());
+    let engine = pass.engine.clone();
+    let (corruptions, leaks) = (log.report.corruptions, log.report.leaks);
     let snapshots = pass.snapshots;
     drop((pass.counts, pass.header));
     let report = &mut log.report;
@@ -195,8 +196,8 @@ async fn rebuild_and_look(mut pass: Pass, blocks: &Blocks, log: &mut Log) -> Res
     comparison.forget_fixed(Fix::All);
     pass.fix = Fix::All;
     let report = &mut log.report;
-    report.corruptions_fixed += old.corruptions.saturating_sub(report.corruptions);
-    report.leaks_fixed += old.leaks.saturating_sub(report.leaks);
+    report.corruptions_fixed += corruptions.saturating_sub(report.corruptions);
+    report.leaks_fixed += leaks.saturating_sub(report.leaks);
     Ok((pass, comparison))
 }
 

@@ -17,6 +17,7 @@ use crate::geometry::{DataPlace, Geometry};
 use crate::header::{Header, Incompatible};
 use crate::pack::Packers;
 use crate::state::{Corruption, State};
+use crate::window::Window;
 
 /// Called with a line for people when something noteworthy happens to an image.
 pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
@@ -72,6 +73,8 @@ pub(crate) struct Engine {
     pub packers: Packers,
     /// Bytes that the file had when it was opened.
     pub opened_len: u64,
+    /// The piece of an L2 table that was read last for a long range.
+    pub window: Mutex<Option<Window>>,
     /// Whether the file may have holes below data; found out when it is asked for, see `hollow`.
     pub preallocated: OnceLock<bool>,
     pub writable: AtomicBool,
@@ -189,6 +192,7 @@ impl Engine {
             loading: Loading::default(),
             bitmaps: Tracker::default(),
             packers: Packers::default(),
+            window: Mutex::new(None),
             preallocated: OnceLock::new(),
             writable: AtomicBool::new(false),
             retired: AtomicBool::new(false),

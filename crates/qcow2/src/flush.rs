@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 
 use cowbell_block::buf::BUF_ALIGN;
 use cowbell_block::range_lock::LockMode;
-use cowbell_block::{DebugEvent, Error, ErrorKind, Request, Result, TraceEvent, mutant};
+use cowbell_block::{Bufs, DebugEvent, Error, ErrorKind, Request, Result, TraceEvent, mutant};
 
 use crate::cache::{TableCache, WriteBack};
 use crate::engine::{Engine, NO_CAUSE};
@@ -68,6 +68,9 @@ impl Tables {
         writes.into_iter().map(|w| (self, w)).collect()
     }
 }
+
+/// Slices side by side are written together up to about this many bytes.
+const ROW_BYTES: u64 = 256 << 10;
 
 impl Engine {
     /// Makes every write that completed before this call durable.
@@ -216,14 +219,24 @@ impl Engine {
         }
         let mut gather = Gather::default();
         let mut keys = Vec::with_capacity(writes.len());
+        // Slices that lie side by side go as one.
+        let (mut start, mut row) = (0, Bufs::none());
         for (tables, write) in writes.drain(..) {
             self.file.announce(tables.event(), NO_CAUSE).await;
             if let Some(is_l2) = tables.number() {
                 self.trace(TraceEvent::Qcow2CacheEntryFlush, [NO_CAUSE.request, is_l2, write.key]);
             }
             keys.push((tables, write.key));
-            gather.add(self.file.submit(Request::write(write.host.0, write.bytes)));
+            let len = row.len() as u64;
+            if len > 0 && (start + len != write.host.0 || len >= ROW_BYTES) {
+                gather.add(self.file.submit(Request::write(start, std::mem::take(&mut row))));
+            }
+            if row.is_empty() {
+                start = write.host.0;
+            }
+            row.append(write.bytes.into());
         }
+        gather.add(self.file.submit(Request::write(start, row)));
         let (bufs, result) = gather.finish().await;
         bufs.recycle();
         let mut state = self.state.lock();

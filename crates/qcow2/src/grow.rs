@@ -15,7 +15,7 @@ use crate::geometry::{HostCluster, HostOffset};
 use crate::header::REFTABLE_BYTES_MAX;
 use crate::meta::{Structure, TableKind};
 use crate::refcount;
-use crate::state::Need;
+use crate::state::{Decision, Need, State};
 use crate::table;
 
 #[derive(Debug, thiserror::Error)]
@@ -52,36 +52,35 @@ impl Engine {
         self.file.announce(DebugEvent::RefblockAlloc, cause).await;
         self.decide(cause, |state| state.check_overlap(place..place + 1)).await?;
         self.file.announce(DebugEvent::RefblockAllocWrite, cause).await;
-        self.write_refblock(index, place, place..place + 1).await?;
-        self.decide(cause, |state| {
-            let per_slice = state.geometry.slice_entries();
-            let slot = state.reftable.find(index / per_slice).ok_or(Need::Reftable(index / per_slice))?;
-            let offset = place << state.geometry.cluster_bits;
-            state.reftable.set_entry(slot, index % per_slice, offset);
-            let meta = state.meta.as_mut().ok_or(Need::Meta)?;
-            meta.add_table(TableKind::Refblock, place);
-            state.hint = state.hint.max(place + 1);
-            state.virgin_from = state.virgin_from.max(offset + state.geometry.cluster_size());
-            Ok(())
-        })
-        .await
+        let block = self.new_block(index, place..place + 1);
+        // Only if a slice is a whole block.
+        let cacheable = self.geometry.slices_per_cluster() == 1;
+        let is_named =
+            cacheable && self.decide(cause, |state| state.name_refblock(index, place, Some(&block))).await?;
+        if is_named {
+            block.recycle();
+            return Ok(());
+        }
+        self.file.write(place << self.geometry.cluster_bits, block).await?;
+        self.decide(cause, |state| state.name_refblock(index, place, None)).await.map(|_named| ())
     }
 
     /// Writes block `index` at cluster `place`, counting the clusters `used` once.
     async fn write_refblock(self: &Arc<Self>, index: u64, place: u64, used: Range<u64>) -> Result<()> {
+        let block = self.new_block(index, used);
+        self.file.write(place << self.geometry.cluster_bits, block).await
+    }
+
+    /// The content of a new block, with the clusters `used` counted once.
+    fn new_block(&self, index: u64, used: Range<u64>) -> Buf {
         let (order, per_block) = (self.geometry.refcount_order, self.geometry.refblock_entries());
         let mut block = Buf::zeroed(self.geometry.cluster_size() as usize);
         let covered = index * per_block..(index + 1) * per_block;
-        for cluster in used.start.max(covered.start)..used.end.min(covered.end) {
-            let bytes = refcount::bytes_of(order, cluster - covered.start);
-            refcount::set(
-                &mut block[bytes.start as usize..bytes.end as usize],
-                order,
-                cluster - covered.start,
-                1,
-            );
+        let (first, end) = (used.start.max(covered.start), used.end.min(covered.end));
+        if first < end {
+            refcount::fill(&mut block, order, first - covered.start..end - covered.start, 1);
         }
-        self.file.write(place << self.geometry.cluster_bits, block).await
+        block
     }
 
     /// Takes `count` free clusters in a row, also more than one refcount block counts. For tables that are stored
@@ -99,9 +98,7 @@ impl Engine {
         let mut at = taken.start;
         while at < taken.end {
             let end = ((at / per_slice + 1) * per_slice).min(taken.end);
-            let marked = self
-                .decide(NO_CAUSE, |state| (at..end).try_for_each(|cluster| state.set_refcount(cluster, 1)))
-                .await;
+            let marked = self.decide(NO_CAUSE, |state| state.set_refcounts(at..end, 1)).await;
             if let Err(e) = marked {
                 self.state.lock().give_back_all(taken.start..at);
                 return Err(e);
@@ -218,5 +215,28 @@ impl Engine {
             }
         }
         self.barrier().await
+    }
+}
+
+impl State {
+    /// Lets the refcount table name the new block `index` at cluster `place`. Its content goes into the cache, to be
+    /// written with what it comes to count and before the table; without any it is in the file. Whether it was done: not
+    /// if the cache has no room.
+    fn name_refblock(&mut self, index: u64, place: u64, content: Option<&[u8]>) -> Decision<bool> {
+        let per_slice = self.geometry.slice_entries();
+        let slot = self.reftable.find(index / per_slice).ok_or(Need::Reftable(index / per_slice))?;
+        let meta = self.meta.as_mut().ok_or(Need::Meta)?;
+        let offset = place << self.geometry.cluster_bits;
+        if let Some(content) = content {
+            let Ok(block) = self.refblocks.insert(index, HostOffset(offset), content, true) else {
+                return Ok(false);
+            };
+            self.refblocks.change(block, 0..content.len() as u32, |_as_it_is| ());
+        }
+        self.reftable.set_entry(slot, index % per_slice, offset);
+        meta.add_table(TableKind::Refblock, place);
+        self.hint = self.hint.max(place + 1);
+        self.virgin_from = self.virgin_from.max(offset + self.geometry.cluster_size());
+        Ok(true)
     }
 }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use cowbell_block::{Extent, ExtentFlags, Result};
 
 use crate::engine::Engine;
-use crate::geometry::Geometry;
 use crate::{refcount, table};
 
 /// Most bytes of the refcount table read at once.
@@ -106,7 +105,7 @@ async fn count_up_to(engine: &Engine, clusters: u64, many: u64, stored: u64) -> 
             let Some(rest) = left.checked_sub(geometry.cluster_size()) else { return Ok(false) };
             left = rest;
             let bytes = engine.file.read(block.0, geometry.cluster_size() as usize).await?;
-            counted += used_in(&geometry, &bytes);
+            counted += refcount::used(&bytes, geometry.refcount_order);
             bytes.recycle();
             if counted >= many {
                 return Ok(true);
@@ -116,10 +115,4 @@ async fn count_up_to(engine: &Engine, clusters: u64, many: u64, stored: u64) -> 
         piece.recycle();
     }
     Ok(false)
-}
-
-/// Clusters that a refcount block counts.
-fn used_in(geometry: &Geometry, block: &[u8]) -> u64 {
-    let order = geometry.refcount_order;
-    (0..geometry.refblock_entries()).filter(|index| refcount::get(block, order, *index) != 0).count() as u64
 }

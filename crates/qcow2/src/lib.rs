@@ -4,9 +4,9 @@
 //!   layout    geometry  header  table  snapshot  refcount
 //!   memory    cache (bounded slices)  state (all of it, one short lock)  meta (where metadata lies)
 //!   bitmap    dirty bitmaps: kept, stored, changed
-//!   decide    map (plans)  alloc (clusters and their way back)  rest (freed, still known to plans)
+//!   decide    entries  map (plans)  alloc (clusters and their way back)  rest (freed, still known to plans)
 //!   codecs    compress  deflate  crypto
-//!   act       load  read  write  copy  pack (compressed writes)  zero  vmstate  flush  grow  resize  preallocate
+//!   act       load  window (long ranges)  read  write  copy  pack (compressed writes)  zero  vmstate  flush  grow  resize  preallocate
 //!   change    create  amend  widen (refcounts)  rewrite (the header)  snapshot  check
 //!   face      driver  runtime (options)  open  node  describe  measure  sharing (who holds what)
 //! ```
@@ -69,6 +69,7 @@ mod deflate;
 mod describe;
 mod driver;
 mod engine;
+mod entries;
 mod flush;
 mod geometry;
 mod grow;
@@ -96,6 +97,7 @@ mod table;
 mod told;
 mod vmstate;
 mod widen;
+mod window;
 mod write;
 mod zero;
 

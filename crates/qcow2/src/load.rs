@@ -149,7 +149,8 @@ impl Engine {
         Err(self.report(corruption).await)
     }
 
-    async fn decide_l1(self: &Arc<Self>, index: u64) -> Result<L1Entry> {
+    /// An L1 entry, its slice loaded if need be.
+    pub(crate) async fn decide_l1(self: &Arc<Self>, index: u64) -> Result<L1Entry> {
         loop {
             let answer = self.state.lock().l1_entry(index);
             match answer {
@@ -395,27 +396,38 @@ impl Engine {
             self.state.lock().give_back(owned);
             return Err(e);
         }
-        let cluster = self.geometry.host_cluster(host);
-        let linked = self
-            .decide(cause, |state| {
-                state.set_l1_entry(index, L1Entry::Table(host, Ownership::Private))?;
-                let per_table = state.geometry.slices_per_cluster();
-                state.l2.forget(index * per_table..(index + 1) * per_table);
-                let meta = state.meta.as_mut().ok_or(Need::Meta)?;
-                meta.add_table(TableKind::L2, cluster.0);
-                if let Some(old) = old {
-                    let old = state.geometry.host_cluster(old);
-                    meta.remove_table(TableKind::L2, old.0);
-                    state.free_later(old..HostCluster(old.0 + 1), Dropped::Replaced);
-                }
-                Ok(())
-            })
-            .await;
-        match linked {
-            Ok(()) => self.trace(TraceEvent::Qcow2L2AllocateDone, [this, index, 0]),
-            Err(_) => self.state.lock().give_back(owned),
+        let linked = self.link_table(index, host, old, cause).await;
+        if linked.is_err() {
+            self.state.lock().give_back(owned);
         }
         linked
+    }
+
+    /// Refers to a private L2 table that was written, in place of `old`.
+    pub(crate) async fn link_table(
+        self: &Arc<Self>,
+        index: u64,
+        host: HostOffset,
+        old: Option<HostOffset>,
+        cause: Cause,
+    ) -> Result<()> {
+        let cluster = self.geometry.host_cluster(host);
+        self.decide(cause, |state| {
+            state.set_l1_entry(index, L1Entry::Table(host, Ownership::Private))?;
+            let per_table = state.geometry.slices_per_cluster();
+            state.l2.forget(index * per_table..(index + 1) * per_table);
+            let meta = state.meta.as_mut().ok_or(Need::Meta)?;
+            meta.add_table(TableKind::L2, cluster.0);
+            if let Some(old) = old {
+                let old = state.geometry.host_cluster(old);
+                meta.remove_table(TableKind::L2, old.0);
+                state.free_later(old..HostCluster(old.0 + 1), Dropped::Replaced);
+            }
+            Ok(())
+        })
+        .await?;
+        self.trace(TraceEvent::Qcow2L2AllocateDone, [Arc::as_ptr(self).addr() as u64, index, 0]);
+        Ok(())
     }
 
     /// Writes the content of a new L2 table: zeroes, or the shared table's entries.

@@ -45,9 +45,6 @@ impl Run {
     }
 }
 
-/// Host offsets stay below (qcow2 specification, *Cluster mapping*).
-const HOST_OFFSET_END: u64 = 1 << 56;
-
 /// Pieces of an overwrite in place: host offset and length.
 pub(crate) type Pieces = SmallVec<[(HostOffset, u64); 4]>;
 
@@ -89,74 +86,12 @@ impl State {
         let Some(slot) = self.l2_slot(cluster)? else {
             return Ok(Run { kind: Kind::Unallocated(None), len: self.unmapped_from(offset, len) });
         };
-        let slice_end = self.slice_end(cluster);
-        let mut run = self.run_in_cluster(slot, cluster, geometry.in_cluster(offset))?;
-        let mut next = cluster.0 + 1;
-        while run.len < len && next < slice_end && geometry.in_cluster(offset + run.len) == 0 {
-            let end = slice_end.min(next + (len - run.len).div_ceil(geometry.cluster_size()));
-            let alike = self.alike_after(slot, GuestCluster(next - 1), end);
-            if alike > 0 {
-                run.len += alike << geometry.cluster_bits;
-                next += alike;
-                continue;
-            }
-            // What is wrong further on is told to who asks there.
-            let Ok(more) = self.run_in_cluster(slot, GuestCluster(next), 0) else { break };
-            if !run.is_continued_by(&more) {
-                break;
-            }
-            run.len += more.len;
-            next += 1;
-        }
-        run.len = run.len.min(len);
-        Ok(run)
+        self.entries(slot, cluster).run(offset, len)
     }
 
-    /// How many entries after that of `cluster`, up to the guest cluster `end` of its slice, continue it bit for bit: they
-    /// are the same, but for the next place on the host. If it is valid, so are they.
+    /// See [`Entries::alike_after`]; `end` lies in the slice of `cluster`.
     pub fn alike_after(&self, slot: Slot, cluster: GuestCluster, end: u64) -> u64 {
-        let geometry = &self.geometry;
-        if geometry.l2_format == L2Format::Extended || end <= cluster.0 + 1 {
-            return 0;
-        }
-        let index = cluster.0 % geometry.l2_slice_entries();
-        let mut raw = self.l2.entry(slot, index);
-        let size = geometry.cluster_size();
-        let (step, room) = match Cell::decode(raw, 0, geometry).map(|cell| cell.storage) {
-            Some(Storage::None) => (0, u64::MAX),
-            Some(Storage::Cluster(host, _)) => (size, (HOST_OFFSET_END - host.0) / size - 1),
-            _ => return 0,
-        };
-        let rest = &self.l2.bytes(slot)[(index as usize + 1) * 8..];
-        let follows = |entry: &&[u8]| {
-            raw = raw.wrapping_add(step);
-            **entry == raw.to_be_bytes()
-        };
-        let most = (end - cluster.0 - 1).min(room) as usize;
-        rest.chunks_exact(8).take(most).take_while(follows).count() as u64
-    }
-
-    /// The run at a byte of a cluster, at most to the cluster's end.
-    fn run_in_cluster(&self, slot: Slot, cluster: GuestCluster, inside: u64) -> Decision<Run> {
-        let geometry = &self.geometry;
-        let cell = self.cell(slot, cluster)?;
-        let host = match cell.storage {
-            Storage::None => None,
-            Storage::Cluster(host, _) => Some(HostOffset(host.0 + inside)),
-            Storage::Compressed(compressed) => {
-                let len = geometry.cluster_size() - inside;
-                return Ok(Run { kind: Kind::Compressed(compressed), len });
-            }
-        };
-        let size = geometry.subcluster_size();
-        let first = (inside / size) as u32;
-        let (alike, kind) = match host {
-            Some(host) if cell.alloc >> first & 1 != 0 => (cell.alloc, Kind::Data(host)),
-            host if cell.zero >> first & 1 != 0 => (cell.zero, Kind::Zero(host)),
-            host => (geometry.all_subclusters() & !(cell.alloc | cell.zero), Kind::Unallocated(host)),
-        };
-        let count = (alike >> first).trailing_ones();
-        Ok(Run { kind, len: u64::from(first + count) * size - inside })
+        self.entries(slot, cluster).alike_after(cluster, end)
     }
 
     /// One past the last guest cluster of an L2 slice.

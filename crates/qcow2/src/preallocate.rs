@@ -7,12 +7,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cowbell_block::{Buf, Error, ErrorKind, Preallocation, Request, Result};
+use cowbell_block::range_lock::LockMode;
+use cowbell_block::{Buf, DebugEvent, Error, ErrorKind, Preallocation, Request, Result};
 
+use crate::alloc::Owned;
 use crate::engine::{Engine, NO_CAUSE};
-use crate::geometry::{DataPlace, GuestCluster, HostOffset, L2Format};
+use crate::geometry::{DataPlace, Geometry, GuestCluster, HostOffset, L2Format};
 use crate::state::{Decision, State};
-use crate::table::{Cell, Ownership, Storage};
+use crate::table::{Cell, L1Entry, Ownership, Storage};
 
 /// Storage that nobody wrote to is no zeroes in an encrypted image.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,11 @@ impl Engine {
             false => range.start >> geometry.cluster_bits,
         };
         while at < end {
+            if let Some(clusters) = self.without_table(GuestCluster(at), end - at).await? {
+                self.give_table(GuestCluster(at), clusters, mode).await?;
+                at += clusters;
+                continue;
+            }
             let stretch = self.decide(NO_CAUSE, |state| state.stretch(GuestCluster(at), end - at)).await?;
             at += match stretch.has_storage {
                 true => stretch.clusters,
@@ -64,39 +71,89 @@ impl Engine {
         self.cover_file().await
     }
 
-    /// Gives at most `clusters` clusters storage; returns how many got it.
+    fn unused(&self) -> Unused {
+        if self.is_encrypted() { Unused::Noise } else { Unused::Zeroes }
+    }
+
+    /// How many clusters from this one on, at most `max`, would share an L2 table that is not there yet.
+    async fn without_table(self: &Arc<Self>, first: GuestCluster, max: u64) -> Result<Option<u64>> {
+        let index = self.geometry.l1_index(first);
+        let is_here = self.geometry.data_place == DataPlace::Image;
+        if !is_here || self.decide_l1(index).await? != L1Entry::Empty {
+            return Ok(None);
+        }
+        Ok(Some(((index + 1) * self.geometry.l2_entries() - first.0).min(max)))
+    }
+
+    /// Gives clusters storage that share a table which is not there yet, and writes it whole. Nothing refers to it
+    /// before its L1 entry does, which becomes durable after it.
+    async fn give_table(
+        self: &Arc<Self>,
+        first: GuestCluster,
+        clusters: u64,
+        mode: Preallocation,
+    ) -> Result<()> {
+        let index = self.geometry.l1_index(first);
+        let _turn = self.loading.tables.lock(index..index + 1, LockMode::Exclusive).await;
+        let mut taken = Vec::new();
+        let given = self.write_table(first, clusters, mode, &mut taken).await;
+        if given.is_err() {
+            let mut state = self.state.lock();
+            taken.into_iter().for_each(|owned| state.give_back(owned));
+        }
+        given
+    }
+
+    /// See [`Engine::give_table`]. What was taken until an error is in `taken`.
+    async fn write_table(
+        self: &Arc<Self>,
+        first: GuestCluster,
+        clusters: u64,
+        mode: Preallocation,
+        taken: &mut Vec<Owned>,
+    ) -> Result<()> {
+        let geometry = self.geometry;
+        let index = geometry.l1_index(first);
+        let table = self.decide(NO_CAUSE, |state| state.allocate(1)).await?;
+        let place = HostOffset(table.first << geometry.cluster_bits);
+        taken.push(table);
+        let mut content = Buf::zeroed(geometry.cluster_size() as usize);
+        let entry = geometry.l2_entry_bytes();
+        let mut at = (first.0 % geometry.l2_entries() * entry) as usize;
+        let mut left = clusters;
+        while left > 0 {
+            let owned = self.take_storage(left, mode).await?;
+            let host = HostOffset(owned.first << geometry.cluster_bits);
+            let cell = unused_cell(&geometry, Cell::UNALLOCATED, host, self.unused());
+            let end = at + (owned.count * entry) as usize;
+            fill_entries(&geometry, &mut content[at..end], cell);
+            (at, left) = (end, left - owned.count);
+            taken.push(owned);
+        }
+        self.file.announce(DebugEvent::L2AllocWrite, NO_CAUSE).await;
+        if !cowbell_block::mutant::is_active("l2-table-unwritten") {
+            self.file.write(place.0, content).await?;
+        }
+        self.link_table(index, place, None, NO_CAUSE).await
+    }
+
+    /// Gives at most `clusters` clusters storage, which lie in one slice of a table; returns how many got it.
     async fn give_storage(
         self: &Arc<Self>,
         first: GuestCluster,
         clusters: u64,
         mode: Preallocation,
     ) -> Result<u64> {
-        let geometry = self.geometry;
-        let unused = if self.is_encrypted() { Unused::Noise } else { Unused::Zeroes };
+        let (geometry, unused) = (self.geometry, self.unused());
         if geometry.data_place == DataPlace::External {
             let host = HostOffset(geometry.guest_offset(first));
             self.decide(NO_CAUSE, |state| state.link_storage(first, clusters, host, unused)).await?;
             return Ok(clusters);
         }
-        self.announce_allocation(NO_CAUSE).await;
-        let owned = self.decide(NO_CAUSE, |state| state.allocate(clusters)).await?;
+        let owned = self.take_storage(clusters, mode).await?;
         let host = HostOffset(owned.first << geometry.cluster_bits);
-        let fill = match (mode, owned.virgin) {
-            (Preallocation::Full, _) => {
-                self.write_zero_data(host, owned.count << geometry.cluster_bits).await
-            }
-            (Preallocation::Falloc, _) | (_, false) => {
-                let zeroes = Request::write_zeroes(host.0, owned.count << geometry.cluster_bits);
-                self.file.submit(zeroes).finish().await.result.map(drop)
-            }
-            (Preallocation::Off | Preallocation::Metadata, true) => Ok(()),
-        };
-        let linked = match fill {
-            Ok(()) => {
-                self.decide(NO_CAUSE, |state| state.link_storage(first, owned.count, host, unused)).await
-            }
-            Err(e) => Err(e),
-        };
+        let linked =
+            self.decide(NO_CAUSE, |state| state.link_storage(first, owned.count, host, unused)).await;
         match linked {
             Ok(()) => Ok(owned.count),
             Err(e) => {
@@ -104,6 +161,26 @@ impl Engine {
                 Err(e)
             }
         }
+    }
+
+    /// Takes at most `clusters` clusters that read as zeroes, unless they are decrypted.
+    async fn take_storage(self: &Arc<Self>, clusters: u64, mode: Preallocation) -> Result<Owned> {
+        let bits = self.geometry.cluster_bits;
+        self.announce_allocation(NO_CAUSE).await;
+        let owned = self.decide(NO_CAUSE, |state| state.allocate(clusters)).await?;
+        let (host, len) = (owned.first << bits, owned.count << bits);
+        let filled = match (mode, owned.virgin) {
+            (Preallocation::Full, _) => self.write_zero_data(HostOffset(host), len).await,
+            (Preallocation::Falloc, _) | (_, false) => {
+                self.file.submit(Request::write_zeroes(host, len)).finish().await.result.map(drop)
+            }
+            (Preallocation::Off | Preallocation::Metadata, true) => Ok(()),
+        };
+        if let Err(e) = filled {
+            self.state.lock().give_back(owned);
+            return Err(e);
+        }
+        Ok(owned)
     }
 
     async fn write_zero_data(&self, host: HostOffset, len: u64) -> Result<()> {
@@ -160,8 +237,8 @@ impl State {
         let is_empty = self.cell(slot, first)? == Cell::UNALLOCATED
             && self.alike_after(slot, first, first.0 + clusters) + 1 == clusters;
         if is_empty && self.geometry.l2_format == L2Format::Standard && unused == Unused::Zeroes {
-            let storage = Storage::Cluster(host, Ownership::Private);
-            let (raw, _) = Cell { storage, alloc: 1, zero: 0 }.encode(&self.geometry);
+            let (raw, _) =
+                unused_cell(&self.geometry, Cell::UNALLOCATED, host, unused).encode(&self.geometry);
             let index = first.0 % self.geometry.l2_slice_entries();
             self.l2.set_entries(slot, index..index + clusters, raw, self.geometry.cluster_size());
             return Ok(());
@@ -171,17 +248,35 @@ impl State {
             let old = self.cell(slot, cluster)?;
             assert!(old.storage == Storage::None, "the caller looked");
             let at = HostOffset(host.0 + (i << self.geometry.cluster_bits));
-            let storage = Storage::Cluster(at, Ownership::Private);
-            let cell = match self.geometry.l2_format {
-                L2Format::Standard if unused == Unused::Noise => {
-                    Cell { storage, alloc: 0, zero: self.geometry.all_subclusters() }
-                }
-                // The storage reads as zeroes, as the cluster did.
-                L2Format::Standard if old.zero == 0 => Cell { storage, alloc: 1, zero: 0 },
-                _ => Cell { storage, ..old },
-            };
+            let cell = unused_cell(&self.geometry, old, at, unused);
             self.set_cell(slot, cluster, cell);
         }
         Ok(())
+    }
+}
+
+/// What a cluster without storage becomes when it gets some that nobody wrote to.
+fn unused_cell(geometry: &Geometry, old: Cell, host: HostOffset, unused: Unused) -> Cell {
+    let storage = Storage::Cluster(host, Ownership::Private);
+    match geometry.l2_format {
+        L2Format::Standard if unused == Unused::Noise => {
+            Cell { storage, alloc: 0, zero: geometry.all_subclusters() }
+        }
+        // The storage reads as zeroes, as the cluster did.
+        L2Format::Standard if old.zero == 0 => Cell { storage, alloc: 1, zero: 0 },
+        _ => Cell { storage, ..old },
+    }
+}
+
+/// Writes entries as stored: the first for `cell`, the others alike, each with the next cluster.
+fn fill_entries(geometry: &Geometry, bytes: &mut [u8], cell: Cell) {
+    let (mut raw, bitmap) = cell.encode(geometry);
+    for entry in bytes.chunks_exact_mut(geometry.l2_entry_bytes() as usize) {
+        let (word, rest) = entry.split_at_mut(8);
+        word.copy_from_slice(&raw.to_be_bytes());
+        if !rest.is_empty() {
+            rest.copy_from_slice(&bitmap.to_be_bytes());
+        }
+        raw += geometry.cluster_size();
     }
 }

@@ -207,9 +207,9 @@ pub(crate) async fn status(
     if len == 0 {
         return Ok(Extent { len: 0, flags: ExtentFlags::EOF, map: None });
     }
-    let mut run = engine.decide(cause, |state| state.map_run(offset, len)).await?;
+    let mut run = engine.next_run(offset, len, cause).await?;
     while run.len < len && !matches!(run.kind, Kind::Compressed(_)) {
-        match engine.decide(cause, |state| state.map_run(offset + run.len, len - run.len)).await {
+        match engine.next_run(offset + run.len, len - run.len, cause).await {
             Ok(next) if run.is_continued_by(&next) => run.len += next.len,
             // What is wrong there is told to who asks there.
             Ok(_) | Err(_) => break,

@@ -21,6 +21,52 @@ pub(crate) fn get(block: &[u8], order: u32, index: u64) -> u64 {
     }
 }
 
+/// Entries of `block` that are not zero.
+pub(crate) fn used(block: &[u8], order: u32) -> u64 {
+    fn whole<const BYTES: usize>(block: &[u8]) -> u64 {
+        block.as_chunks::<BYTES>().0.iter().filter(|entry| **entry != [0; BYTES]).count() as u64
+    }
+    match order {
+        0..=2 => {
+            (0..(block.len() as u64 * 8) >> order).filter(|index| get(block, order, *index) != 0).count()
+                as u64
+        }
+        3 => whole::<1>(block),
+        4 => whole::<2>(block),
+        5 => whole::<4>(block),
+        _ => whole::<8>(block),
+    }
+}
+
+/// How many entries of `block`, from the first of `indices` on, are `value`.
+pub(crate) fn run_of(block: &[u8], order: u32, indices: Range<u64>, value: u64) -> u64 {
+    fn whole<const BYTES: usize>(block: &[u8], indices: Range<u64>, value: [u8; BYTES]) -> u64 {
+        let entries = &block.as_chunks::<BYTES>().0[indices.start as usize..indices.end as usize];
+        entries.iter().take_while(|entry| **entry == value).count() as u64
+    }
+    match order {
+        0..=2 => indices.take_while(|index| get(block, order, *index) == value).count() as u64,
+        3 => whole(block, indices, (value as u8).to_be_bytes()),
+        4 => whole(block, indices, (value as u16).to_be_bytes()),
+        5 => whole(block, indices, (value as u32).to_be_bytes()),
+        _ => whole(block, indices, value.to_be_bytes()),
+    }
+}
+
+/// Stores `value` as each of these entries of `block`.
+pub(crate) fn fill(block: &mut [u8], order: u32, indices: Range<u64>, value: u64) {
+    fn whole<const BYTES: usize>(block: &mut [u8], indices: Range<u64>, value: [u8; BYTES]) {
+        block.as_chunks_mut::<BYTES>().0[indices.start as usize..indices.end as usize].fill(value);
+    }
+    match order {
+        0..=2 => indices.for_each(|index| put(block, order, index, value)),
+        3 => whole(block, indices, (value as u8).to_be_bytes()),
+        4 => whole(block, indices, (value as u16).to_be_bytes()),
+        5 => whole(block, indices, (value as u32).to_be_bytes()),
+        _ => whole(block, indices, value.to_be_bytes()),
+    }
+}
+
 /// Stores entry 0 of `bytes`, which [`bytes_of`] located, or the packed entry `index`.
 pub(crate) fn set(bytes: &mut [u8], order: u32, index: u64, value: u64) {
     match order {
@@ -77,6 +123,21 @@ mod tests {
             for index in 0..entries {
                 assert_eq!(get(&block, order, index), value(index), "order {order} index {index}");
             }
+        }
+    }
+
+    #[test]
+    fn entries_in_bulk_are_the_single_ones() {
+        for order in 0..=6 {
+            let mut block = [0u8; 64];
+            let entries = (64 * 8) >> order;
+            fill(&mut block, order, 3..entries - 2, 1);
+            let ones: Vec<u64> = (0..entries).filter(|index| get(&block, order, *index) == 1).collect();
+            assert_eq!(ones, (3..entries - 2).collect::<Vec<u64>>(), "order {order}");
+            assert_eq!(used(&block, order), entries - 5);
+            assert_eq!(run_of(&block, order, 0..entries, 0), 3);
+            assert_eq!(run_of(&block, order, 4..entries, 1), entries - 6);
+            assert_eq!(run_of(&block, order, 4..7, 1), 3.min(entries - 6));
         }
     }
 

@@ -12,7 +12,8 @@
 //!   fields'| new extensions ... | new name |                          new, in the usual place
 //! ```
 //!
-//! A header of one sector is simply written. Where the cluster has no room for both, the table of feature names is
+//! A header of one sector is simply written. One that was of one sector has nothing behind it: the rest of the new one
+//! is written there, and then the first sector switches to it. Where the cluster has no room for both, the table of feature names is
 //! left out: it only serves messages. What is longer even so, in clusters of 1 and 2 KiB, is written as it is.
 
 use std::sync::Arc;
@@ -83,7 +84,7 @@ impl Engine {
                 self.write_durably(0, first).await?;
                 self.file.write(at as u64, Buf::zeroed(rest.len())).await?;
             }
-            Way::Plain => {
+            Way::Behind | Way::Plain => {
                 self.write_durably(SECTOR, others).await?;
                 self.write_durably(0, first).await?;
             }
@@ -102,6 +103,8 @@ impl Engine {
 enum Way {
     /// All that counts is in the first sector.
     OneSector,
+    /// What does not fit the first sector lies where the old header has nothing, and is there before it counts.
+    Behind,
     /// By way of a copy at this byte of the cluster.
     Apart { at: usize },
     /// There is no room.
@@ -112,6 +115,9 @@ impl Way {
     fn of(new: &Header, len: usize, used: usize, cluster: usize) -> Self {
         if len <= SECTOR {
             return Self::OneSector;
+        }
+        if used <= SECTOR {
+            return Self::Behind;
         }
         let at = len.max(used).next_multiple_of(SECTOR);
         let (fields, rest) = new.encode_apart(at);

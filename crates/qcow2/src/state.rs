@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use crate::cache::{Slot, TableCache};
 use crate::engine::{Discards, Dropped};
-use crate::geometry::{DataPlace, Geometry, GuestCluster, HostCluster, L2Format};
+use crate::entries::Entries;
+use crate::geometry::{Geometry, GuestCluster, HostCluster, L2Format};
 use crate::header::Header;
 use crate::meta::{MetaMap, OverlapChecks, Structure};
 use crate::pack::Pack;
 use crate::rest::Resting;
-use crate::table::{self, Cell, L1Entry, Storage};
+use crate::table::{self, Cell, L1Entry};
 
 /// What a decision lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,38 +291,33 @@ impl State {
         }
     }
 
-    /// The mapping of a guest cluster, from its slice.
-    pub fn cell(&self, slot: Slot, cluster: GuestCluster) -> Decision<Cell> {
-        let geometry = &self.geometry;
-        let index = cluster.0 % geometry.l2_slice_entries();
-        let (raw, bitmap) = match geometry.l2_format {
-            L2Format::Standard => (self.l2.entry(slot, index), 0),
-            L2Format::Extended => (self.l2.entry(slot, 2 * index), self.l2.entry(slot, 2 * index + 1)),
-        };
-        let cell = Cell::decode(raw, bitmap, geometry);
-        let cell = cell.ok_or_else(|| Corruption::EntryInvalid(self.place_of(slot, cluster)))?;
-        match cell.storage {
-            Storage::Compressed(_) if geometry.data_place == DataPlace::External => {
-                Err(Corruption::EntryInvalid(self.place_of(slot, cluster)).into())
-            }
-            Storage::Cluster(host, _)
-                if geometry.data_place == DataPlace::External && host.0 != geometry.guest_offset(cluster) =>
-            {
-                let (offset, guest) = (host.0, geometry.guest_offset(cluster));
-                Err(Corruption::ExternalMisplaced { offset, guest, at: self.place_of(slot, cluster) }.into())
-            }
-            Storage::Cluster(host, _) if !geometry.is_aligned(host) => {
-                let (offset, at) = (host.0, self.place_of(slot, cluster));
-                match cell.zero {
-                    0 => Err(Corruption::ClusterUnaligned { offset, at }.into()),
-                    _ => Err(Corruption::ZeroClusterUnaligned { offset, at }.into()),
-                }
-            }
-            _ if cell.zero != 0 && self.header.version < 3 => {
-                Err(Corruption::ZeroInVersion2(self.place_of(slot, cluster)).into())
-            }
-            _ => Ok(cell),
+    /// The entries of the slice that maps a guest cluster.
+    #[inline]
+    pub fn entries(&self, slot: Slot, cluster: GuestCluster) -> Entries<'_> {
+        let per_slice = self.geometry.l2_slice_entries();
+        Entries {
+            bytes: self.l2.bytes(slot),
+            first: GuestCluster(cluster.0 / per_slice * per_slice),
+            host: self.l2.host(slot),
+            geometry: &self.geometry,
+            version: self.header.version,
         }
+    }
+
+    /// The mapping of a guest cluster, from its slice.
+    #[inline]
+    pub fn cell(&self, slot: Slot, cluster: GuestCluster) -> Decision<Cell> {
+        self.entries(slot, cluster).cell(cluster)
+    }
+
+    /// Changes whenever a mapping may have changed, in memory or in the file.
+    pub fn mapping_age(&self) -> (u64, u64) {
+        (self.l1.age(), self.l2.age())
+    }
+
+    /// Whether all mappings known here are in the file.
+    pub fn is_mapping_written(&self) -> bool {
+        self.l1.is_written() && self.l2.is_written()
     }
 
     /// Changes the mapping of a guest cluster in its slice.
@@ -339,12 +335,6 @@ impl State {
                 });
             }
         }
-    }
-
-    /// Where the entry of a guest cluster lies, for messages.
-    fn place_of(&self, slot: Slot, cluster: GuestCluster) -> EntryPlace {
-        let table = self.l2.host(slot).0 >> self.geometry.cluster_bits << self.geometry.cluster_bits;
-        EntryPlace { table, index: cluster.0 % self.geometry.l2_entries() }
     }
 
     /// The slice of a refcount block that counts a host cluster; `None` when no refcount block covers it.

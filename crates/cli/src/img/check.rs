@@ -206,7 +206,11 @@ async fn pass(image: &Image, fix: Fix) -> cowbell_block::Result<CheckReport> {
     let report = image.node().check(fix).await?;
     // Many at once: an image without refcounts has a line for each cluster.
     for findings in report.findings.chunks(LINES_AT_ONCE) {
-        let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
+        let mut lines = String::new();
+        for finding in findings {
+            lines.push_str(finding);
+            lines.push('\n');
+        }
         mutter(lines);
     }
     if report.findings_omitted > 0 {

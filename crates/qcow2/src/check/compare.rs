@@ -314,12 +314,18 @@ impl Comparison {
                 (true, _) | (false, Fix::All) => "Repairing",
                 (false, _) => "ERROR",
             };
+            let tail = format!(" refcount={refcount} reference={count}");
             for cluster in clusters {
                 if log.is_full() {
                     log.report.findings_omitted += untold;
                     return;
                 }
-                let line = format!("{word} cluster {cluster} refcount={refcount} reference={count}");
+                // There may be one for each cluster of an image: pieces are put together faster than formatted.
+                let mut line = String::with_capacity(64);
+                line.push_str(word);
+                line.push_str(" cluster ");
+                push_number(&mut line, cluster);
+                line.push_str(&tail);
                 let topic = if refcount > count { topics::LEAK } else { topics::REFCOUNT_LOW };
                 log.line(Finding::new(topic, line).in_file(cluster << bits, 1 << bits));
                 untold -= 1;
@@ -352,6 +358,21 @@ impl Comparison {
     pub fn end(&self) -> u64 {
         self.end.max(1)
     }
+}
+
+/// Appends a number.
+fn push_number(text: &mut String, number: u64) {
+    let mut digits = [0; 20];
+    let (mut at, mut rest) = (digits.len(), number);
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    digits[at..].iter().for_each(|digit| text.push(char::from(*digit)));
 }
 
 /// Fewer bytes of runs are never worth a block.
