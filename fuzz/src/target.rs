@@ -6,7 +6,7 @@
 //! | `judge` | `check`, `repair`, and the independent checker's verdict that others ask for |
 //! | `change` | `write` |
 //! | `tables` | `snapshots`, `bitmaps` |
-//! | `text` | `luks`, `blkdebug`, `options` |
+//! | `text` | `luks`, `blkdebug`, `options`, `names` |
 //! | `vhd` | `vpc` |
 //! | `inspect` | `inspect` |
 
@@ -58,6 +58,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "luks", run: Run::Bytes(text::luks) },
     Target { name: "blkdebug", run: Run::Bytes(text::blkdebug) },
     Target { name: "options", run: Run::Bytes(text::options) },
+    Target { name: "names", run: Run::Bytes(text::names) },
     Target { name: "vpc", run: Run::Bytes(vhd::vpc) },
 ];
 

@@ -2,11 +2,15 @@
 //!
 //! libFuzzer is C++. Where that cannot be compiled the guided part is left out with a message and the step passes: the
 //! seeded loop has run every target over the whole corpus by then.
+//!
+//! [`coverage`] says how much of the parsers the corpus reaches.
 
-use std::path::Path;
+mod coverage;
+
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::cargo;
 use crate::step::Outcome;
@@ -52,21 +56,38 @@ enum Extent {
     Seconds(u64),
 }
 
-/// Every target over its corpus, and so far beyond.
-fn guided(extent: Extent) -> Result<Outcome> {
+/// How much of the parsers the corpus reaches.
+pub fn coverage() -> Result<Outcome> {
+    match build_guided()? {
+        Ok(program) => coverage::report(&program, &targets()?),
+        Err(why) => Ok(Outcome::LeftOut(why)),
+    }
+}
+
+/// The guided program, or why there can be none here.
+fn build_guided() -> Result<std::result::Result<PathBuf, String>> {
     if !compiles_cpp() {
-        println!("!!! no C++ compiler (Debian: g++): the coverage-guided part is left out");
-        return Ok(Outcome::Passed);
+        return Ok(Err("there is no C++ compiler (Debian: g++)".into()));
     }
     let host = host()?;
     println!("$ cargo build --profile fuzz --target {host} -p cowbell-fuzz --features guided");
     let args = ["build", "--quiet", "--profile", "fuzz", "--target", &host, "-p", "cowbell-fuzz", "--bin"];
     let args = [&args[..], &["cowbell-fuzz-guided", "--features", "guided"]].concat();
-    match cargo::call_with(&args, &[("RUSTFLAGS", COVERAGE_FLAGS)])? {
-        Outcome::Passed => {}
-        other => return Ok(other),
+    if let Outcome::Failed(why) = cargo::call_with(&args, &[("RUSTFLAGS", COVERAGE_FLAGS)])? {
+        bail!("{why}");
     }
-    let program = cargo::target_directory()?.join(&host).join("fuzz/cowbell-fuzz-guided");
+    Ok(Ok(cargo::target_directory()?.join(&host).join("fuzz/cowbell-fuzz-guided")))
+}
+
+/// Every target over its corpus, and so far beyond.
+fn guided(extent: Extent) -> Result<Outcome> {
+    let program = match build_guided()? {
+        Ok(program) => program,
+        Err(why) => {
+            println!("!!! {why}: the coverage-guided part is left out");
+            return Ok(Outcome::Passed);
+        }
+    };
     let targets = targets()?;
     let each = match extent {
         Extent::Runs(_) => extent,

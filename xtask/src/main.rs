@@ -46,6 +46,7 @@ usage: cargo xtask COMMAND
   soak [--minutes N]         the simulation, fuzzing and differential tests for longer (default 60)
   difftest [ARGUMENT]...     differential tests against the reference's tools
   fuzz [--seconds N]         fuzzing in a seeded loop, then guided by coverage (default 60)
+  fuzz --coverage            which lines of the parsers the corpus reaches, and which not
   guest linux                gets Debian's riscv64 kernel by apt, and checks the machine with it
   guest programs             builds the small guests again and compares
   riscv-tests [--limit N] PATH...
@@ -80,6 +81,7 @@ fn run(args: &[String]) -> Result<bool> {
         "sim" => sim::run(sim::Share::CI),
         "soak" => sim::soak(number(rest, "--minutes", 60)?),
         "difftest" => ci::alone("differential tests", || ci::difftest(rest)),
+        "fuzz" if rest == ["--coverage"] => ci::alone("fuzz coverage", fuzz::coverage),
         "fuzz" => {
             let seconds = number(rest, "--seconds", 60)?;
             ci::alone("fuzz", || fuzz::run(seconds))

@@ -374,3 +374,28 @@ fn read_only_images_show_their_bitmaps() {
     run(node.close()).expect("closed");
     assert_clean(&file);
 }
+
+/// The fuzzer's finding: the independent checker and the reference refuse what a check called sound.
+#[test]
+fn a_check_finds_reserved_bits_in_a_table() {
+    let file = create(&CreateOptions { size: 1 << 20, ..CreateOptions::default() });
+    let node = open(&file, None, OpenOptions::default());
+    run(node.add_bitmap("a", 65536)).expect("added");
+    write(&*node, 0, &[1; 512]);
+    run(node.close()).expect("closed");
+    let content = file.content();
+    let number =
+        |at: usize, len: usize| content[at..at + len].iter().fold(0, |n, b| n << 8 | usize::from(*b));
+    // The extension of bitmaps, the directory that it names, the table that the first entry names.
+    let extension = (104..4096).step_by(8).find(|at| number(*at, 4) == 0x2385_2875).expect("an extension");
+    let table = number(number(extension + 24, 8), 8);
+    for (entry, corruptions) in [(number(table, 8), 0), (2, 1), (number(table, 8) | 1, 1), (1, 0)] {
+        let mut content = content.clone();
+        content[table..table + 8].copy_from_slice(&(entry as u64).to_be_bytes());
+        let file = Arc::new(MemNode::with_content(&content));
+        let opened =
+            Qcow2::open(file, None, OpenOptions { access: Access::ReadOnly, ..OpenOptions::default() });
+        let report = run(run(opened).expect("opens").check(Fix::None)).expect("checkable");
+        assert_eq!(report.corruptions, corruptions, "entry {entry:#x}");
+    }
+}

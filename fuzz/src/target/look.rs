@@ -14,9 +14,14 @@ const READ_MAX: u64 = 64 << 10;
 /// Bytes that are read at most in all.
 const READ_TOTAL_MAX: u64 = 8 << 20;
 
-/// Opening and `info` change nothing.
+/// Opening and `info` change nothing. Of what is encrypted, and asks for a key, the metadata opens.
 pub fn open(file: &CountingFile, _: &mut Choices<'_>) -> Result<(), String> {
-    if let Some(image) = opened(file, Access::ReadOnly, OpenOptions::default())? {
+    let metadata = OpenOptions { metadata_only: true, ..OpenOptions::default() };
+    let image = match opened(file, Access::ReadOnly, OpenOptions::default())? {
+        Some(image) => Some(image),
+        None => opened(file, Access::ReadOnly, metadata)?,
+    };
+    if let Some(image) = image {
         let _ = wait("info", image.info())?;
         let _ = wait("close", image.close())?;
     }

@@ -6,7 +6,10 @@ use cowbell_block::blkdebug::rules::Engine;
 use cowbell_block::blkdebug::{BlkdebugDriver, config};
 use cowbell_block::create::parse_create_options;
 use cowbell_block::mem::MemDriver;
-use cowbell_block::naming::{image_tree, parse_json, parse_option_list, write_json};
+use cowbell_block::names;
+use cowbell_block::naming::{
+    directory_of, image_tree, parse_json, parse_option_list, resolve_relative, strip_prefix, write_json,
+};
 use cowbell_block::node::Node;
 use cowbell_block::{
     Buf, CreateArgs, DebugEvent, ImageName, MemNode, OpenContext, Registry, Request, parse_size,
@@ -22,6 +25,9 @@ pub fn luks(bytes: &[u8]) -> Result<(), String> {
     let len = bytes.len() as u64;
     for placement in [Placement::Attached(len), Placement::Detached(1 << 40), Placement::Embedded(2 << 20)] {
         let Ok(header) = Header::parse(bytes, placement) else { continue };
+        if !Header::probe(bytes) {
+            return Err("a header is accepted that is not recognised".into());
+        }
         let again = Header::parse(&header.encode(), placement);
         if again.as_ref() != Ok(&header) {
             return Err(format!("a header is not written as it was read [{again:?}]"));
@@ -78,6 +84,32 @@ pub fn options(bytes: &[u8]) -> Result<(), String> {
         3 => drop(image_tree(&cx.registry, &ImageName::Text(text), None)),
         4 => drop(wait("open", cx.open_image(&ImageName::OptionList(text), None))?),
         _ => creation(&text, &cx)?,
+    }
+    Ok(())
+}
+
+/// Names as they stand in images and on command lines: any bytes come back as they were, and what is relative lies below
+/// the directory that it is relative to.
+pub fn names(bytes: &[u8]) -> Result<(), String> {
+    let name = names::from_bytes(bytes);
+    if names::to_bytes(&name) != bytes {
+        return Err(format!("a name does not come back [{name:?}]"));
+    }
+    let (base, name) = name.split_once('\n').unwrap_or(("", &name));
+    let resolved = resolve_relative(base, name);
+    if resolved != name && resolved != format!("{}{name}", directory_of(base)) {
+        return Err(format!("a relative name leads elsewhere [{resolved:?}]"));
+    }
+    let cx = context();
+    for driver in ["mem", "blkdebug", "qcow2", "none"] {
+        let rest = strip_prefix(name, driver);
+        if rest != name && cowbell_block::naming::has_protocol(&rest) {
+            return Err(format!("the rest of a name became a protocol [{rest:?}]"));
+        }
+        let tree = image_tree(&cx.registry, &ImageName::Text(name.to_owned()), Some(driver));
+        if let Ok(tree) = tree {
+            let _ = wait("open", cx.open_image(&ImageName::Tree(tree), None))?;
+        }
     }
     Ok(())
 }

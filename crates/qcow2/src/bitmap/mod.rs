@@ -70,6 +70,7 @@ use crate::header::Header;
 use directory::{Entry, Flags};
 
 pub use reader::BitmapReader;
+pub(crate) use shape::TableEntry;
 pub(crate) use tracker::{Mode, Tracker};
 
 /// Most bitmaps in an image.

@@ -8,6 +8,7 @@ use super::counts::Mark;
 use super::log::Log;
 use super::scan::Pass;
 use super::topics;
+use crate::bitmap::TableEntry;
 use crate::geometry::HostOffset;
 use crate::header::{BitmapsExtension, Header};
 
@@ -68,9 +69,23 @@ impl Pass {
         if self.format.is_outside(entry.table.0, bytes) {
             return Ok(());
         }
-        let mut data = Vec::new();
+        let (mut data, mut reserved) = (Vec::new(), Vec::new());
         let engine = self.engine.clone();
-        engine.each_entry(entry.table, bytes, |_, raw| data.extend(Header::bitmap_data(raw))).await?;
+        let each = |_, raw| {
+            let host = Header::bitmap_data(raw);
+            data.extend(host);
+            // Data out of line is told below.
+            if host.is_none_or(|host| geometry.is_aligned(host))
+                && TableEntry::decode(raw, &geometry).is_err()
+            {
+                reserved.push(raw);
+            }
+        };
+        engine.each_entry(entry.table, bytes, each).await?;
+        for raw in reserved {
+            let line = format!("ERROR bitmap {index}: table entry {raw:#x} has reserved bits set");
+            log.corruption(Finding::new(topics::BITMAP, line).in_file(entry.table.0, bytes));
+        }
         for host in data {
             if !geometry.is_aligned(host) {
                 let line = format!("ERROR bitmap {index}: data at {host} is not cluster aligned");
