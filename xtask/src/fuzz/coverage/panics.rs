@@ -154,7 +154,7 @@ mod tests {
         "  10:\tincb   0x1(%rip)        # 99 <counter>",
         "  16:\tjne    20 <f+0x10>",
         "  18:\tcall   *0x5(%rip)        # 77 <_DYNAMIC+0x8>",
-        "  1e:\tint3",
+        "  1e:\tret",
         "  20:\tincb   0x2(%rip)        # 98 <counter>",
         "  26:\tcall   500 <_RNvNtCs1_4core9panicking5panic>",
         "  2b:\tincb   0x3(%rip)        # 97 <counter>",
