@@ -3,7 +3,7 @@
 //! libFuzzer is C++. Where that cannot be compiled the guided part is left out with a message and the step passes: the
 //! seeded loop has run every target over the whole corpus by then.
 //!
-//! [`coverage`] says how much of the parsers the corpus reaches.
+//! [`mod@coverage`] says how much of the parsers the corpus reaches.
 
 mod coverage;
 
