@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::ser::{Formatter, Serializer};
 
+use crate::naming::tree::{nest, parse_json};
 use crate::node::Node;
 use crate::options::OptionTree;
 
@@ -41,7 +42,15 @@ pub fn options_of(node: &dyn Node) -> Value {
 /// JSON on one line with a blank after each colon and comma, as file names show it: in the reference's order, and with
 /// what is no node of its own in dotted keys.
 pub fn write_json(value: &Value) -> String {
-    let value = &as_shown(value);
+    let shown = one_line(&as_shown(value));
+    match value {
+        // Not every tree is what is read of its dotted keys: an object with the keys 0 and 1 would become a list.
+        Value::Object(tree) if parse_json(&shown) != nest(tree.clone()) => one_line(value),
+        _ => shown,
+    }
+}
+
+fn one_line(value: &Value) -> String {
     let mut out = Vec::new();
     let mut serializer = Serializer::with_formatter(&mut out, OneLine);
     value.serialize(&mut serializer).expect("a value always serializes into memory");
@@ -77,7 +86,9 @@ fn flatten(key: &str, value: &Value, into: &mut Vec<(String, Value)>) {
     let below = |name: &str| format!("{key}.{name}");
     match value {
         _ if is_node(value) => into.push((key.to_owned(), as_shown(value))),
-        Value::Object(tree) => tree.iter().for_each(|(name, value)| flatten(&below(name), value, into)),
+        Value::Object(tree) if !tree.is_empty() => {
+            tree.iter().for_each(|(name, value)| flatten(&below(name), value, into))
+        }
         Value::Array(items) => {
             items.iter().enumerate().for_each(|(at, item)| flatten(&below(&at.to_string()), item, into));
         }
@@ -152,6 +163,18 @@ mod tests {
             ),
         ] {
             assert_eq!(write_json(&value), expect);
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_the_same_tree() {
+        for text in [
+            r#"{"a": -1, "b": 1.5, "c": null, "d": true, "e": [], "f": {}}"#,
+            r#"{"a": {"0": 1, "1": {}}, "b": [[], {}, [{"c": 1}]]}"#,
+            r#"{"a": [{"b.c": 1}], "d": [{"driver": "raw"}, 2]}"#,
+        ] {
+            let tree = parse_json(text).unwrap();
+            assert_eq!(parse_json(&write_json(&Value::Object(tree.clone()))), Ok(tree), "{text}");
         }
     }
 
